@@ -1,0 +1,40 @@
+-- The events. The sorting key is that of the questions people ask, and unique to an event, so that
+-- a row stored twice collapses. Rows arrive in this order already, which makes an insert cheap.
+CREATE TABLE IF NOT EXISTS audit_events
+(
+    organization LowCardinality(String),
+    trail        LowCardinality(String),
+    recorded_at  DateTime64(6, 'UTC') CODEC(DoubleDelta, LZ4),
+    stream_seq   UInt64 CODEC(DoubleDelta, LZ4),
+    batch_index  UInt32 CODEC(Delta, LZ4),
+    id           UUID,
+    occurred_at  DateTime64(6, 'UTC') CODEC(Delta, LZ4),
+    source       LowCardinality(String),
+    event        LowCardinality(String),
+    action       LowCardinality(String),
+    outcome      LowCardinality(String),
+    actor_type   LowCardinality(String),
+    actor_id     String,
+    actor_name   String,
+    target_type  LowCardinality(String),
+    target_id    String,
+    target_name  String,
+    app_id       String,
+    ip           String,
+    user_agent   String,
+    session_id   String,
+    trace_id     String,
+    location     String,
+    description  String,
+    before       String,
+    after        String,
+    data         String,
+    data_type    LowCardinality(String),
+    attributes   Map(String, String),
+    expires_at   DateTime('UTC') CODEC(DoubleDelta, LZ4)
+)
+ENGINE = ReplacingMergeTree
+PARTITION BY toYYYYMM(recorded_at)
+ORDER BY (organization, trail, recorded_at, stream_seq, batch_index)
+TTL expires_at
+SETTINGS non_replicated_deduplication_window = 10000, fsync_after_insert = 1, fsync_part_directory = 1;

@@ -1,0 +1,114 @@
+package codec
+
+import (
+	"bytes"
+	"encoding/json"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/kansa-audit/kansa/schema"
+)
+
+// Stored is an event as the table has it.
+type Stored struct {
+	schema.Event
+	RecordedAt time.Time
+	StreamSeq  uint64
+	BatchIndex uint32
+}
+
+// TimeLayout is how times are written in exports: RFC 3339 in UTC, always with microseconds.
+const TimeLayout = "2006-01-02T15:04:05.000000Z"
+
+// CSVColumns lists the columns of an exported CSV file, in order. They are fixed for a schema version.
+//
+// The text is RFC 4180 with CRLF and a header line, as ClickHouse's FORMAT CSV writes it: every value
+// but a number is in quotes, whether it needs them or not. Times are in TimeLayout; before, after and
+// data are the JSON as it was recorded; attributes is a JSON object of strings.
+var CSVColumns = csvColumns()
+
+func csvColumns() []string {
+	columns := []string{"recorded_at", "stream_seq", "batch_index", "organization", "trail"}
+	for i := range schema.Fields {
+		columns = append(columns, schema.Fields[i].Column)
+	}
+	return columns
+}
+
+// AppendCSVHeader appends the header line.
+func AppendCSVHeader(dst []byte) []byte {
+	for i, c := range CSVColumns {
+		if i > 0 {
+			dst = append(dst, ',')
+		}
+		dst = appendQuoted(dst, c)
+	}
+	return append(dst, '\r', '\n')
+}
+
+// AppendCSV appends the line of e.
+func AppendCSV(dst []byte, e *Stored) []byte {
+	dst = appendQuoted(dst, e.RecordedAt.UTC().Format(TimeLayout))
+	dst = strconv.AppendUint(append(dst, ','), e.StreamSeq, 10)
+	dst = strconv.AppendUint(append(dst, ','), uint64(e.BatchIndex), 10)
+	dst = appendQuoted(append(dst, ','), e.Organization)
+	dst = appendQuoted(append(dst, ','), string(e.Trail))
+	for i := range schema.Fields {
+		dst = append(dst, ',')
+		switch f := &schema.Fields[i]; f.Kind {
+		case schema.KindID:
+			dst = appendQuoted(dst, e.ID.String())
+		case schema.KindTime:
+			dst = appendQuoted(dst, e.OccurredAt.UTC().Format(TimeLayout))
+		case schema.KindText, schema.KindJSON:
+			dst = appendQuoted(dst, f.Text(&e.Event))
+		case schema.KindMap:
+			dst = appendQuoted(dst, attributesJSON(e.Attributes))
+		}
+	}
+	return append(dst, '\r', '\n')
+}
+
+func appendQuoted(dst []byte, s string) []byte {
+	dst = append(dst, '"')
+	for {
+		i := strings.IndexByte(s, '"')
+		if i < 0 {
+			break
+		}
+		dst = append(dst, s[:i+1]...)
+		dst = append(dst, '"')
+		s = s[i+1:]
+	}
+	dst = append(dst, s...)
+	return append(dst, '"')
+}
+
+// attributesJSON is m as a JSON object, its keys sorted.
+func attributesJSON(m map[string]string) string {
+	if len(m) == 0 {
+		return "{}"
+	}
+	keys := make([]string, 0, len(m))
+	for k := range m {
+		keys = append(keys, k)
+	}
+	slices.Sort(keys)
+	var b bytes.Buffer
+	enc := json.NewEncoder(&b)
+	enc.SetEscapeHTML(false)
+	sep := byte('{')
+	for _, k := range keys {
+		b.WriteByte(sep)
+		_ = enc.Encode(k) // a string in memory: it can't fail
+		b.Truncate(b.Len() - 1)
+		b.WriteByte(':')
+		_ = enc.Encode(m[k])
+		b.Truncate(b.Len() - 1)
+		sep = ','
+	}
+	b.WriteByte('}')
+	return b.String()
+}

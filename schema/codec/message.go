@@ -1,0 +1,259 @@
+package codec
+
+import (
+	"bytes"
+	"encoding/json"
+	"fmt"
+	"mime"
+	"strings"
+	"time"
+	"unicode/utf8"
+
+	"github.com/google/uuid"
+	"github.com/klauspost/compress/zstd"
+
+	"github.com/kansa-audit/kansa/schema"
+)
+
+// Content types of a message on audit.events.
+const (
+	ContentJSON   = "application/json"     // one event, or an array of them
+	ContentNDJSON = "application/x-ndjson" // an event a line
+	// ContentBlock is a columnar block: ClickHouse's Native format with the columns of schema.Fields.
+	ContentBlock = "application/vnd.kansa.block"
+)
+
+// EncodingZstd is the one content encoding (RFC 8878) of a message; none is the other choice.
+const EncodingZstd = "zstd"
+
+// Message is one message of events as it lies on the broker.
+type Message struct {
+	Organization    string
+	Trail           schema.Trail
+	ContentType     string
+	ContentEncoding string
+	Payload         []byte
+	// Where and when the broker stored it.
+	StreamSeq  uint64
+	RecordedAt time.Time
+}
+
+// Reject is an event that may not be stored: its bytes whole, and why.
+type Reject struct {
+	Index int // within the message
+	Raw   []byte
+	Err   error
+}
+
+// Decoded is what a message holds.
+type Decoded struct {
+	Block *Block
+	// Index holds each row's place in the message, if some of it were rejected; nil means 0, 1, 2, …
+	Index   []uint32
+	Rejects []Reject
+}
+
+// A shared decoder is safe for concurrent DecodeAll. Its limit is what makes a small payload that
+// claims to be huge harmless.
+var zstdDecoder, _ = zstd.NewReader(nil,
+	zstd.WithDecoderConcurrency(0), zstd.WithDecoderMaxMemory(schema.MaxMessageBytes), zstd.WithDecodeAllCapLimit(false))
+
+var zstdEncoder, _ = zstd.NewWriter(nil, zstd.WithEncoderLevel(zstd.SpeedFastest), zstd.WithEncoderCRC(true))
+
+// Compress appends the zstd frame of data to dst.
+func Compress(dst, data []byte) []byte { return zstdEncoder.EncodeAll(data, dst) }
+
+// Decode reads m. Events that break a rule are in Rejects and their neighbours in Block, which is
+// then ready to be stored: valid, complete. The error is for a message that can't be read at all,
+// and answers to [ErrMalformed] or schema.ErrInvalid. now is the clock of the one who checks.
+func Decode(m *Message, now time.Time) (*Decoded, error) {
+	payload, err := m.decompress()
+	if err != nil {
+		return nil, err
+	}
+	kind, _, err := mime.ParseMediaType(m.ContentType)
+	if err != nil && m.ContentType != "" {
+		return nil, fmt.Errorf("%w: content type %q: %w", ErrMalformed, m.ContentType, err)
+	}
+	var d *Decoded
+	switch kind {
+	case ContentBlock:
+		d, err = decodeBlock(payload, now)
+	case ContentNDJSON:
+		d, err = m.decodeLines(payload, now)
+	case ContentJSON, "":
+		d, err = m.decodeJSON(payload, now)
+	default:
+		return nil, fmt.Errorf("%w: content type %q is not known: use %s, %s or %s",
+			ErrMalformed, m.ContentType, ContentBlock, ContentNDJSON, ContentJSON)
+	}
+	if err != nil {
+		return nil, err
+	}
+	d.Block.Complete(func(row int) uuid.UUID {
+		if d.Index != nil {
+			row = int(d.Index[row])
+		}
+		return DerivedID(m.RecordedAt, m.StreamSeq, row)
+	})
+	return d, nil
+}
+
+func (m *Message) decompress() ([]byte, error) {
+	switch m.ContentEncoding {
+	case "":
+		if len(m.Payload) > schema.MaxMessageBytes {
+			return nil, fmt.Errorf("%w: %d bytes, at most %d", ErrMalformed, len(m.Payload), schema.MaxMessageBytes)
+		}
+		return m.Payload, nil
+	case EncodingZstd:
+		payload, err := zstdDecoder.DecodeAll(m.Payload, nil)
+		if err != nil {
+			return nil, fmt.Errorf("%w: decompress: %w", ErrMalformed, err)
+		}
+		if len(payload) > schema.MaxMessageBytes {
+			return nil, fmt.Errorf("%w: %d bytes when decompressed, at most %d", ErrMalformed, len(payload), schema.MaxMessageBytes)
+		}
+		return payload, nil
+	default:
+		return nil, fmt.Errorf("%w: content encoding %q is not known: use %s or none", ErrMalformed, m.ContentEncoding, EncodingZstd)
+	}
+}
+
+func decodeBlock(payload []byte, now time.Time) (*Decoded, error) {
+	b, err := ParseNative(payload)
+	if err != nil {
+		return nil, err
+	}
+	faults := b.Check(now)
+	if len(faults) == 0 {
+		return &Decoded{Block: b}, nil
+	}
+	d := &Decoded{}
+	events := b.Events()
+	rows := make([]int, len(faults))
+	for i, f := range faults {
+		rows[i] = f.Row
+		d.Rejects = append(d.Rejects, Reject{Index: f.Row, Raw: rawEvent(&events[f.Row]), Err: f.Err})
+	}
+	d.Block = b.Without(rows)
+	d.Index = indexWithout(b.Rows(), rows)
+	return d, nil
+}
+
+// rawEvent is a rejected event of a block as JSON for a person to read. A value that is not JSON
+// where JSON is due is kept as a string of it.
+func rawEvent(e *schema.Event) []byte {
+	for _, raw := range []*json.RawMessage{&e.Before, &e.After, &e.Data} {
+		if len(*raw) > 0 && !json.Valid(*raw) {
+			*raw, _ = json.Marshal(string(*raw))
+		}
+	}
+	out, err := AppendJSON(nil, e)
+	if err != nil {
+		return fmt.Appendf(nil, "%+v", *e)
+	}
+	return out
+}
+
+func indexWithout(n int, rows []int) []uint32 {
+	index := make([]uint32, 0, n-len(rows))
+	for i := range n {
+		if len(rows) > 0 && rows[0] == i {
+			rows = rows[1:]
+			continue
+		}
+		index = append(index, uint32(i))
+	}
+	return index
+}
+
+func (m *Message) decodeLines(payload []byte, now time.Time) (*Decoded, error) {
+	c := collector{m: m, now: now, d: &Decoded{Block: NewBlock()}}
+	for len(payload) > 0 {
+		line, rest, _ := bytes.Cut(payload, []byte{'\n'})
+		payload = rest
+		if line = bytes.TrimSpace(line); len(line) > 0 {
+			c.add(line)
+		}
+	}
+	return c.done()
+}
+
+func (m *Message) decodeJSON(payload []byte, now time.Time) (*Decoded, error) {
+	c := collector{m: m, now: now, d: &Decoded{Block: NewBlock()}}
+	payload = bytes.TrimSpace(payload)
+	if !utf8.Valid(payload) || len(payload) == 0 || payload[0] != '[' {
+		c.add(payload)
+		return c.done()
+	}
+	var items []json.RawMessage
+	if err := json.Unmarshal(payload, &items); err != nil {
+		return nil, fmt.Errorf("%w: %w", ErrMalformed, err)
+	}
+	for _, item := range items {
+		c.add(item)
+	}
+	return c.done()
+}
+
+// collector gathers the events of a JSON message.
+type collector struct {
+	m   *Message
+	now time.Time
+	d   *Decoded
+	n   int
+}
+
+func (c *collector) add(raw []byte) {
+	i := c.n
+	c.n++
+	if c.n > schema.MaxMessageEvents {
+		return
+	}
+	e, err := c.parse(raw)
+	if err != nil {
+		c.d.Rejects = append(c.d.Rejects, Reject{Index: i, Raw: raw, Err: err})
+		return
+	}
+	c.d.Block.Append(&e)
+	c.d.Index = append(c.d.Index, uint32(i))
+}
+
+func (c *collector) parse(raw []byte) (schema.Event, error) {
+	e, err := ParseEvent(raw)
+	if err != nil {
+		return e, err
+	}
+	if e.Organization != c.m.Organization && e.Organization != "" {
+		return e, schema.Disagreement("organization", e.Organization, c.m.Organization)
+	}
+	if e.Trail != c.m.Trail && e.Trail != "" {
+		return e, schema.Disagreement("trail", string(e.Trail), string(c.m.Trail))
+	}
+	e.Organization, e.Trail = c.m.Organization, c.m.Trail
+	e.OccurredAt = e.OccurredAt.UTC().Truncate(time.Microsecond)
+	return e, e.Validate(c.now)
+}
+
+func (c *collector) done() (*Decoded, error) {
+	switch {
+	case c.n == 0:
+		return nil, fmt.Errorf("%w: it holds no event", ErrMalformed)
+	case c.n > schema.MaxMessageEvents:
+		return nil, fmt.Errorf("%w: %d events, at most %d", ErrMalformed, c.n, schema.MaxMessageEvents)
+	case len(c.d.Rejects) == 0:
+		c.d.Index = nil
+	}
+	return c.d, nil
+}
+
+// Strings cut from a message may live long; a reason is for a header, which has one line.
+func OneLine(s string) string {
+	return strings.Map(func(r rune) rune {
+		if r < 0x20 || r == 0x7f {
+			return ' '
+		}
+		return r
+	}, s)
+}

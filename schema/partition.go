@@ -1,0 +1,34 @@
+package schema
+
+import (
+	"fmt"
+	"time"
+)
+
+// Partition names the events of one organization, trail and hour. The hour is one of recorded_at,
+// begins at Hour and is Length long; it is one hour unless the pipeline is set up otherwise.
+type Partition struct {
+	Organization string        `json:"organization"`
+	Trail        Trail         `json:"trail"`
+	Hour         time.Time     `json:"hour"`
+	Length       time.Duration `json:"-"`
+}
+
+// End is the instant at which the hour ends; it does not belong to it.
+func (p Partition) End() time.Time { return p.Hour.Add(p.Length) }
+
+// Path is the partition's path without an extension: <org>/<trail>/2026/11/22/04. Hours that are not
+// one hour long carry their minute and second: …/22/04-05-30.
+func (p Partition) Path() string {
+	layout := "2006/01/02/15"
+	if p.Length != time.Hour {
+		layout = "2006/01/02/15-04-05"
+	}
+	return fmt.Sprintf("%s/%s/%s", p.Organization, p.Trail, p.Hour.UTC().Format(layout))
+}
+
+// CSVKey and ManifestKey are where the partition and its manifest lie in the partition store.
+func (p Partition) CSVKey() string      { return p.Path() + ".csv.gz" }
+func (p Partition) ManifestKey() string { return p.Path() + ".manifest.json" }
+
+func (p Partition) String() string { return p.Path() }

@@ -1,0 +1,146 @@
+package schema
+
+import (
+	"errors"
+	"fmt"
+	"strconv"
+	"strings"
+	"time"
+)
+
+// ErrInvalid is what every refused event answers to with errors.Is.
+var ErrInvalid = errors.New("invalid event")
+
+// Fault is one thing that is wrong with an event: where, what was there, what would be right.
+type Fault struct {
+	Field   string `json:"field,omitempty"`
+	Value   string `json:"value,omitempty"` // as Error prints it: cut after some characters
+	Problem string `json:"problem"`
+	Remedy  string `json:"remedy,omitempty"`
+}
+
+// maxShown is how much of a faulty value an error repeats.
+const maxShown = 64
+
+func (f *Fault) Error() string {
+	var b strings.Builder
+	if f.Field != "" {
+		b.WriteString(f.Field)
+		b.WriteByte(' ')
+	}
+	if f.Value != "" {
+		b.WriteString(shown(f.Value))
+		b.WriteByte(' ')
+	}
+	b.WriteString(f.Problem)
+	if f.Remedy != "" {
+		b.WriteString(": ")
+		b.WriteString(f.Remedy)
+	}
+	return b.String()
+}
+
+// Is makes errors.Is(fault, ErrInvalid) hold.
+func (f *Fault) Is(target error) bool { return target == ErrInvalid }
+
+func shown(v string) string {
+	if len(v) > maxShown {
+		return strconv.QuoteToASCII(v[:maxShown]) + "…"
+	}
+	return strconv.Quote(v)
+}
+
+// ValidationError holds every fault of one event.
+type ValidationError struct{ Faults []*Fault }
+
+func (e *ValidationError) Error() string {
+	parts := make([]string, len(e.Faults))
+	for i, f := range e.Faults {
+		parts[i] = f.Error()
+	}
+	return strings.Join(parts, "; ")
+}
+
+// Is makes errors.Is(err, ErrInvalid) hold.
+func (e *ValidationError) Is(target error) bool { return target == ErrInvalid }
+
+// Validate checks e against every rule and returns a [*ValidationError] with one fault for each
+// thing that is wrong, or nil. now is the clock of the one who checks.
+func (e *Event) Validate(now time.Time) error {
+	var faults []*Fault
+	add := func(f *Fault) {
+		if f != nil {
+			faults = append(faults, f)
+		}
+	}
+	add(CheckOrganization(e.Organization))
+	add(CheckTrail(e.Trail))
+	size := 0
+	for i := range Fields {
+		switch f := &Fields[i]; f.Kind {
+		case KindTime:
+			add(CheckTime(e.OccurredAt, now))
+		case KindText, KindJSON:
+			v := f.Text(e)
+			size += len(v)
+			add(f.CheckText(v))
+		case KindMap:
+			add(CheckAttributeCount(len(e.Attributes)))
+			for k, v := range e.Attributes {
+				size += len(k) + len(v)
+				add(CheckAttribute(k, v))
+			}
+		}
+	}
+	add(CheckSize(size))
+	if len(faults) == 0 {
+		return nil
+	}
+	return &ValidationError{Faults: faults}
+}
+
+// CheckOrganization applies the rules of an organization's name, which is a token of subjects, keys
+// and paths.
+func CheckOrganization(s string) *Fault {
+	if s == "" {
+		return &Fault{Field: "organization", Problem: "is missing", Remedy: "name the organization the event belongs to"}
+	}
+	if !validToken(s) {
+		return &Fault{Field: "organization", Value: s, Problem: "is no name of an organization", Remedy: "use 1 to 64 of A-Z a-z 0-9 _ -"}
+	}
+	return nil
+}
+
+// CheckTrail applies the rules of a trail.
+func CheckTrail(t Trail) *Fault {
+	if t == "" {
+		return &Fault{Field: "trail", Problem: "is missing", Remedy: "use activity or access"}
+	}
+	if !t.Valid() {
+		return &Fault{Field: "trail", Value: string(t), Problem: "is no trail", Remedy: "use activity or access"}
+	}
+	return nil
+}
+
+func validToken(s string) bool {
+	if s == "" || len(s) > 64 {
+		return false
+	}
+	for i := range len(s) {
+		switch c := s[i]; {
+		case 'a' <= c && c <= 'z', 'A' <= c && c <= 'Z', '0' <= c && c <= '9', c == '_', c == '-':
+		default:
+			return false
+		}
+	}
+	return true
+}
+
+// Disagreement is the fault of an event whose body names another organization or trail than the
+// subject it came on.
+func Disagreement(field, body, subject string) *Fault {
+	return &Fault{
+		Field: field, Value: body, Problem: fmt.Sprintf("disagrees with the subject, which says %q", subject),
+		Remedy: "publish the event on the subject of its own organization and trail",
+	}
+}

@@ -7,7 +7,6 @@ import (
 	"time"
 	"unicode/utf8"
 	"unsafe"
-
 )
 
 // Limits that hold at every way in.
@@ -244,4 +243,3 @@ func isOutcome(s string) (string, string) {
 	}
 	return "is no outcome", "use success, failure or denied"
 }
-

@@ -1,0 +1,78 @@
+package producers
+
+import (
+	"errors"
+	"fmt"
+	"log/slog"
+	"time"
+
+	"github.com/kansa-audit/kansa/schema"
+)
+
+// Config holds the settings of a [Publisher]. The zero value of a field means its default.
+type Config struct {
+	// MaxEvents and MaxBytes bound one message; the first to be reached sends it.
+	MaxEvents int // default 5,000; at most schema.MaxMessageEvents
+	MaxBytes  int // of the columns, before compression; default 1 MiB, at most 3 MiB
+	// Linger is how long a message that is not full waits for company once nothing else of its
+	// organization and trail is on its way. While something is, events gather anyway. Default 1 ms.
+	Linger time.Duration
+	// MaxInFlight bounds the messages that are on their way at once; default 8.
+	MaxInFlight int
+	// MaxBuffered bounds the bytes of events that wait or are on their way. When it is reached,
+	// publishing blocks. Default 64 MiB.
+	MaxBuffered int
+	// RetryFor is how long a message is sent again, when the broker does not answer or has no room,
+	// before its events are given up and their publishers are told. Default 1 minute: less than the
+	// stream's duplicate window, after which sending again could store twice.
+	RetryFor time.Duration
+	// AckTimeout is how long one attempt waits for the broker. Default 5 s.
+	AckTimeout time.Duration
+	// NoCompression sends blocks as they are; by default they are compressed (zstd).
+	NoCompression bool
+	// Logger is told of retries; default none.
+	Logger *slog.Logger
+	// Now is the clock; default time.Now.
+	Now func() time.Time
+}
+
+// maxMessageColumns leaves room in a message for the header of a block.
+const maxMessageColumns = schema.MaxMessageBytes - schema.MaxEventBytes - 4096
+
+func (c Config) withDefaults() (Config, error) {
+	def := func(v *int, d int) {
+		if *v == 0 {
+			*v = d
+		}
+	}
+	def(&c.MaxEvents, 5000)
+	def(&c.MaxBytes, 1<<20)
+	def(&c.MaxInFlight, 8)
+	def(&c.MaxBuffered, 64<<20)
+	if c.Linger == 0 {
+		c.Linger = time.Millisecond
+	}
+	if c.RetryFor == 0 {
+		c.RetryFor = time.Minute
+	}
+	if c.AckTimeout == 0 {
+		c.AckTimeout = 5 * time.Second
+	}
+	if c.Logger == nil {
+		c.Logger = slog.New(slog.DiscardHandler)
+	}
+	if c.Now == nil {
+		c.Now = time.Now
+	}
+	var errs []error
+	bound := func(name string, v, low, high int) {
+		if v < low || v > high {
+			errs = append(errs, fmt.Errorf("%s is %d: set it from %d to %d", name, v, low, high))
+		}
+	}
+	bound("MaxEvents", c.MaxEvents, 1, schema.MaxMessageEvents)
+	bound("MaxBytes", c.MaxBytes, 1, maxMessageColumns)
+	bound("MaxInFlight", c.MaxInFlight, 1, 1024)
+	bound("MaxBuffered", c.MaxBuffered, schema.MaxEventBytes, 1<<32)
+	return c, errors.Join(errs...)
+}

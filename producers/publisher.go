@@ -1,0 +1,284 @@
+package producers
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/nats-io/nats.go/jetstream"
+	"golang.org/x/sync/semaphore"
+
+	"github.com/kansa-audit/kansa/schema"
+	"github.com/kansa-audit/kansa/schema/codec"
+)
+
+// ErrClosed is returned by every call after Close.
+var ErrClosed = errors.New("publisher is closed")
+
+// Publisher publishes events by group commit. It is safe for concurrent use, and the more callers
+// share one, the better it packs.
+type Publisher struct {
+	js      jetstream.JetStream
+	cfg     Config
+	buffer  *semaphore.Weighted // bytes of events not yet acknowledged
+	inFly   *semaphore.Weighted // messages on their way
+	stop    context.CancelFunc  // ends retries
+	ctx     context.Context
+	senders sync.WaitGroup
+
+	mu     sync.Mutex
+	closed bool
+	lanes  map[lane]*laneState
+	// pending holds the batches that are sealed and have no outcome yet.
+	pending map[*batch]struct{}
+	failed  error // first failure of an asynchronous event since the last Flush
+
+	acked, rejected atomic.Uint64
+}
+
+type lane struct {
+	organization string
+	trail        schema.Trail
+}
+
+// laneState is guarded by Publisher.mu.
+type laneState struct {
+	open  *batch // still taking events; nil if none
+	inFly int
+	timer *time.Timer
+}
+
+// batch is the events of one message. It is sealed before it is sent.
+type batch struct {
+	lane  lane
+	block *codec.Block
+	held  int64 // bytes taken from Publisher.buffer
+	async bool  // some of its events have nobody waiting
+	done  chan struct{}
+	err   error // valid once done is closed
+}
+
+// New returns a publisher on js. The stream has to exist.
+func New(js jetstream.JetStream, cfg Config) (*Publisher, error) {
+	cfg, err := cfg.withDefaults()
+	if err != nil {
+		return nil, fmt.Errorf("publisher settings: %w", err)
+	}
+	ctx, stop := context.WithCancel(context.Background())
+	return &Publisher{
+		js: js, cfg: cfg, ctx: ctx, stop: stop,
+		buffer: semaphore.NewWeighted(int64(cfg.MaxBuffered)),
+		inFly:  semaphore.NewWeighted(int64(cfg.MaxInFlight)),
+		lanes:  map[lane]*laneState{}, pending: map[*batch]struct{}{},
+	}, nil
+}
+
+// Publish stores e and returns nil when it is on the broker's disk. An event that breaks a rule is
+// refused with an error that answers to schema.ErrInvalid and lists every fault. If ctx ends first,
+// whether e was stored is not known: publish it again with the same id.
+func (p *Publisher) Publish(ctx context.Context, e schema.Event) error {
+	ack, err := p.add(ctx, e, false)
+	if err != nil {
+		return err
+	}
+	return ack.Wait(ctx)
+}
+
+// PublishAsync takes e and returns; it blocks only while MaxBuffered bytes wait for the broker. What
+// becomes of e is told by the Ack, or for all at once by [Publisher.Flush]. An event that breaks a rule
+// is refused at once, as by Publish.
+func (p *Publisher) PublishAsync(ctx context.Context, e schema.Event) (Ack, error) {
+	return p.add(ctx, e, true)
+}
+
+// Ack is the outcome of an asynchronous publish.
+type Ack struct{ b *batch }
+
+// Done is closed when the outcome is known.
+func (a Ack) Done() <-chan struct{} { return a.b.done }
+
+// Wait returns the outcome: nil means that the event is on the broker's disk.
+func (a Ack) Wait(ctx context.Context) error {
+	select {
+	case <-a.b.done:
+		return a.b.err
+	case <-ctx.Done():
+		return fmt.Errorf("wait for the broker's acknowledgement: %w", ctx.Err())
+	}
+}
+
+// Stats counts since the publisher was made.
+type Stats struct {
+	Acked    uint64 // events on the broker's disk
+	Rejected uint64 // events refused because they break a rule
+}
+
+// Stats returns the counts.
+func (p *Publisher) Stats() Stats {
+	return Stats{Acked: p.acked.Load(), Rejected: p.rejected.Load()}
+}
+
+func (p *Publisher) add(ctx context.Context, e schema.Event, async bool) (Ack, error) {
+	if err := e.Complete(); err != nil {
+		return Ack{}, fmt.Errorf("complete event: %w", err)
+	}
+	if err := e.Validate(p.cfg.Now()); err != nil {
+		p.rejected.Add(1)
+		return Ack{}, err
+	}
+	size := int64(eventSize(&e))
+	if !p.buffer.TryAcquire(size) {
+		// What waits for company is sent now, or a full buffer could wait for itself.
+		p.sealAll()
+		if err := p.buffer.Acquire(ctx, size); err != nil {
+			return Ack{}, fmt.Errorf("wait for room in the publisher's buffer: %w", err)
+		}
+	}
+	key := lane{e.Organization, e.Trail}
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.closed {
+		p.buffer.Release(size)
+		return Ack{}, ErrClosed
+	}
+	l := p.lanes[key]
+	if l == nil {
+		l = &laneState{}
+		p.lanes[key] = l
+	}
+	if l.open != nil && (l.open.block.Rows() >= p.cfg.MaxEvents || l.open.block.Bytes()+int(size) > p.cfg.MaxBytes) {
+		p.seal(key, l)
+	}
+	if l.open == nil {
+		l.open = &batch{lane: key, block: codec.NewBlock(), done: make(chan struct{})}
+		p.lingerLocked(key, l)
+	}
+	b := l.open
+	b.block.Append(&e)
+	b.held += size
+	b.async = b.async || async
+	if b.block.Rows() >= p.cfg.MaxEvents || b.block.Bytes() >= p.cfg.MaxBytes {
+		p.seal(key, l)
+	}
+	return Ack{b}, nil
+}
+
+// eventSize estimates what e holds in memory and in a message.
+func eventSize(e *schema.Event) int {
+	n := 64 + len(e.Source) + len(e.Event) + len(e.Action) + len(e.Actor.Type) + len(e.Actor.ID) + len(e.Actor.Name) +
+		len(e.Target.Type) + len(e.Target.ID) + len(e.Target.Name) + len(e.AppID) + len(e.Context.IP) + len(e.Context.UserAgent) +
+		len(e.Context.SessionID) + len(e.Context.TraceID) + len(e.Context.Location) + len(e.Description) +
+		len(e.Before) + len(e.After) + len(e.Data) + len(e.DataType)
+	for k, v := range e.Attributes {
+		n += len(k) + len(v) + 4
+	}
+	return n
+}
+
+// lingerLocked arranges for l.open to be sent when it has waited long enough. With something of the
+// lane on its way it waits for that instead: see sent.
+func (p *Publisher) lingerLocked(key lane, l *laneState) {
+	if l.inFly > 0 {
+		return
+	}
+	b := l.open
+	l.timer = time.AfterFunc(p.cfg.Linger, func() {
+		p.mu.Lock()
+		defer p.mu.Unlock()
+		if l.open == b {
+			p.seal(key, l)
+		}
+	})
+}
+
+// seal closes l.open to further events and hands it to a sender. p.mu is held.
+func (p *Publisher) seal(key lane, l *laneState) {
+	b := l.open
+	if b == nil {
+		return
+	}
+	if l.timer != nil {
+		l.timer.Stop()
+		l.timer = nil
+	}
+	l.open = nil
+	l.inFly++
+	p.pending[b] = struct{}{}
+	p.senders.Add(1)
+	go func() {
+		defer p.senders.Done()
+		err := p.send(b)
+		p.sent(key, l, b, err)
+	}()
+}
+
+func (p *Publisher) sealAll() {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	for key, l := range p.lanes {
+		p.seal(key, l)
+	}
+}
+
+// sent records the outcome of b and sends on what has gathered in its lane meanwhile.
+func (p *Publisher) sent(key lane, l *laneState, b *batch, err error) {
+	b.err = err
+	if err == nil {
+		p.acked.Add(uint64(b.block.Rows()))
+	}
+	p.buffer.Release(b.held)
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if err != nil && b.async && p.failed == nil {
+		p.failed = err
+	}
+	close(b.done)
+	delete(p.pending, b)
+	l.inFly--
+	switch {
+	case l.inFly > 0:
+	case l.open != nil:
+		p.lingerLocked(key, l)
+	default:
+		delete(p.lanes, key)
+	}
+}
+
+// Flush sends what waits and returns when everything taken before it has its outcome. Its error is
+// the first failure of an asynchronous event since the last Flush.
+func (p *Publisher) Flush(ctx context.Context) error {
+	p.sealAll()
+	p.mu.Lock()
+	waits := make([]*batch, 0, len(p.pending))
+	for b := range p.pending {
+		waits = append(waits, b)
+	}
+	p.mu.Unlock()
+	for _, b := range waits {
+		select {
+		case <-b.done:
+		case <-ctx.Done():
+			return fmt.Errorf("flush: %w", ctx.Err())
+		}
+	}
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	err := p.failed
+	p.failed = nil
+	return err
+}
+
+// Close flushes, and then refuses further events. If ctx ends first, what is still on its way is given
+// up, and its publishers are told. The connection is the caller's to close.
+func (p *Publisher) Close(ctx context.Context) error {
+	p.mu.Lock()
+	p.closed = true
+	p.mu.Unlock()
+	err := p.Flush(ctx)
+	p.stop() // after Close nothing may be on its way: what is left by now has had its time
+	p.senders.Wait()
+	return err
+}

@@ -1,0 +1,84 @@
+package producers
+
+import (
+	"context"
+	"crypto/sha256"
+	"encoding/base64"
+	"errors"
+	"fmt"
+	"log/slog"
+	"time"
+
+	"github.com/nats-io/nats.go"
+	"github.com/nats-io/nats.go/jetstream"
+
+	"github.com/kansa-audit/kansa/schema"
+	"github.com/kansa-audit/kansa/schema/codec"
+)
+
+// send publishes b and returns nil when it is on the broker's disk. Every attempt has the same message
+// id, so that one whose acknowledgement was lost is not stored again.
+func (p *Publisher) send(b *batch) error {
+	if err := p.inFly.Acquire(p.ctx, 1); err != nil {
+		return ErrClosed
+	}
+	defer p.inFly.Release(1)
+	msg := p.message(b)
+	ctx, cancel := context.WithTimeout(p.ctx, p.cfg.RetryFor)
+	defer cancel()
+	pause := 50 * time.Millisecond
+	for attempt := 1; ; attempt++ {
+		err := p.attempt(ctx, msg)
+		if err == nil {
+			return nil
+		}
+		if permanent(err) || ctx.Err() != nil {
+			return fmt.Errorf("publish %d events on %s, attempt %d: %w", b.block.Rows(), msg.Subject, attempt, err)
+		}
+		p.cfg.Logger.Warn("publish failed, trying again", slog.String("subject", msg.Subject),
+			slog.Int("events", b.block.Rows()), slog.Int("attempt", attempt), slog.Any("error", err))
+		select {
+		case <-ctx.Done():
+		case <-time.After(pause):
+		}
+		pause = min(2*pause, 2*time.Second)
+	}
+}
+
+func (p *Publisher) attempt(ctx context.Context, msg *nats.Msg) error {
+	ctx, cancel := context.WithTimeout(ctx, p.cfg.AckTimeout)
+	defer cancel()
+	_, err := p.js.PublishMsg(ctx, msg)
+	return err
+}
+
+func (p *Publisher) message(b *batch) *nats.Msg {
+	msg := nats.NewMsg(schema.EventSubject(b.lane.organization, b.lane.trail))
+	payload := b.block.AppendNative(nil)
+	msg.Header.Set(nats.MsgIdHdr, messageID(msg.Subject, payload))
+	msg.Header.Set(schema.HeaderContentType, codec.ContentBlock)
+	if p.cfg.NoCompression {
+		msg.Data = payload
+		return msg
+	}
+	msg.Header.Set(schema.HeaderContentEncoding, codec.EncodingZstd)
+	msg.Data = codec.Compress(nil, payload)
+	return msg
+}
+
+// messageID is made of the content, so that the same events published again in the same order, by
+// whomever, are the same message to the broker.
+func messageID(subject string, payload []byte) string {
+	h := sha256.New()
+	h.Write([]byte(subject))
+	h.Write([]byte{0})
+	h.Write(payload)
+	return base64.RawURLEncoding.EncodeToString(h.Sum(nil)[:16])
+}
+
+// permanent reports whether sending the same message again is of no use.
+func permanent(err error) bool {
+	return errors.Is(err, nats.ErrMaxPayload) || errors.Is(err, nats.ErrPermissionViolation) ||
+		errors.Is(err, nats.ErrAuthorization) || errors.Is(err, nats.ErrConnectionClosed) ||
+		errors.Is(err, nats.ErrBadSubject) || errors.Is(err, jetstream.ErrInvalidOption)
+}

@@ -52,6 +52,14 @@ type Column struct {
 	Segments [][]byte
 }
 
+// InsertColumns lists the names of an insert's columns, in order.
+var InsertColumns = func() (names []string) {
+	for _, c := range new(Insert).Columns() {
+		names = append(names, c.Name)
+	}
+	return names
+}()
+
 // Columns returns the columns of the insert, its rows sorted by the table's key (organization, trail,
 // recorded_at, stream_seq, batch_index): ClickHouse stores a sorted block much faster. The segments
 // share the blocks' memory.
@@ -97,7 +105,7 @@ func (in *Insert) Columns() []Column {
 
 // repeated is a column whose value is the same for all events of a part.
 func (in *Insert) repeated(name, typ string, value func([]byte, *Part) []byte) Column {
-	var dst []byte
+	dst := []byte{}
 	for i := range in.parts {
 		first := len(dst)
 		dst = value(dst, &in.parts[i])

@@ -1,0 +1,112 @@
+package writer
+
+import (
+	"context"
+	"fmt"
+	"log/slog"
+	"time"
+
+	"github.com/kansa-audit/kansa/schema/codec"
+)
+
+// store inserts items and acknowledges them, and tries again for as long as their leases last.
+// Items that could not be stored are left alone: the broker gives them to someone again.
+func (w *Writer) store(ctx context.Context, items []*item) {
+	defer func() {
+		for _, it := range items {
+			w.release(it)
+		}
+	}()
+	lookUp := false
+	for _, it := range items {
+		lookUp = lookUp || it.suspect
+	}
+	pause := 100 * time.Millisecond
+	for {
+		items := w.leased(items)
+		if len(items) == 0 {
+			return
+		}
+		err := w.insert(ctx, items, lookUp)
+		if err == nil {
+			for _, it := range items {
+				w.ack(it)
+			}
+			return
+		}
+		w.stats.failures.Add(1)
+		w.cfg.Logger.Warn("insert failed, trying again", slog.Int("messages", len(items)), slog.Any("error", err))
+		lookUp = true // it may have been stored all the same
+		select {
+		case <-ctx.Done():
+			return
+		case <-time.After(pause):
+		}
+		pause = min(2*pause, 2*time.Second)
+	}
+}
+
+// leased returns those of items that are ours long enough for an insert to end.
+func (w *Writer) leased(items []*item) []*item {
+	least := w.cfg.Now().Add(w.cfg.InsertTimeout + time.Second)
+	kept := make([]*item, 0, len(items))
+	for _, it := range items {
+		if it.until.After(least) {
+			kept = append(kept, it)
+		}
+	}
+	if n := len(items) - len(kept); n > 0 {
+		w.cfg.Logger.Warn("messages held too long, they will come again", slog.Int("messages", n))
+	}
+	return kept
+}
+
+func (w *Writer) insert(ctx context.Context, items []*item, lookUp bool) error {
+	ctx, cancel := context.WithTimeout(ctx, w.cfg.InsertTimeout)
+	defer cancel()
+	have := map[uint64]int{}
+	if lookUp {
+		parts := make([]codec.Part, len(items))
+		for i, it := range items {
+			parts[i] = it.part
+		}
+		var err error
+		if have, err = w.table.StoredRows(ctx, parts); err != nil {
+			return fmt.Errorf("look up what is stored: %w", err)
+		}
+	}
+	var in codec.Insert
+	first, last, skipped := ^uint64(0), uint64(0), 0
+	for _, it := range items {
+		rows, stored := it.part.Block.Rows(), have[it.part.StreamSeq]
+		if stored >= rows {
+			skipped += rows
+			continue
+		}
+		if stored > 0 {
+			// An insert is one block, so this should not be; the table collapses what is there twice.
+			w.cfg.Logger.Error("message stored in part, storing it whole", slog.Uint64("stream_seq", it.part.StreamSeq),
+				slog.Int("rows", rows), slog.Int("stored", stored))
+		}
+		in.Add(it.part)
+		first, last = min(first, it.part.StreamSeq), max(last, it.part.StreamSeq)
+	}
+	if in.Rows() > 0 {
+		// The number of rows is part of the token: the same ends with other messages between them are
+		// another insert.
+		token := fmt.Sprintf("AUDIT:%d-%d:%d", first, last, in.Rows())
+		if err := w.table.Insert(ctx, token, &in); err != nil {
+			return err
+		}
+		w.stats.inserts.Add(1)
+	}
+	w.stats.stored.Add(uint64(in.Rows()))
+	w.stats.skipped.Add(uint64(skipped))
+	return nil
+}
+
+func (w *Writer) ack(it *item) {
+	if err := it.msg.Ack(); err != nil {
+		w.cfg.Logger.Warn("acknowledge failed, the message will come again", slog.Any("error", err))
+	}
+}

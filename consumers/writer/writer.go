@@ -1,0 +1,356 @@
+package writer
+
+import (
+	"context"
+	"fmt"
+	"log/slog"
+	"runtime"
+	"sync/atomic"
+	"time"
+
+	"github.com/nats-io/nats.go"
+	"github.com/nats-io/nats.go/jetstream"
+	"golang.org/x/sync/errgroup"
+	"golang.org/x/sync/semaphore"
+
+	"github.com/kansa-audit/kansa/consumers"
+	"github.com/kansa-audit/kansa/schema"
+	"github.com/kansa-audit/kansa/schema/codec"
+)
+
+// Stream is the consumer of AUDIT, as jetstream.Consumer is.
+type Stream interface {
+	FetchBytes(maxBytes int, opts ...jetstream.FetchOpt) (jetstream.MessageBatch, error)
+}
+
+// Table is audit_events. Both calls are safe for concurrent use.
+type Table interface {
+	// Insert stores all of in, or nothing. When it returns nil, the rows are on disk. Inserting again
+	// under the same token stores nothing twice. After an error it is not known whether the rows are
+	// there, or come to be there within the insert's time limit.
+	Insert(ctx context.Context, token string, in *codec.Insert) error
+	// StoredRows returns how many rows the table has for each of the messages; absent means none.
+	StoredRows(ctx context.Context, parts []codec.Part) (map[uint64]int, error)
+}
+
+// DeadLetters takes what can't be stored; nil means that it is safe there.
+type DeadLetters interface {
+	Put(ctx context.Context, letters []consumers.DeadLetter) error
+}
+
+// Config of a writer. The zero value of a field means its default.
+type Config struct {
+	// MaxRows and MaxBytes bound one insert. Defaults 200,000 and 64 MiB.
+	MaxRows  int
+	MaxBytes int
+	// Linger is how long the first event of an insert waits for company. Default 50 ms.
+	Linger time.Duration
+	// Inserts is the number of inserts in flight. Default 4: one uses about one core of the engine.
+	Inserts int
+	// Memory bounds the bytes of decoded messages held. Default 256 MiB.
+	Memory int64
+	// AckWait is the consumer's: how long a message is ours. Default 60 s.
+	AckWait time.Duration
+	// InsertTimeout bounds one insert; less than half of AckWait. Default 20 s.
+	InsertTimeout time.Duration
+	// DrainTimeout is how long Run goes on for what it has fetched when it is told to stop. Default 8 s.
+	DrainTimeout time.Duration
+	// Retention says when events of an organization recorded at a time expire.
+	Retention func(organization string, recordedAt time.Time) time.Time
+	Logger    *slog.Logger
+	Now       func() time.Time
+}
+
+func (c Config) withDefaults() (Config, error) {
+	if c.MaxRows == 0 {
+		c.MaxRows = 200_000
+	}
+	if c.MaxBytes == 0 {
+		c.MaxBytes = 64 << 20
+	}
+	if c.Linger == 0 {
+		c.Linger = 50 * time.Millisecond
+	}
+	if c.Inserts == 0 {
+		c.Inserts = 4
+	}
+	if c.Memory == 0 {
+		c.Memory = 256 << 20
+	}
+	if c.AckWait == 0 {
+		c.AckWait = 60 * time.Second
+	}
+	if c.InsertTimeout == 0 {
+		c.InsertTimeout = 20 * time.Second
+	}
+	if c.DrainTimeout == 0 {
+		c.DrainTimeout = 8 * time.Second
+	}
+	if c.Retention == nil {
+		c.Retention = func(_ string, at time.Time) time.Time { return at.AddDate(2, 0, 0) }
+	}
+	if c.Logger == nil {
+		c.Logger = slog.New(slog.DiscardHandler)
+	}
+	if c.Now == nil {
+		c.Now = time.Now
+	}
+	if c.InsertTimeout > c.AckWait/2 {
+		return c, fmt.Errorf("insert timeout %s is more than half of the consumer's ack wait %s: a stalled writer could finish after another took over",
+			c.InsertTimeout, c.AckWait)
+	}
+	if least := int64(2 * schema.MaxMessageBytes); c.Memory < least {
+		return c, fmt.Errorf("writer memory %d is too little for two messages: give %d at least", c.Memory, least)
+	}
+	return c, nil
+}
+
+// Writer is one writer. Any number may run on one consumer.
+type Writer struct {
+	cfg    Config
+	stream Stream
+	table  Table
+	dead   DeadLetters
+	memory *semaphore.Weighted
+	// suspect is the stream sequence up to which a message may have been delivered before, whatever it
+	// says of itself: after a crash the broker may have forgotten.
+	suspect atomic.Uint64
+	stats   stats
+}
+
+type stats struct{ stored, skipped, rejected, inserts, failures atomic.Uint64 }
+
+// Stats counts since the writer was made.
+type Stats struct {
+	Stored   uint64 // events inserted
+	Skipped  uint64 // events that ClickHouse had already
+	Rejected uint64 // dead letters
+	Inserts  uint64
+	Failures uint64 // of inserts
+}
+
+// New returns a writer; see Run.
+func New(stream Stream, table Table, dead DeadLetters, cfg Config) (*Writer, error) {
+	cfg, err := cfg.withDefaults()
+	if err != nil {
+		return nil, err
+	}
+	w := &Writer{cfg: cfg, stream: stream, table: table, dead: dead, memory: semaphore.NewWeighted(cfg.Memory)}
+	w.Suspect(^uint64(0))
+	return w, nil
+}
+
+// Suspect makes the writer look up every message up to a sequence before it stores it. A new writer
+// suspects all; call it with the stream's last sequence at start and after each reconnect.
+func (w *Writer) Suspect(upTo uint64) { w.suspect.Store(upTo) }
+
+// Stats returns the counts.
+func (w *Writer) Stats() Stats {
+	return Stats{
+		Stored: w.stats.stored.Load(), Skipped: w.stats.skipped.Load(), Rejected: w.stats.rejected.Load(),
+		Inserts: w.stats.inserts.Load(), Failures: w.stats.failures.Load(),
+	}
+}
+
+// item is one message on its way. It owns size bytes of Writer.memory until it is released.
+type item struct {
+	msg     jetstream.Msg
+	part    codec.Part
+	suspect bool
+	size    int64
+	until   time.Time // the end of the lease
+}
+
+// Run fetches until ctx ends, then stores and acknowledges what it has fetched, and returns.
+func (w *Writer) Run(ctx context.Context) error {
+	fetched := make(chan *item)
+	decoded := make(chan *item)
+	full := make(chan []*item)
+	// What is fetched is carried to its end even when ctx has ended, but not for long.
+	work, giveUp := context.WithCancel(context.WithoutCancel(ctx))
+	defer giveUp()
+	defer context.AfterFunc(ctx, func() { time.AfterFunc(w.cfg.DrainTimeout, giveUp) })()
+
+	var fetchers, decoders, inserters errgroup.Group
+	for range 2 { // so that one is asking while the other reads
+		fetchers.Go(func() error { w.fetch(ctx, fetched); return nil })
+	}
+	for range max(2, runtime.GOMAXPROCS(0)) {
+		decoders.Go(func() error { w.decode(work, fetched, decoded); return nil })
+	}
+	gathering := make(chan struct{})
+	go func() { defer close(gathering); w.gather(decoded, full) }()
+	for range w.cfg.Inserts {
+		inserters.Go(func() error {
+			for items := range full {
+				w.store(work, items)
+			}
+			return nil
+		})
+	}
+	_ = fetchers.Wait()
+	close(fetched)
+	_ = decoders.Wait()
+	close(decoded)
+	<-gathering
+	close(full)
+	return inserters.Wait()
+}
+
+// fetchBytes bounds a pull: one of many large messages stalls the connection.
+const fetchBytes = 8 << 20
+
+func (w *Writer) fetch(ctx context.Context, out chan<- *item) {
+	for ctx.Err() == nil {
+		// The lease is counted from here, before the broker can have handed anything over.
+		until := w.cfg.Now().Add(w.cfg.AckWait)
+		batch, err := w.stream.FetchBytes(fetchBytes, jetstream.FetchMaxWait(consumers.FetchWait))
+		if err == nil {
+			for msg := range batch.Messages() {
+				out <- &item{msg: msg, until: until}
+			}
+			err = batch.Error()
+		}
+		if err != nil && ctx.Err() == nil && err != nats.ErrTimeout {
+			w.cfg.Logger.Warn("fetch failed, trying again", slog.Any("error", err))
+			select {
+			case <-ctx.Done():
+			case <-time.After(200 * time.Millisecond):
+			}
+		}
+	}
+}
+
+// decode turns messages into blocks and puts what can't be stored on the dead letters.
+func (w *Writer) decode(ctx context.Context, in <-chan *item, out chan<- *item) {
+	for it := range in {
+		// Taken before the size is known, and given back in part when it is.
+		if w.memory.Acquire(ctx, schema.MaxMessageBytes) != nil {
+			continue // told to stop
+		}
+		it.size = schema.MaxMessageBytes
+		if err := w.decodeOne(ctx, it); err != nil {
+			w.cfg.Logger.Warn("dead letter failed, the message will come again", slog.Any("error", err))
+			w.release(it)
+			continue
+		}
+		if it.part.Block == nil { // nothing of it can be stored
+			w.ack(it)
+			w.release(it)
+			continue
+		}
+		out <- it
+	}
+}
+
+func (w *Writer) release(it *item) { w.memory.Release(it.size) }
+
+func (w *Writer) decodeOne(ctx context.Context, it *item) error {
+	meta, err := it.msg.Metadata()
+	if err != nil {
+		return fmt.Errorf("read the message's metadata: %w", err)
+	}
+	m := codec.Message{
+		ContentType:     it.msg.Headers().Get(schema.HeaderContentType),
+		ContentEncoding: it.msg.Headers().Get(schema.HeaderContentEncoding),
+		Payload:         it.msg.Data(), StreamSeq: meta.Sequence.Stream, RecordedAt: meta.Timestamp.UTC().Truncate(time.Microsecond),
+	}
+	it.suspect = meta.NumDelivered > 1 || m.StreamSeq <= w.suspect.Load()
+	letter := consumers.DeadLetter{
+		Subject: it.msg.Subject(), StreamSeq: m.StreamSeq, RecordedAt: m.RecordedAt, BatchIndex: -1,
+		ContentType: m.ContentType, ContentEncoding: m.ContentEncoding, Data: m.Payload,
+	}
+	m.Organization, m.Trail, err = schema.ParseEventSubject(it.msg.Subject())
+	var d *codec.Decoded
+	if err == nil {
+		d, err = codec.Decode(&m, w.cfg.Now())
+	}
+	if err != nil {
+		letter.Reason = err
+		return w.bury(ctx, []consumers.DeadLetter{letter})
+	}
+	if len(d.Rejects) > 0 {
+		letters := make([]consumers.DeadLetter, len(d.Rejects))
+		for i, r := range d.Rejects {
+			letters[i] = letter
+			letters[i].Reason, letters[i].BatchIndex, letters[i].Data = r.Err, r.Index, r.Raw
+			letters[i].ContentType, letters[i].ContentEncoding = codec.ContentJSON, ""
+		}
+		if err := w.bury(ctx, letters); err != nil {
+			return err
+		}
+	}
+	if d.Block.Rows() == 0 {
+		return nil
+	}
+	it.part = codec.Part{
+		Organization: m.Organization, Trail: m.Trail, RecordedAt: m.RecordedAt, StreamSeq: m.StreamSeq,
+		ExpiresAt: w.cfg.Retention(m.Organization, m.RecordedAt), Block: d.Block, Index: d.Index,
+	}
+	size := min(int64(d.Block.Bytes()+len(m.Payload)), it.size)
+	w.memory.Release(it.size - size)
+	it.size = size
+	return nil
+}
+
+func (w *Writer) bury(ctx context.Context, letters []consumers.DeadLetter) error {
+	if err := w.dead.Put(ctx, letters); err != nil {
+		return err
+	}
+	w.stats.rejected.Add(uint64(len(letters)))
+	w.cfg.Logger.Warn("events rejected", slog.Int("count", len(letters)), slog.String("subject", letters[0].Subject),
+		slog.Uint64("stream_seq", letters[0].StreamSeq), slog.Any("reason", letters[0].Reason))
+	return nil
+}
+
+// gather forms inserts: by size under load; otherwise by age, as soon as someone is free to insert.
+func (w *Writer) gather(in <-chan *item, out chan<- []*item) {
+	var (
+		items       []*item
+		rows, bytes int
+		due         = time.NewTimer(time.Hour)
+		ready       bool // the first item has waited long enough
+	)
+	defer due.Stop()
+	for {
+		// A send is on offer only if there is something that should go.
+		var offer chan<- []*item
+		if len(items) > 0 && (ready || rows >= w.cfg.MaxRows || bytes >= w.cfg.MaxBytes) {
+			offer = out
+		}
+		// Beyond the bounds nothing more is taken until this much is gone.
+		take := in
+		if rows >= w.cfg.MaxRows || bytes >= w.cfg.MaxBytes {
+			take = nil
+		}
+		select {
+		case it, ok := <-take:
+			if !ok {
+				if len(items) > 0 {
+					out <- items
+				}
+				return
+			}
+			// An insert goes to one table partition, which is a month.
+			if len(items) > 0 && monthOf(items[0]) != monthOf(it) {
+				out <- items
+				items, rows, bytes, ready = nil, 0, 0, false
+			}
+			if len(items) == 0 {
+				due.Reset(w.cfg.Linger)
+			}
+			items = append(items, it)
+			rows += it.part.Block.Rows()
+			bytes += it.part.Block.Bytes()
+		case <-due.C:
+			ready = len(items) > 0
+		case offer <- items:
+			items, rows, bytes, ready = nil, 0, 0, false
+		}
+	}
+}
+
+func monthOf(it *item) int {
+	y, m, _ := it.part.RecordedAt.Date()
+	return 12*y + int(m)
+}

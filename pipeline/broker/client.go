@@ -1,0 +1,209 @@
+package broker
+
+import (
+	"context"
+	"crypto/tls"
+	"crypto/x509"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net/http"
+	"os"
+	"strings"
+	"time"
+
+	"github.com/nats-io/nats.go"
+	"github.com/nats-io/nats.go/jetstream"
+)
+
+// ErrUnsafe is what a server that can't keep Kansa's guarantees answers to with errors.Is.
+var ErrUnsafe = errors.New("unsafe NATS server")
+
+// Options say how to reach NATS.
+type Options struct {
+	URL             string
+	Name            string // of the connection, for the server's lists
+	CredentialsFile string
+	CAFile          string
+	CertFile        string
+	KeyFile         string
+	// MonitorURL is the server's monitoring address (http://host:8222), where it tells whether it
+	// syncs before it acknowledges. Clients are not told.
+	MonitorURL string
+	// AssumeSyncAlways takes the operator's word for it instead.
+	AssumeSyncAlways bool
+	Logger           *slog.Logger
+}
+
+// Client is a connection to NATS.
+type Client struct {
+	NC *nats.Conn
+	JS jetstream.JetStream
+}
+
+// Connect connects, and reconnects for as long as the process lives. It fails if there is no answer
+// before ctx ends or 10 seconds have passed.
+func Connect(ctx context.Context, o Options) (*Client, error) {
+	log := o.Logger
+	if log == nil {
+		log = slog.New(slog.DiscardHandler)
+	}
+	options := []nats.Option{
+		nats.Name("kansa " + o.Name),
+		nats.MaxReconnects(-1),
+		nats.ReconnectWait(200 * time.Millisecond),
+		nats.Timeout(10 * time.Second),
+		nats.PingInterval(10 * time.Second), nats.MaxPingsOutstanding(2),
+		nats.DisconnectErrHandler(func(_ *nats.Conn, err error) {
+			if err != nil {
+				log.Warn("connection to NATS lost", slog.Any("error", err))
+			}
+		}),
+		nats.ReconnectHandler(func(nc *nats.Conn) {
+			log.Info("connected to NATS again", slog.String("server", nc.ConnectedUrlRedacted()))
+		}),
+		nats.ErrorHandler(func(_ *nats.Conn, sub *nats.Subscription, err error) {
+			subject := ""
+			if sub != nil {
+				subject = sub.Subject
+			}
+			log.Warn("NATS reports an error", slog.String("subject", subject), slog.Any("error", err))
+		}),
+	}
+	if o.CredentialsFile != "" {
+		options = append(options, nats.UserCredentials(o.CredentialsFile))
+	}
+	if o.CAFile != "" || o.CertFile != "" {
+		tc, err := tlsConfig(o)
+		if err != nil {
+			return nil, err
+		}
+		options = append(options, nats.Secure(tc))
+	}
+	nc, err := nats.Connect(o.URL, options...)
+	if err != nil {
+		return nil, fmt.Errorf("connect to NATS at %s: %w", redact(o.URL), err)
+	}
+	js, err := jetstream.New(nc)
+	if err != nil {
+		nc.Close()
+		return nil, fmt.Errorf("open JetStream: %w", err)
+	}
+	if err := ctx.Err(); err != nil {
+		nc.Close()
+		return nil, fmt.Errorf("connect to NATS: %w", err)
+	}
+	return &Client{NC: nc, JS: js}, nil
+}
+
+// Close sends what is buffered and closes the connection.
+func (c *Client) Close() {
+	_ = c.NC.FlushTimeout(2 * time.Second)
+	c.NC.Close()
+}
+
+func tlsConfig(o Options) (*tls.Config, error) {
+	tc := &tls.Config{MinVersion: tls.VersionTLS12}
+	if o.CAFile != "" {
+		pem, err := os.ReadFile(o.CAFile)
+		if err != nil {
+			return nil, fmt.Errorf("read nats.ca_file: %w", err)
+		}
+		tc.RootCAs = x509.NewCertPool()
+		if !tc.RootCAs.AppendCertsFromPEM(pem) {
+			return nil, fmt.Errorf("nats.ca_file %s holds no certificate: give a PEM file", o.CAFile)
+		}
+	}
+	if o.CertFile != "" {
+		cert, err := tls.LoadX509KeyPair(o.CertFile, o.KeyFile)
+		if err != nil {
+			return nil, fmt.Errorf("read nats.cert_file and nats.key_file: %w", err)
+		}
+		tc.Certificates = []tls.Certificate{cert}
+	}
+	return tc, nil
+}
+
+func redact(url string) string {
+	if i := strings.LastIndex(url, "@"); i >= 0 {
+		if j := strings.Index(url, "://"); j >= 0 {
+			return url[:j+3] + "…" + url[i:]
+		}
+		return "…" + url[i:]
+	}
+	return url
+}
+
+// minVersion is the first server whose message schedules know cron and @every.
+const minVersion = "2.14.0"
+
+// CheckServer refuses a server that would break a guarantee, with the reason and the remedy. The error
+// answers to [ErrUnsafe].
+func (c *Client) CheckServer(ctx context.Context, o Options) error {
+	var errs []error
+	refuse := func(format string, v ...any) {
+		errs = append(errs, fmt.Errorf("%w: "+format, append([]any{ErrUnsafe}, v...)...))
+	}
+	if v := c.NC.ConnectedServerVersion(); !atLeast(v, minVersion) {
+		refuse("version %s has no message schedules: use %s or newer", v, minVersion)
+	}
+	if n := c.NC.MaxPayload(); n < maxPayload {
+		refuse("max_payload is %d bytes, messages of events need %d: set max_payload: %d in the server's configuration", n, maxPayload, maxPayload)
+	}
+	if _, err := c.JS.AccountInfo(ctx); err != nil {
+		refuse("JetStream does not answer (%w): enable it in the server's configuration and for this account", err)
+	}
+	switch always, err := syncAlways(ctx, o.MonitorURL); {
+	case o.AssumeSyncAlways:
+	case o.MonitorURL == "":
+		refuse("whether it syncs to disk before it acknowledges is not known: set nats.monitor_url to its monitoring address, " +
+			"or nats.assume_sync_always: true if every server has jetstream { sync_interval: always }")
+	case err != nil:
+		refuse("its monitoring address does not tell whether it syncs before it acknowledges: %w", err)
+	case !always:
+		refuse("it acknowledges before it syncs to disk: set jetstream { sync_interval: always } in its configuration")
+	}
+	return errors.Join(errs...)
+}
+
+func syncAlways(ctx context.Context, monitor string) (bool, error) {
+	if monitor == "" {
+		return false, nil
+	}
+	ctx, cancel := context.WithTimeout(ctx, 5*time.Second)
+	defer cancel()
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, strings.TrimSuffix(monitor, "/")+"/jsz?config=true", http.NoBody)
+	if err != nil {
+		return false, err
+	}
+	res, err := http.DefaultClient.Do(req)
+	if err != nil {
+		return false, err
+	}
+	defer res.Body.Close()
+	var jsz struct {
+		Config struct {
+			SyncAlways bool `json:"sync_always"`
+		} `json:"config"`
+	}
+	if err := json.NewDecoder(res.Body).Decode(&jsz); err != nil {
+		return false, fmt.Errorf("read %s: %w", req.URL.Redacted(), err)
+	}
+	return jsz.Config.SyncAlways, nil
+}
+
+// atLeast compares versions of three numbers; what follows them is ignored.
+func atLeast(version, least string) bool {
+	var v, l [3]int
+	if _, err := fmt.Sscanf(version, "%d.%d.%d", &v[0], &v[1], &v[2]); err != nil {
+		return false
+	}
+	_, _ = fmt.Sscanf(least, "%d.%d.%d", &l[0], &l[1], &l[2])
+	for i := range v {
+		if v[i] != l[i] {
+			return v[i] > l[i]
+		}
+	}
+	return true
+}

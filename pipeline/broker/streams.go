@@ -1,0 +1,236 @@
+package broker
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/nats-io/nats.go"
+	"github.com/nats-io/nats.go/jetstream"
+
+	"github.com/kansa-audit/kansa/schema"
+)
+
+// Names of the streams, their consumers, and the key-value buckets.
+const (
+	StreamAudit      = "AUDIT"
+	StreamHours      = "HOURS"
+	StreamPartitions = "PARTITIONS"
+	StreamExports    = "EXPORTS"
+	StreamDeadLetter = "DEADLETTER"
+
+	ConsumerWriter   = "writer"
+	ConsumerRollup   = "rollup"
+	ConsumerExporter = "exporter"
+
+	BucketRollup  = "kansa_rollup"  // how far the rollup has come
+	BucketExports = "kansa_exports" // the state of each export
+	BucketLinks   = "kansa_links"   // download links, by the hash of their token
+)
+
+const (
+	subjectTick         = schema.SubjectHours + ".tick"
+	subjectTickSchedule = schema.SubjectHours + ".schedule"
+	// Schedules of exports lie beside the requests, under a token no organization's requests have.
+	subjectExportSchedule = "audit.schedules.exports"
+)
+
+// Settings of the streams.
+type Settings struct {
+	Replicas int
+	// AuditMaxAge and AuditMaxBytes bound AUDIT: how far back a lost ClickHouse can be filled again,
+	// and when producers are pushed back. 0 is no bound.
+	AuditMaxAge   time.Duration
+	AuditMaxBytes int64
+	// DuplicateWindow is how long the server knows a message by its id.
+	DuplicateWindow time.Duration
+	// AckWait is how long the writer holds a message before another may have it.
+	AckWait time.Duration
+	// Hour is the length of a partition.
+	Hour time.Duration
+}
+
+// Setup creates what is missing and brings what is there up to date. It may run at any time, in any
+// number of processes. A stream that is there with settings that break a guarantee is refused with an
+// error that answers to [ErrUnsafe].
+func (c *Client) Setup(ctx context.Context, s Settings) error {
+	base := jetstream.StreamConfig{Storage: jetstream.FileStorage, Replicas: max(s.Replicas, 1), AllowDirect: true}
+	audit := base
+	audit.Name, audit.Subjects = StreamAudit, []string{schema.SubjectEvents + ".*.*"}
+	audit.Discard, audit.MaxAge, audit.MaxBytes = jetstream.DiscardNew, s.AuditMaxAge, unlimited(s.AuditMaxBytes)
+	audit.MaxMsgSize, audit.Duplicates = schema.MaxMessageBytes+8<<10, s.DuplicateWindow
+
+	hours := base
+	hours.Name, hours.Subjects, hours.Retention = StreamHours, []string{schema.SubjectHours + ".>"}, jetstream.WorkQueuePolicy
+	// One tick says as much as a hundred: the rollup looks for itself which hours are due.
+	hours.MaxMsgsPerSubject, hours.Discard, hours.AllowMsgSchedules = 1, jetstream.DiscardOld, true
+
+	partitions := base
+	partitions.Name, partitions.Subjects, partitions.Discard = StreamPartitions, []string{schema.SubjectPartitions + ".*.*"}, jetstream.DiscardOld
+	partitions.MaxMsgs, partitions.Duplicates = 10_000_000, time.Hour
+
+	exports := base
+	exports.Name, exports.Retention = StreamExports, jetstream.WorkQueuePolicy
+	exports.Subjects, exports.AllowMsgSchedules = []string{schema.SubjectExports + ".*", subjectExportSchedule + ".>"}, true
+	exports.Discard, exports.Duplicates = jetstream.DiscardNew, time.Hour
+
+	dead := base
+	dead.Name, dead.Subjects = StreamDeadLetter, []string{schema.SubjectDeadLetter + ".*"}
+	dead.Discard, dead.Duplicates = jetstream.DiscardNew, time.Hour
+	dead.MaxMsgSize = maxPayload
+
+	for _, cfg := range []jetstream.StreamConfig{audit, hours, partitions, exports, dead} {
+		if err := c.ensureStream(ctx, cfg); err != nil {
+			return err
+		}
+	}
+	consumers := map[string]jetstream.ConsumerConfig{
+		StreamAudit:   {Durable: ConsumerWriter, AckWait: s.AckWait, MaxAckPending: 50_000},
+		StreamHours:   {Durable: ConsumerRollup, AckWait: 30 * time.Second, MaxAckPending: 1, FilterSubject: subjectTick},
+		StreamExports: {Durable: ConsumerExporter, AckWait: 30 * time.Second, MaxAckPending: 64, FilterSubject: schema.SubjectExports + ".*"},
+	}
+	for stream, cfg := range consumers {
+		cfg.AckPolicy, cfg.DeliverPolicy, cfg.MaxDeliver = jetstream.AckExplicitPolicy, jetstream.DeliverAllPolicy, -1
+		if _, err := c.JS.CreateOrUpdateConsumer(ctx, stream, cfg); err != nil {
+			return fmt.Errorf("set up consumer %s of stream %s: %w", cfg.Durable, stream, err)
+		}
+	}
+	for _, bucket := range []string{BucketRollup, BucketExports, BucketLinks} {
+		cfg := jetstream.KeyValueConfig{Bucket: bucket, History: 1, Storage: jetstream.FileStorage, Replicas: base.Replicas}
+		if _, err := c.JS.CreateOrUpdateKeyValue(ctx, cfg); err != nil {
+			return fmt.Errorf("set up bucket %s: %w", bucket, err)
+		}
+	}
+	return c.Schedule(ctx, Schedule{Subject: subjectTickSchedule, Target: subjectTick, Every: s.Hour})
+}
+
+func unlimited(n int64) int64 {
+	if n == 0 {
+		return -1
+	}
+	return n
+}
+
+func (c *Client) ensureStream(ctx context.Context, cfg jetstream.StreamConfig) error {
+	if have, err := c.JS.Stream(ctx, cfg.Name); err == nil {
+		if err := checkStream(have.CachedInfo().Config); err != nil {
+			return err
+		}
+	} else if !errors.Is(err, jetstream.ErrStreamNotFound) {
+		return fmt.Errorf("look up stream %s: %w", cfg.Name, err)
+	}
+	if _, err := c.JS.CreateOrUpdateStream(ctx, cfg); err != nil {
+		return fmt.Errorf("set up stream %s: %w", cfg.Name, err)
+	}
+	return nil
+}
+
+// checkStream refuses what an update can't mend, and what someone must have set on purpose.
+func checkStream(cfg jetstream.StreamConfig) error {
+	switch {
+	case cfg.PersistMode == jetstream.AsyncPersistMode:
+		return fmt.Errorf("%w: stream %s has persist_mode async, which acknowledges before it syncs to disk: copy it to a stream without, and delete it",
+			ErrUnsafe, cfg.Name)
+	case cfg.Storage != jetstream.FileStorage:
+		return fmt.Errorf("%w: stream %s keeps its messages in memory: copy it to a stream with file storage, and delete it", ErrUnsafe, cfg.Name)
+	case cfg.NoAck:
+		return fmt.Errorf("%w: stream %s acknowledges nothing (no_ack): set no_ack: false", ErrUnsafe, cfg.Name)
+	}
+	return nil
+}
+
+// Schedule is a message that the broker itself publishes again and again.
+type Schedule struct {
+	Subject string // where the schedule is kept; one subject has one schedule
+	Target  string // where the messages go
+	// Every is the interval; those that divide a day fall on its multiples. Cron (six fields, seconds
+	// first) with its TimeZone (IANA; UTC if empty) is the other way to say when.
+	Every    time.Duration
+	Cron     string
+	TimeZone string
+	Data     []byte
+}
+
+// Schedule sets s, in place of what its subject had before. Setting it again changes nothing.
+func (c *Client) Schedule(ctx context.Context, s Schedule) error {
+	pattern := s.Cron
+	if pattern == "" {
+		pattern = everyPattern(s.Every)
+	}
+	msg := nats.NewMsg(s.Subject)
+	msg.Data = s.Data
+	msg.Header.Set(jetstream.ScheduleHeader, pattern)
+	msg.Header.Set(jetstream.ScheduleTargetHeader, s.Target)
+	if s.TimeZone != "" {
+		msg.Header.Set(jetstream.ScheduleTimeZoneHeader, s.TimeZone)
+	}
+	stream, err := c.JS.StreamNameBySubject(ctx, s.Subject)
+	if err != nil {
+		return fmt.Errorf("find the stream of schedule %s: %w", s.Subject, err)
+	}
+	st, err := c.JS.Stream(ctx, stream)
+	if err != nil {
+		return fmt.Errorf("look up stream %s: %w", stream, err)
+	}
+	have, err := st.GetLastMsgForSubject(ctx, s.Subject)
+	switch {
+	case err == nil && string(have.Data) == string(s.Data) && sameHeaders(have.Header, msg.Header):
+		return nil
+	case err == nil:
+		if err := st.Purge(ctx, jetstream.WithPurgeSubject(s.Subject)); err != nil {
+			return fmt.Errorf("remove the old schedule %s: %w", s.Subject, err)
+		}
+	case !errors.Is(err, jetstream.ErrMsgNotFound):
+		return fmt.Errorf("look up schedule %s: %w", s.Subject, err)
+	}
+	if _, err := c.JS.PublishMsg(ctx, msg); err != nil {
+		return fmt.Errorf("set schedule %s (%s): %w", s.Subject, pattern, err)
+	}
+	return nil
+}
+
+// Unschedule removes the schedule of a subject, if it has one.
+func (c *Client) Unschedule(ctx context.Context, subject string) error {
+	stream, err := c.JS.StreamNameBySubject(ctx, subject)
+	if err != nil {
+		return fmt.Errorf("find the stream of schedule %s: %w", subject, err)
+	}
+	st, err := c.JS.Stream(ctx, stream)
+	if err != nil {
+		return fmt.Errorf("look up stream %s: %w", stream, err)
+	}
+	if err := st.Purge(ctx, jetstream.WithPurgeSubject(subject)); err != nil {
+		return fmt.Errorf("remove schedule %s: %w", subject, err)
+	}
+	return nil
+}
+
+// ExportSchedule is the subject that keeps the schedule of a destination.
+func ExportSchedule(destination string) string { return subjectExportSchedule + "." + destination }
+
+func sameHeaders(have, want nats.Header) bool {
+	for _, k := range []string{jetstream.ScheduleHeader, jetstream.ScheduleTargetHeader, jetstream.ScheduleTimeZoneHeader} {
+		if have.Get(k) != want.Get(k) {
+			return false
+		}
+	}
+	return true
+}
+
+// everyPattern prefers cron, whose ticks fall on whole hours and minutes, to @every, whose ticks fall
+// where it was set.
+func everyPattern(d time.Duration) string {
+	switch s := int(d / time.Second); {
+	case d == time.Hour:
+		return "0 0 * * * *"
+	case d == 24*time.Hour:
+		return "0 0 0 * * *"
+	case s > 0 && s < 60 && 60%s == 0 && d%time.Second == 0:
+		return fmt.Sprintf("*/%d * * * * *", s)
+	case s >= 60 && s < 3600 && 3600%s == 0 && s%60 == 0:
+		return fmt.Sprintf("0 */%d * * * *", s/60)
+	default:
+		return "@every " + d.String()
+	}
+}

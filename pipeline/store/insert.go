@@ -1,0 +1,149 @@
+package store
+
+import (
+	"bytes"
+	"context"
+	"fmt"
+	"io"
+	"math"
+	"strings"
+	"time"
+
+	"github.com/ClickHouse/ch-go/proto"
+	"github.com/ClickHouse/clickhouse-go/v2"
+	"github.com/ClickHouse/clickhouse-go/v2/lib/driver"
+
+	"github.com/kansa-audit/kansa/schema/codec"
+)
+
+// insertSettings make an insert one synchronous, atomic block that is not sorted and merged once more
+// before it is stored: it is sorted already, and a row twice in it can't be.
+func insertSettings(ctx context.Context, token string) clickhouse.Settings {
+	settings := clickhouse.Settings{
+		"async_insert": 0, "insert_deduplicate": 1, "insert_deduplication_token": token, "optimize_on_insert": 0,
+		"max_insert_threads": 1, "min_insert_block_size_rows": 0, "min_insert_block_size_bytes": 0,
+		"max_insert_block_size": 1 << 22, "deduplicate_blocks_in_dependent_materialized_views": 1,
+	}
+	if deadline, ok := ctx.Deadline(); ok {
+		// The server gives up when we do, so that nothing is stored behind our back.
+		settings["max_execution_time"] = int(math.Ceil(max(time.Until(deadline).Seconds(), 1)))
+	}
+	return settings
+}
+
+var insertQuery = "INSERT INTO audit_events (" + strings.Join(codec.InsertColumns, ", ") + ")"
+
+// Insert stores all of in, or nothing; see writer.Table.
+func (s *Store) Insert(ctx context.Context, token string, in *codec.Insert) error {
+	ctx = clickhouse.Context(ctx, clickhouse.WithSettings(insertSettings(ctx, token)))
+	if s.native {
+		return s.insertNative(ctx, in)
+	}
+	if err := s.conn.InsertFormat(ctx, "Native", insertQuery, in.Native()); err != nil {
+		return fmt.Errorf("insert %d events: %w", in.Rows(), err)
+	}
+	return nil
+}
+
+// insertNative goes the way of the native protocol, where the columns have to have the server's types.
+func (s *Store) insertNative(ctx context.Context, in *codec.Insert) error {
+	batch, err := s.conn.PrepareBatch(ctx, insertQuery)
+	if err != nil {
+		return fmt.Errorf("prepare insert: %w", err)
+	}
+	defer batch.Close() //nolint:errcheck // its error is that of Send
+	for i, c := range in.Columns() {
+		if err := appendColumn(batch.Column(i), c, in.Rows()); err != nil {
+			return fmt.Errorf("insert column %s: %w", c.Name, err)
+		}
+	}
+	if err := batch.Send(); err != nil {
+		return fmt.Errorf("insert %d events: %w", in.Rows(), err)
+	}
+	return nil
+}
+
+func appendColumn(to driver.BatchColumn, c codec.Column, rows int) error {
+	readers := make([]io.Reader, len(c.Segments))
+	for i, s := range c.Segments {
+		readers[i] = bytes.NewReader(s)
+	}
+	r := proto.NewReader(io.MultiReader(readers...))
+	switch c.Type {
+	case "String":
+		return appendRows(to, r, rows, &proto.ColStr{})
+	case "UInt32":
+		return appendRows(to, r, rows, &proto.ColUInt32{})
+	case "UInt64":
+		return appendRows(to, r, rows, &proto.ColUInt64{})
+	case "UUID":
+		return appendRows(to, r, rows, &proto.ColUUID{})
+	case "DateTime('UTC')":
+		return appendRows(to, r, rows, &proto.ColDateTime{Location: time.UTC})
+	case "DateTime64(6, 'UTC')":
+		return appendRows(to, r, rows, new(proto.ColDateTime64).WithPrecision(proto.PrecisionMicro).WithLocation(time.UTC))
+	case "Map(String, String)":
+		return appendRows(to, r, rows, proto.NewMap[string, string](new(proto.ColStr), new(proto.ColStr)))
+	default:
+		return fmt.Errorf("type %s is not known", c.Type)
+	}
+}
+
+func appendRows[T any](to driver.BatchColumn, r *proto.Reader, rows int, col interface {
+	DecodeColumn(r *proto.Reader, rows int) error
+	Row(i int) T
+},
+) error {
+	if err := col.DecodeColumn(r, rows); err != nil {
+		return err
+	}
+	values := make([]T, rows)
+	for i := range values {
+		values[i] = col.Row(i)
+	}
+	return to.Append(values)
+}
+
+// StoredRows returns how many rows the table has for each of the messages; absent means none. The
+// parts' times narrow the search to a few granules of the sorting key.
+func (s *Store) StoredRows(ctx context.Context, parts []codec.Part) (map[uint64]int, error) {
+	if len(parts) == 0 {
+		return nil, nil
+	}
+	seqs := make([]uint64, len(parts))
+	orgs := map[string]bool{}
+	first, last := parts[0].RecordedAt, parts[0].RecordedAt
+	for i := range parts {
+		seqs[i] = parts[i].StreamSeq
+		orgs[parts[i].Organization] = true
+		if parts[i].RecordedAt.Before(first) {
+			first = parts[i].RecordedAt
+		}
+		if parts[i].RecordedAt.After(last) {
+			last = parts[i].RecordedAt
+		}
+	}
+	names := make([]string, 0, len(orgs))
+	for o := range orgs {
+		names = append(names, o)
+	}
+	rows, err := s.conn.Query(ctx, `SELECT stream_seq, uniqExact(batch_index) FROM audit_events
+WHERE organization IN (?) AND recorded_at >= fromUnixTimestamp64Micro(?, 'UTC') AND recorded_at <= fromUnixTimestamp64Micro(?, 'UTC') AND stream_seq IN (?)
+GROUP BY stream_seq`, names, first.UnixMicro(), last.UnixMicro(), seqs)
+	if err != nil {
+		return nil, fmt.Errorf("look up %d messages: %w", len(seqs), err)
+	}
+	defer rows.Close()
+	stored := map[uint64]int{}
+	for rows.Next() {
+		var seq, n uint64
+		if err := rows.Scan(&seq, &n); err != nil {
+			return nil, fmt.Errorf("look up %d messages: %w", len(seqs), err)
+		}
+		stored[seq] = int(n)
+	}
+	if err := rows.Err(); err != nil {
+		return nil, fmt.Errorf("look up %d messages: %w", len(seqs), err)
+	}
+	return stored, nil
+}

@@ -10,19 +10,10 @@ import (
 	"github.com/ClickHouse/clickhouse-go/v2"
 	"github.com/google/uuid"
 
+	"github.com/kansa-audit/kansa/consumers/rollup"
 	"github.com/kansa-audit/kansa/schema"
 	"github.com/kansa-audit/kansa/schema/codec"
 )
-
-// Count is what the table says of one organization and trail in an interval.
-type Count struct {
-	Organization string
-	Trail        schema.Trail
-	Rows         uint64 // as stored
-	Distinct     uint64 // events; less than Rows if an event is stored twice and not yet collapsed
-	FirstSeq     uint64
-	LastSeq      uint64
-}
 
 // micros is an instant in a query: a bound time.Time would lose its fraction.
 func micros(t time.Time) string {
@@ -30,7 +21,7 @@ func micros(t time.Time) string {
 }
 
 // Counts returns what was recorded from one instant up to, and without, another.
-func (s *Store) Counts(ctx context.Context, from, to time.Time) ([]Count, error) {
+func (s *Store) Counts(ctx context.Context, from, to time.Time) ([]rollup.Count, error) {
 	rows, err := s.conn.Query(ctx, `SELECT organization, trail, count(), uniqExact(stream_seq, batch_index), min(stream_seq), max(stream_seq)
 FROM audit_events WHERE recorded_at >= `+micros(from)+` AND recorded_at < `+micros(to)+`
 GROUP BY organization, trail ORDER BY organization, trail`)
@@ -38,9 +29,9 @@ GROUP BY organization, trail ORDER BY organization, trail`)
 		return nil, fmt.Errorf("count events from %s to %s: %w", from, to, err)
 	}
 	defer rows.Close()
-	var counts []Count
+	var counts []rollup.Count
 	for rows.Next() {
-		var c Count
+		var c rollup.Count
 		var trail string
 		if err := rows.Scan(&c.Organization, &trail, &c.Rows, &c.Distinct, &c.FirstSeq, &c.LastSeq); err != nil {
 			return nil, fmt.Errorf("count events: %w", err)

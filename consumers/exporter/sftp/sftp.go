@@ -1,0 +1,227 @@
+// Package sftp delivers files to an SFTP server, whole or not at all.
+//
+// It owns one connection and what may go wrong on it: the host key, the login, the algorithms, a
+// network that is cut, a server that falls silent, a disk that is full. A file appears under its name
+// only when all its bytes are there, synced where the server can and of the right length. What ends
+// before that leaves at most a hidden part file, which the next upload of that name removes.
+//
+// It never connects to a server whose key nobody has accepted, never replaces a file, never resumes
+// (after concurrent writes a part may have holes), never retries, which is its caller's office
+// ([Permanent] says when that is of no use), and never puts a secret into an error or a log.
+package sftp
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"slices"
+	"sync"
+	"time"
+
+	"github.com/pkg/sftp"
+	"golang.org/x/crypto/ssh"
+)
+
+// Client is a session with a server. Its methods may be called by several goroutines and then wait
+// for one another: a session has one window, which one upload fills.
+type Client struct {
+	cfg   Config
+	where where
+	log   *slog.Logger
+	conn  *guardedConn
+	ssh   *ssh.Client
+	sftp  *sftp.Client
+	turn  chan struct{} // holds one token; whoever has it uses the session
+
+	closeOnce sync.Once
+	closeErr  error
+	quit      chan struct{}
+	owned     sync.WaitGroup // the keepalive
+}
+
+// Dial connects and logs in. ctx bounds it, and so does the connect timeout; the session lives on
+// until Close.
+func Dial(ctx context.Context, cfg Config, log *slog.Logger) (*Client, error) {
+	if err := cfg.Validate(); err != nil {
+		return nil, err
+	}
+	methods, err := cfg.credentials()
+	if err != nil {
+		return nil, err
+	}
+	accepted, err := parsePins(cfg.HostKeys)
+	if err != nil {
+		return nil, fmt.Errorf("%w: host_keys: %w", ErrConfig, err)
+	}
+	ctx, cancel := context.WithTimeoutCause(ctx, cfg.ConnectTimeout.or(DefaultConnectTimeout), errConnectTimeout)
+	defer cancel()
+	config := &ssh.ClientConfig{
+		Config: ssh.Config{
+			KeyExchanges: orDefault(cfg.KeyExchanges, defaultKeyExchanges),
+			Ciphers:      orDefault(cfg.Ciphers, defaultCiphers),
+			MACs:         orDefault(cfg.MACs, defaultMACs),
+		},
+		User:              cfg.User,
+		Auth:              methods,
+		ClientVersion:     "SSH-2.0-kansa",
+		HostKeyAlgorithms: orDefault(cfg.HostKeyAlgorithms, defaultHostKeys),
+	}
+	c := &Client{
+		cfg: cfg, log: log, where: where{cfg.Address(), cfg.User},
+		turn: make(chan struct{}, 1), quit: make(chan struct{}),
+	}
+	var refused error // the first host key that was, if the server may have another
+	for {
+		err := c.connect(ctx, config, accepted)
+		if err == nil {
+			break
+		}
+		var key *HostKeyError
+		switch {
+		case errors.As(err, &key) && len(key.Want) > 0 && !key.Revoked:
+			if refused == nil {
+				refused = err
+			}
+			tried := typesOf(key.Type)
+			config.HostKeyAlgorithms = slices.DeleteFunc(config.HostKeyAlgorithms, func(name string) bool {
+				return slices.Contains(tried, name)
+			})
+			if len(config.HostKeyAlgorithms) > 0 {
+				continue
+			}
+			return nil, refused
+		case refused != nil && errors.Is(err, ErrAlgorithms):
+			return nil, refused // the server has no other key
+		}
+		return nil, err
+	}
+	c.owned.Add(1)
+	go func() {
+		defer c.owned.Done()
+		c.keepAlive(cfg.Keepalive.or(DefaultKeepalive))
+	}()
+	log.DebugContext(ctx, "sftp connected", "address", c.where.address, "user", cfg.User)
+	return c, nil
+}
+
+// connect makes one attempt. On failure nothing of it is left.
+func (c *Client) connect(ctx context.Context, config *ssh.ClientConfig, accepted *pins) (err error) {
+	var dialer net.Dialer
+	raw, err := dialer.DialContext(ctx, "tcp", c.where.address)
+	if err != nil {
+		if cause := context.Cause(ctx); cause != nil {
+			return c.dialError(cause)
+		}
+		return c.where.network("connect", "", err)
+	}
+	c.conn = &guardedConn{Conn: raw, idle: c.cfg.IdleTimeout.or(DefaultIdleTimeout)}
+	// Nothing of the handshake knows of contexts: when ctx ends, so does the connection.
+	stop := context.AfterFunc(ctx, func() { _ = raw.Close() })
+	defer func() {
+		if !stop() && err == nil {
+			err = c.dialError(context.Cause(ctx))
+		}
+		if err != nil {
+			_ = raw.Close()
+		}
+	}()
+	trusted := false
+	attempt := *config
+	attempt.HostKeyCallback = func(address string, remote net.Addr, key ssh.PublicKey) error {
+		err := accepted.check(address, remote, key)
+		trusted = err == nil
+		return err
+	}
+	conn, channels, requests, err := ssh.NewClientConn(c.conn, c.where.address, &attempt)
+	if err != nil {
+		if ctx.Err() != nil {
+			return c.dialError(context.Cause(ctx))
+		}
+		return c.where.handshakeError(c.conn, trusted, err)
+	}
+	c.ssh = ssh.NewClient(conn, channels, requests)
+	options := []sftp.ClientOption{sftp.UseConcurrentWrites(true), sftp.UseConcurrentReads(true)}
+	if c.cfg.Concurrency > 0 {
+		options = append(options, sftp.MaxConcurrentRequestsPerFile(c.cfg.Concurrency))
+	}
+	if c.sftp, err = sftp.NewClient(c.ssh, options...); err != nil {
+		_ = c.ssh.Close()
+		if ctx.Err() != nil {
+			return c.dialError(context.Cause(ctx))
+		}
+		return c.where.fail(ErrNoSFTP, "start SFTP", "", "let the server give this user the sftp subsystem", err)
+	}
+	return nil
+}
+
+func (c *Client) dialError(cause error) error {
+	if errors.Is(cause, errConnectTimeout) {
+		return c.where.fail(ErrTimeout, "connect", "", "check the host, the port, the firewall and the server",
+			fmt.Errorf("not connected within %v", c.cfg.ConnectTimeout.or(DefaultConnectTimeout)))
+	}
+	return c.where.fail(ErrCancelled, "connect", "", "", cause)
+}
+
+var errConnectTimeout = errors.New("connect timeout")
+
+// keepAlive asks the server to say something, now and then. The answer does not matter, a refusal
+// is one too; that there is none shows in the deadline of the connection.
+func (c *Client) keepAlive(every time.Duration) {
+	ticker := time.NewTicker(every)
+	defer ticker.Stop()
+	for {
+		select {
+		case <-c.quit:
+			return
+		case <-ticker.C:
+			if _, _, err := c.ssh.SendRequest("keepalive@openssh.com", true, nil); err != nil {
+				return
+			}
+		}
+	}
+}
+
+// Close ends the session and waits for all that belongs to it. It never takes longer than the
+// time a cleanup may take, even if the server is gone.
+func (c *Client) Close() error {
+	c.closeOnce.Do(func() {
+		close(c.quit)
+		broken := c.conn.failure() != nil
+		c.conn.setLimit(time.Now().Add(cleanupTimeout))
+		_ = c.sftp.Close() // closes the channel; the connection's own end is what matters
+		err := c.ssh.Close()
+		c.owned.Wait()
+		if err != nil && !broken && !errors.Is(err, net.ErrClosed) {
+			c.closeErr = fmt.Errorf("sftp: close the connection to %s: %w", c.where.address, err)
+		}
+	})
+	return c.closeErr
+}
+
+// use takes the session for one piece of work, bounded by ctx: once that ends, what is under way has
+// a short while left, for cleaning up, before the connection is cut.
+func (c *Client) use(ctx context.Context, action string) (release func(), err error) {
+	select {
+	case c.turn <- struct{}{}:
+	case <-ctx.Done():
+		return nil, c.where.fail(ErrCancelled, action, "", "", context.Cause(ctx))
+	}
+	if ctx.Err() != nil {
+		<-c.turn
+		return nil, c.where.fail(ErrCancelled, action, "", "", context.Cause(ctx))
+	}
+	limited := make(chan struct{})
+	stop := context.AfterFunc(ctx, func() {
+		defer close(limited)
+		c.conn.setLimit(time.Now().Add(cleanupTimeout))
+	})
+	return func() {
+		if !stop() {
+			<-limited
+			c.conn.setLimit(time.Time{})
+		}
+		<-c.turn
+	}, nil
+}

@@ -18,17 +18,17 @@ type series struct {
 	trail        schema.Trail
 }
 
-// progress keeps in a key-value bucket how far the rollup has come, and which series there are.
-type progress struct{ kv jetstream.KeyValue }
+// Progress keeps in a key-value bucket how far the rollup has come, and which series there are.
+type Progress struct{ KV jetstream.KeyValue }
 
 const (
 	keyNext     = "next"
 	prefixKnown = "known."
 )
 
-// next is the hour to roll up next, zero before the first.
-func (p progress) next(ctx context.Context) (time.Time, error) {
-	entry, err := p.kv.Get(ctx, keyNext)
+// Next is the hour to roll up next, zero before the first: all before it is rolled up.
+func (p Progress) Next(ctx context.Context) (time.Time, error) {
+	entry, err := p.KV.Get(ctx, keyNext)
 	if errors.Is(err, jetstream.ErrKeyNotFound) {
 		return time.Time{}, nil
 	}
@@ -42,16 +42,16 @@ func (p progress) next(ctx context.Context) (time.Time, error) {
 	return t, nil
 }
 
-func (p progress) setNext(ctx context.Context, t time.Time) error {
-	if _, err := p.kv.PutString(ctx, keyNext, t.UTC().Format(time.RFC3339)); err != nil {
+func (p Progress) setNext(ctx context.Context, t time.Time) error {
+	if _, err := p.KV.PutString(ctx, keyNext, t.UTC().Format(time.RFC3339)); err != nil {
 		return fmt.Errorf("keep the rollup's progress: %w", err)
 	}
 	return nil
 }
 
 // known lists the series seen so far.
-func (p progress) known(ctx context.Context) (map[series]bool, error) {
-	keys, err := p.kv.ListKeysFiltered(ctx, prefixKnown+">")
+func (p Progress) known(ctx context.Context) (map[series]bool, error) {
+	keys, err := p.KV.ListKeysFiltered(ctx, prefixKnown+">")
 	if err != nil {
 		return nil, fmt.Errorf("list the known series: %w", err)
 	}
@@ -64,8 +64,8 @@ func (p progress) known(ctx context.Context) (map[series]bool, error) {
 }
 
 // learn keeps a series together with the first hour it has a partition for.
-func (p progress) learn(ctx context.Context, s series, first time.Time) error {
-	_, err := p.kv.Create(ctx, prefixKnown+s.organization+"."+string(s.trail), []byte(first.UTC().Format(time.RFC3339)))
+func (p Progress) learn(ctx context.Context, s series, first time.Time) error {
+	_, err := p.KV.Create(ctx, prefixKnown+s.organization+"."+string(s.trail), []byte(first.UTC().Format(time.RFC3339)))
 	if err != nil && !errors.Is(err, jetstream.ErrKeyExists) {
 		return fmt.Errorf("keep the series %s/%s: %w", s.organization, s.trail, err)
 	}

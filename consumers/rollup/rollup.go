@@ -65,15 +65,15 @@ type Rollup struct {
 	cfg        Config
 	table      Table
 	floor      Floor
-	progress   progress
+	progress   Progress
 	bucket     *blob.Bucket
 	js         jetstream.JetStream
 	partitions atomic.Uint64
 	rows       atomic.Uint64
 }
 
-// New returns a rollup that keeps how far it has come in kv, writes to bucket and announces on js.
-func New(table Table, floor Floor, kv jetstream.KeyValue, bucket *blob.Bucket, js jetstream.JetStream, cfg Config) (*Rollup, error) {
+// New returns a rollup that keeps how far it has come in progress, writes to bucket and announces on js.
+func New(table Table, floor Floor, progress Progress, bucket *blob.Bucket, js jetstream.JetStream, cfg Config) (*Rollup, error) {
 	if cfg.Hour == 0 {
 		cfg.Hour = time.Hour
 	}
@@ -86,7 +86,7 @@ func New(table Table, floor Floor, kv jetstream.KeyValue, bucket *blob.Bucket, j
 	if cfg.Logger == nil {
 		cfg.Logger = slog.New(slog.DiscardHandler)
 	}
-	return &Rollup{cfg: cfg, table: table, floor: floor, progress: progress{kv}, bucket: bucket, js: js}, nil
+	return &Rollup{cfg: cfg, table: table, floor: floor, progress: progress, bucket: bucket, js: js}, nil
 }
 
 // Stats counts since the rollup was made.
@@ -108,7 +108,7 @@ func (r *Rollup) Advance(ctx context.Context) (time.Time, error) {
 	if err != nil {
 		return time.Time{}, fmt.Errorf("find which hours are closed: %w", err)
 	}
-	next, err := r.progress.next(ctx)
+	next, err := r.progress.Next(ctx)
 	if err != nil {
 		return time.Time{}, err
 	}

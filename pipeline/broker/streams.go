@@ -190,24 +190,41 @@ func (c *Client) Schedule(ctx context.Context, s Schedule) error {
 	return nil
 }
 
-// Unschedule removes the schedule of a subject, if it has one.
-func (c *Client) Unschedule(ctx context.Context, subject string) error {
-	stream, err := c.JS.StreamNameBySubject(ctx, subject)
-	if err != nil {
-		return fmt.Errorf("find the stream of schedule %s: %w", subject, err)
+// ExportSchedule is the schedule of a destination: when it is due, data is put among the export requests
+// of its organization.
+func ExportSchedule(destination, organization, cron, zone string, every time.Duration, data []byte) Schedule {
+	return Schedule{
+		Subject: subjectExportSchedule + "." + destination, Target: schema.SubjectExports + "." + organization,
+		Cron: cron, TimeZone: zone, Every: every, Data: data,
 	}
-	st, err := c.JS.Stream(ctx, stream)
+}
+
+// SetExportSchedules makes these the schedules of exports, and removes those of other destinations.
+func (c *Client) SetExportSchedules(ctx context.Context, all []Schedule) error {
+	st, err := c.JS.Stream(ctx, StreamExports)
 	if err != nil {
-		return fmt.Errorf("look up stream %s: %w", stream, err)
+		return fmt.Errorf("look up stream %s: %w", StreamExports, err)
 	}
-	if err := st.Purge(ctx, jetstream.WithPurgeSubject(subject)); err != nil {
-		return fmt.Errorf("remove schedule %s: %w", subject, err)
+	info, err := st.Info(ctx, jetstream.WithSubjectFilter(subjectExportSchedule+".>"))
+	if err != nil {
+		return fmt.Errorf("list the schedules of exports: %w", err)
+	}
+	keep := map[string]bool{}
+	for _, s := range all {
+		keep[s.Subject] = true
+		if err := c.Schedule(ctx, s); err != nil {
+			return err
+		}
+	}
+	for subject := range info.State.Subjects {
+		if !keep[subject] {
+			if err := st.Purge(ctx, jetstream.WithPurgeSubject(subject)); err != nil {
+				return fmt.Errorf("remove schedule %s: %w", subject, err)
+			}
+		}
 	}
 	return nil
 }
-
-// ExportSchedule is the subject that keeps the schedule of a destination.
-func ExportSchedule(destination string) string { return subjectExportSchedule + "." + destination }
 
 func sameHeaders(have, want nats.Header) bool {
 	for _, k := range []string{jetstream.ScheduleHeader, jetstream.ScheduleTargetHeader, jetstream.ScheduleTimeZoneHeader} {

@@ -1,0 +1,309 @@
+package exporter
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"log/slog"
+	"sync/atomic"
+	"time"
+
+	"github.com/nats-io/nats.go"
+	"github.com/nats-io/nats.go/jetstream"
+	"gocloud.dev/blob"
+
+	"github.com/kansa-audit/kansa/consumers"
+	"github.com/kansa-audit/kansa/consumers/exporter/mail"
+	"github.com/kansa-audit/kansa/consumers/exporter/sftp"
+	"github.com/kansa-audit/kansa/schema"
+)
+
+// ErrNotClosed means that hours of the range are not rolled up yet.
+var ErrNotClosed = errors.New("the range is not rolled up yet")
+
+// Mailer sends a mail; nil means that a server has taken it.
+type Mailer interface {
+	Send(ctx context.Context, m mail.Message) error
+}
+
+// Config of an exporter. The zero value of a field means its default.
+type Config struct {
+	Destinations []Destination
+	// PublicURL is the address under which the API is reached by those who get a link.
+	PublicURL string
+	// LinkTTL is how long a link works; default 7 days.
+	LinkTTL time.Duration
+	// Closed returns the first instant that is not rolled up.
+	Closed func(ctx context.Context) (time.Time, error)
+	Logger *slog.Logger
+	Now    func() time.Time
+}
+
+// Exporter handles what is on EXPORTS.
+type Exporter struct {
+	cfg          Config
+	destinations map[string]Destination
+	bucket       *blob.Bucket
+	states       States
+	links        Links
+	mailer       Mailer
+	js           jetstream.JetStream
+	log          *slog.Logger
+}
+
+// New returns an exporter. mailer may be nil where no mail server is set up; links are refused then.
+func New(bucket *blob.Bucket, states States, links Links, mailer Mailer, js jetstream.JetStream, cfg Config) (*Exporter, error) {
+	if cfg.LinkTTL == 0 {
+		cfg.LinkTTL = 7 * 24 * time.Hour
+	}
+	if cfg.Now == nil {
+		cfg.Now = time.Now
+	}
+	if cfg.Logger == nil {
+		cfg.Logger = slog.New(slog.DiscardHandler)
+	}
+	x := &Exporter{
+		cfg: cfg, bucket: bucket, states: states, links: links, mailer: mailer, js: js, log: cfg.Logger,
+		destinations: map[string]Destination{},
+	}
+	for _, d := range cfg.Destinations {
+		if err := d.Normalize(); err != nil {
+			return nil, err
+		}
+		if _, twice := x.destinations[d.Name]; twice {
+			return nil, fmt.Errorf("destination %s is there twice: give each its own name", d.Name)
+		}
+		x.destinations[d.Name] = d
+	}
+	return x, nil
+}
+
+// Handle is a consumers.Handler for EXPORTS.
+func (x *Exporter) Handle(ctx context.Context, msg jetstream.Msg) error {
+	var t task
+	if err := json.Unmarshal(msg.Data(), &t); err != nil {
+		return consumers.Permanent(fmt.Errorf("read the export request: %w", err))
+	}
+	if t.Schedule != "" {
+		return x.schedule(ctx, t.Schedule)
+	}
+	if t.Request == nil {
+		return consumers.Permanent(errors.New("read the export request: it holds neither a request nor a schedule"))
+	}
+	if err := t.Request.Validate(); err != nil {
+		return consumers.Permanent(err)
+	}
+	if want := schema.SubjectExports + "." + t.Request.Organization; msg.Subject() != want {
+		return consumers.Permanent(fmt.Errorf("export %s came on %s and speaks of organization %s", t.Request.ID, msg.Subject(), t.Request.Organization))
+	}
+	return x.export(ctx, *t.Request)
+}
+
+// export brings one export a step further. What it returns decides whether it is tried again.
+func (x *Exporter) export(ctx context.Context, r Request) error {
+	e, found, err := x.states.Get(ctx, r.ID)
+	if err != nil {
+		return err
+	}
+	if e.State == Done || e.State == Failed {
+		return nil
+	}
+	now := x.cfg.Now().UTC()
+	if !found {
+		e = Export{Request: r, Created: now}
+	}
+	e.Updated, e.Sent, e.Error = now, 0, ""
+	err = x.attempt(ctx, &e)
+	e.Updated = x.cfg.Now().UTC()
+	switch {
+	case err == nil:
+		e.State = Done
+		x.log.Info("export delivered", slog.String("export", e.ID), slog.String("file", e.File),
+			slog.Int64("bytes", e.Bytes), slog.Uint64("rows", e.Rows), slog.Uint64("attempts", e.Attempts))
+	case errors.Is(err, ErrNotClosed):
+		e.State, e.Error = Waiting, err.Error()
+	case errors.Is(err, consumers.ErrPermanent):
+		e.State, e.Error = Failed, err.Error()
+	default:
+		e.State, e.Error = Retrying, err.Error()
+	}
+	// Even when we are told to stop, what happened is kept.
+	keep, cancel := context.WithTimeout(context.WithoutCancel(ctx), 5*time.Second)
+	defer cancel()
+	return errors.Join(err, x.states.Put(keep, e))
+}
+
+func (x *Exporter) attempt(ctx context.Context, e *Export) error {
+	closed, err := x.cfg.Closed(ctx)
+	if err != nil {
+		return fmt.Errorf("find which hours are rolled up: %w", err)
+	}
+	if e.To.After(closed) {
+		return fmt.Errorf("%w: it goes to %s, rolled up is until %s", ErrNotClosed, e.To.Format(time.RFC3339), closed.Format(time.RFC3339))
+	}
+	plan, err := PlanArchive(ctx, x.bucket, &e.Request)
+	if err != nil {
+		return err
+	}
+	e.Attempts++
+	e.State, e.File, e.Bytes, e.Files, e.Rows = Running, plan.Name, plan.Size(), plan.Len(), plan.Rows
+	if err := x.states.Put(ctx, *e); err != nil {
+		return err
+	}
+	if len(e.MailTo) > 0 {
+		return x.deliverLink(ctx, e, e.MailTo)
+	}
+	d, ok := x.destinations[e.Destination]
+	switch {
+	case !ok:
+		return consumers.Permanent(fmt.Errorf("destination %q is not in the configuration", e.Destination))
+	case d.Organization != e.Organization:
+		return consumers.Permanent(fmt.Errorf("destination %q belongs to another organization", e.Destination))
+	case d.SFTP != nil:
+		return x.deliverSFTP(ctx, e, d.SFTP, plan)
+	default:
+		return x.deliverLink(ctx, e, d.Mail)
+	}
+}
+
+// progressEvery is how often the state of a running export is kept.
+const progressEvery = 2 * time.Second
+
+func (x *Exporter) deliverSFTP(ctx context.Context, e *Export, cfg *sftp.Config, plan *Plan) error {
+	client, err := sftp.Dial(ctx, *cfg, x.log)
+	if err != nil {
+		return classify(err, sftp.Permanent(err))
+	}
+	defer client.Close() //nolint:errcheck // the upload is verified by then
+	var sent atomic.Int64
+	stop := x.showProgress(ctx, *e, &sent)
+	body := plan.NewReader(ctx)
+	defer body.Close() //nolint:errcheck // it was read
+	_, err = client.Upload(ctx, plan.Name, plan.Size(), body, func(n int64) { sent.Store(n) })
+	stop()
+	if err != nil {
+		return classify(err, sftp.Permanent(err))
+	}
+	e.Sent = plan.Size()
+	return nil
+}
+
+// showProgress keeps the state of e now and then, until the returned function is called.
+func (x *Exporter) showProgress(ctx context.Context, e Export, sent *atomic.Int64) (stop func()) {
+	ctx, cancel := context.WithCancel(ctx)
+	ended := make(chan struct{})
+	go func() {
+		defer close(ended)
+		tick := time.NewTicker(progressEvery)
+		defer tick.Stop()
+		for {
+			select {
+			case <-ctx.Done():
+				return
+			case <-tick.C:
+				e.Sent, e.Updated = sent.Load(), x.cfg.Now().UTC()
+				if err := x.states.Put(ctx, e); err != nil && ctx.Err() == nil {
+					x.log.Warn("progress of an export not kept", slog.String("export", e.ID), slog.Any("error", err))
+				}
+			}
+		}
+	}()
+	return func() { cancel(); <-ended }
+}
+
+func (x *Exporter) deliverLink(ctx context.Context, e *Export, to []string) error {
+	if x.mailer == nil || x.cfg.PublicURL == "" {
+		return consumers.Permanent(errors.New("no mail server is set up: give mail.host and exports.public_url in the configuration"))
+	}
+	expires := x.cfg.Now().UTC().Add(x.cfg.LinkTTL).Truncate(time.Second)
+	// A repeated attempt makes another link: the first one's token is in nobody's hands but its mail's.
+	token, err := x.links.Create(ctx, Link{Export: e.ID, Expires: expires})
+	if err != nil {
+		return err
+	}
+	trails := make([]string, len(e.Trails))
+	for i, t := range e.Trails {
+		trails[i] = string(t)
+	}
+	body := mail.Download{
+		Organization: e.Organization, Trails: trails, From: e.From, To: e.To, Events: int64(e.Rows), Files: e.Files,
+		Size: e.Bytes, FileName: e.File, Link: absolute(x.cfg.PublicURL, DownloadPath(token, e.File)), Expires: expires,
+	}
+	e.Expires = &expires
+	for _, address := range to {
+		m, err := body.Message(address)
+		if err != nil {
+			return consumers.Permanent(err)
+		}
+		if err := x.mailer.Send(ctx, m); err != nil {
+			return classify(err, mail.Permanent(err))
+		}
+	}
+	return nil
+}
+
+func classify(err error, permanent bool) error {
+	if permanent {
+		return consumers.Permanent(err)
+	}
+	return err
+}
+
+// schedule publishes a request for each period of a destination that is rolled up and not yet asked for.
+func (x *Exporter) schedule(ctx context.Context, name string) error {
+	d, ok := x.destinations[name]
+	if !ok || d.Schedule == nil {
+		return nil // it was removed from the configuration since
+	}
+	closed, err := x.cfg.Closed(ctx)
+	if err != nil {
+		return fmt.Errorf("find which hours are rolled up: %w", err)
+	}
+	next, err := x.states.next(ctx, name)
+	if err != nil {
+		return err
+	}
+	if next.IsZero() {
+		if next = d.Schedule.Since.UTC(); next.IsZero() {
+			next = x.cfg.Now().UTC()
+		}
+		next = next.Truncate(d.Schedule.Period)
+		if err := x.states.setNext(ctx, name, next); err != nil {
+			return err
+		}
+	}
+	for !next.Add(d.Schedule.Period).After(closed) {
+		r := Request{
+			ID:           fmt.Sprintf("%s-%s", name, next.UTC().Format("20060102T150405")),
+			Organization: d.Organization, Trails: d.Trails, From: next, To: next.Add(d.Schedule.Period),
+			Destination: name, RequestedBy: "schedule",
+		}
+		if err := Submit(ctx, x.js, r); err != nil {
+			return err
+		}
+		next = r.To
+		if err := x.states.setNext(ctx, name, next); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// Submit asks for an export. Asking again with the same id asks for nothing more.
+func Submit(ctx context.Context, js jetstream.JetStream, r Request) error {
+	if err := r.Validate(); err != nil {
+		return err
+	}
+	data, err := EncodeRequest(r)
+	if err != nil {
+		return fmt.Errorf("encode export %s: %w", r.ID, err)
+	}
+	msg := nats.NewMsg(schema.SubjectExports + "." + r.Organization)
+	msg.Data = data
+	msg.Header.Set(nats.MsgIdHdr, r.ID)
+	if _, err := js.PublishMsg(ctx, msg); err != nil {
+		return fmt.Errorf("ask for export %s: %w", r.ID, err)
+	}
+	return nil
+}

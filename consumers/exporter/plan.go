@@ -1,0 +1,134 @@
+package exporter
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"slices"
+	"strings"
+	"time"
+
+	"gocloud.dev/blob"
+	"golang.org/x/sync/errgroup"
+
+	"github.com/kansa-audit/kansa/consumers/exporter/archive"
+	"github.com/kansa-audit/kansa/schema"
+	"github.com/kansa-audit/kansa/schema/seal"
+)
+
+// Plan is an archive that is laid out but not yet read.
+type Plan struct {
+	*archive.Archive
+	Name     string
+	Rows     uint64
+	Modified time.Time // of the newest hour in it
+}
+
+// partition is a manifest as found in the store.
+type partition struct {
+	manifest *seal.Manifest
+	text     []byte
+}
+
+// PlanArchive lays out the archive of a request. Nothing of the partitions is read but their
+// manifests. The same request gives the same bytes, as partitions never change.
+func PlanArchive(ctx context.Context, bucket *blob.Bucket, r *Request) (*Plan, error) {
+	plan := &Plan{Name: r.FileName()}
+	var entries []archive.Entry
+	trails := slices.Clone(r.Trails)
+	slices.Sort(trails)
+	for _, trail := range slices.Compact(trails) {
+		found, err := findPartitions(ctx, bucket, r.Organization, trail, r.From, r.To)
+		if err != nil {
+			return nil, err
+		}
+		for _, f := range found {
+			p := f.manifest.Partition()
+			if f.manifest.Rows > 0 {
+				entries = append(entries, csvEntry(bucket, f.manifest))
+			}
+			entries = append(entries, archive.FromBytes(p.ManifestKey(), p.End(), f.text))
+			plan.Rows += f.manifest.Rows
+			if p.End().After(plan.Modified) {
+				plan.Modified = p.End()
+			}
+		}
+	}
+	if len(entries) == 0 {
+		entries = append(entries, archive.FromBytes("EMPTY.txt", r.To,
+			fmt.Appendf(nil, "No partition of %s begins between %s and %s: nothing was recorded yet.\r\n",
+				r.Organization, r.From.UTC().Format(time.RFC3339), r.To.UTC().Format(time.RFC3339))))
+	}
+	var err error
+	if plan.Archive, err = archive.New(entries); err != nil {
+		return nil, fmt.Errorf("lay out the archive: %w", err)
+	}
+	return plan, nil
+}
+
+// gzip's header and trailer around the deflate stream; rollup writes no optional fields.
+const (
+	gzipHeader  = 10
+	gzipTrailer = 8
+)
+
+func csvEntry(bucket *blob.Bucket, m *seal.Manifest) archive.Entry {
+	p := m.Partition()
+	return archive.Entry{
+		Name: p.Path() + ".csv", Modified: p.End(), Method: archive.Deflated, CRC32: m.CSVCRC32,
+		UncompressedSize: m.CSVBytes, CompressedSize: m.FileBytes - gzipHeader - gzipTrailer,
+		Open: func(ctx context.Context, offset, length int64) (io.ReadCloser, error) {
+			return bucket.NewRangeReader(ctx, p.CSVKey(), gzipHeader+offset, length, nil)
+		},
+	}
+}
+
+// findPartitions returns the manifests of the hours that begin in [from, to), in order.
+func findPartitions(ctx context.Context, bucket *blob.Bucket, org string, trail schema.Trail, from, to time.Time) ([]partition, error) {
+	var keys []string
+	// Keys sort by time, so that whole days outside of the range are skipped by their prefix.
+	first := schema.Partition{Organization: org, Trail: trail, Hour: from.UTC().Truncate(24 * time.Hour), Length: time.Hour}.Path()
+	last := schema.Partition{Organization: org, Trail: trail, Hour: to.UTC(), Length: time.Hour}.Path()
+	day := func(path string) string { return path[:strings.LastIndexByte(path, '/')] }
+	list := bucket.List(&blob.ListOptions{Prefix: org + "/" + string(trail) + "/"})
+	for {
+		o, err := list.Next(ctx)
+		if err == io.EOF {
+			break
+		}
+		if err != nil {
+			return nil, fmt.Errorf("list the partitions of %s/%s: %w", org, trail, err)
+		}
+		if strings.HasSuffix(o.Key, ".manifest.json") && day(o.Key) >= day(first) && day(o.Key) <= day(last) {
+			keys = append(keys, o.Key)
+		}
+	}
+	all := make([]partition, len(keys))
+	g, ctx := errgroup.WithContext(ctx)
+	g.SetLimit(32)
+	for i, key := range keys {
+		g.Go(func() error {
+			text, err := bucket.ReadAll(ctx, key)
+			if err != nil {
+				return fmt.Errorf("read manifest %s: %w", key, err)
+			}
+			m, err := seal.Decode(text)
+			if err != nil {
+				return fmt.Errorf("manifest %s: %w", key, err)
+			}
+			if m.Partition().ManifestKey() != key || m.Organization != org {
+				return fmt.Errorf("manifest %s speaks of %s", key, m.Partition())
+			}
+			all[i] = partition{m, text}
+			return nil
+		})
+	}
+	if err := g.Wait(); err != nil {
+		return nil, err
+	}
+	all = slices.DeleteFunc(all, func(p partition) bool {
+		return p.manifest.HourStart.Before(from) || !p.manifest.HourStart.Before(to)
+	})
+	slices.SortFunc(all, func(a, b partition) int { return a.manifest.HourStart.Compare(b.manifest.HourStart) })
+	return all, nil
+}

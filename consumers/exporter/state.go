@@ -1,0 +1,122 @@
+package exporter
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"slices"
+	"time"
+
+	"github.com/nats-io/nats.go/jetstream"
+)
+
+// State is how far an export has come.
+type State string
+
+// The states of an export. Done and Failed are final.
+const (
+	Waiting  State = "waiting"  // for hours of its range to close
+	Running  State = "running"  // being delivered
+	Retrying State = "retrying" // the last attempt failed; another comes
+	Done     State = "done"
+	Failed   State = "failed" // given up: trying again would meet the same error
+)
+
+// Export is the state of one export, as people see it. It holds no secret.
+type Export struct {
+	Request
+	State    State     `json:"state"`
+	Attempts uint64    `json:"attempts"`
+	Error    string    `json:"error,omitempty"`
+	Created  time.Time `json:"created"`
+	Updated  time.Time `json:"updated"`
+	// Of the archive.
+	File  string `json:"file,omitempty"`
+	Bytes int64  `json:"bytes,omitempty"`
+	Files int    `json:"files,omitempty"`
+	Rows  uint64 `json:"rows,omitempty"`
+	// Sent counts the bytes of the attempt that is running.
+	Sent int64 `json:"sent,omitempty"`
+	// Link ends then.
+	Expires *time.Time `json:"expires,omitempty"`
+}
+
+// States keeps exports in a key-value bucket.
+type States struct{ KV jetstream.KeyValue }
+
+const (
+	prefixExport = "export."
+	prefixNext   = "next." // + destination: the start of the next period to export
+)
+
+// Get returns the state of an export, and false if there is none.
+func (s States) Get(ctx context.Context, id string) (Export, bool, error) {
+	entry, err := s.KV.Get(ctx, prefixExport+id)
+	if errors.Is(err, jetstream.ErrKeyNotFound) {
+		return Export{}, false, nil
+	}
+	if err != nil {
+		return Export{}, false, fmt.Errorf("read the state of export %s: %w", id, err)
+	}
+	var e Export
+	if err := json.Unmarshal(entry.Value(), &e); err != nil {
+		return Export{}, false, fmt.Errorf("read the state of export %s: %w", id, err)
+	}
+	return e, true, nil
+}
+
+// Put keeps the state of an export.
+func (s States) Put(ctx context.Context, e Export) error {
+	data, err := json.Marshal(e)
+	if err != nil {
+		return fmt.Errorf("encode the state of export %s: %w", e.ID, err)
+	}
+	if _, err := s.KV.Put(ctx, prefixExport+e.ID, data); err != nil {
+		return fmt.Errorf("keep the state of export %s: %w", e.ID, err)
+	}
+	return nil
+}
+
+// List returns all exports, the newest first.
+func (s States) List(ctx context.Context) ([]Export, error) {
+	keys, err := s.KV.ListKeysFiltered(ctx, prefixExport+">")
+	if err != nil {
+		return nil, fmt.Errorf("list exports: %w", err)
+	}
+	var all []Export
+	for key := range keys.Keys() {
+		e, ok, err := s.Get(ctx, key[len(prefixExport):])
+		if err != nil {
+			return nil, err
+		}
+		if ok {
+			all = append(all, e)
+		}
+	}
+	slices.SortFunc(all, func(a, b Export) int { return b.Created.Compare(a.Created) })
+	return all, nil
+}
+
+// next is where a destination's next period begins, zero before its first.
+func (s States) next(ctx context.Context, destination string) (time.Time, error) {
+	entry, err := s.KV.Get(ctx, prefixNext+destination)
+	if errors.Is(err, jetstream.ErrKeyNotFound) {
+		return time.Time{}, nil
+	}
+	if err != nil {
+		return time.Time{}, fmt.Errorf("read how far destination %s has come: %w", destination, err)
+	}
+	t, err := time.Parse(time.RFC3339, string(entry.Value()))
+	if err != nil {
+		return time.Time{}, fmt.Errorf("read how far destination %s has come: %w", destination, err)
+	}
+	return t, nil
+}
+
+func (s States) setNext(ctx context.Context, destination string, t time.Time) error {
+	if _, err := s.KV.PutString(ctx, prefixNext+destination, t.UTC().Format(time.RFC3339)); err != nil {
+		return fmt.Errorf("keep how far destination %s has come: %w", destination, err)
+	}
+	return nil
+}

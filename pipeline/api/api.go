@@ -1,0 +1,84 @@
+// Package api is Kansa's HTTP server: downloads of archives, and the health of the process.
+//
+// It owns routes and answers, and computes nothing itself.
+package api
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"net/http"
+	"time"
+
+	"gocloud.dev/blob"
+
+	"github.com/kansa-audit/kansa/consumers/exporter"
+)
+
+// Options of a server.
+type Options struct {
+	Listen string // host:port
+	Bucket *blob.Bucket
+	States exporter.States
+	Links  exporter.Links
+	// Healthy says what is not working, or nothing.
+	Healthy func(ctx context.Context) error
+	Logger  *slog.Logger
+}
+
+// Server is a running HTTP server.
+type Server struct {
+	o      Options
+	http   *http.Server
+	listen net.Listener
+	served chan error
+}
+
+// Start listens and serves until Close.
+func Start(ctx context.Context, o Options) (*Server, error) {
+	var lc net.ListenConfig
+	l, err := lc.Listen(ctx, "tcp", o.Listen)
+	if err != nil {
+		return nil, fmt.Errorf("listen on api.listen %s: %w", o.Listen, err)
+	}
+	s := &Server{o: o, listen: l, served: make(chan error, 1)}
+	mux := http.NewServeMux()
+	mux.HandleFunc("GET /healthz", func(w http.ResponseWriter, _ *http.Request) { fmt.Fprintln(w, "alive") })
+	mux.HandleFunc("GET /readyz", s.ready)
+	(&downloads{o: o}).register(mux)
+	s.http = &http.Server{
+		Handler: mux, ReadHeaderTimeout: 10 * time.Second, IdleTimeout: 2 * time.Minute, MaxHeaderBytes: 64 << 10,
+		ErrorLog: slog.NewLogLogger(o.Logger.Handler(), slog.LevelDebug),
+	}
+	go func() { s.served <- s.http.Serve(l) }()
+	return s, nil
+}
+
+// URL is the server's address as seen from this machine.
+func (s *Server) URL() string { return "http://" + s.listen.Addr().String() }
+
+// Close lets requests end for a few seconds, and then ends them.
+func (s *Server) Close() error {
+	ctx, cancel := context.WithTimeout(context.Background(), 3*time.Second)
+	defer cancel()
+	err := s.http.Shutdown(ctx)
+	if errors.Is(err, context.DeadlineExceeded) {
+		err = s.http.Close()
+	}
+	if served := <-s.served; !errors.Is(served, http.ErrServerClosed) {
+		err = errors.Join(err, fmt.Errorf("serve HTTP: %w", served))
+	}
+	return err
+}
+
+func (s *Server) ready(w http.ResponseWriter, r *http.Request) {
+	ctx, cancel := context.WithTimeout(r.Context(), 3*time.Second)
+	defer cancel()
+	if err := s.o.Healthy(ctx); err != nil {
+		http.Error(w, err.Error(), http.StatusServiceUnavailable)
+		return
+	}
+	fmt.Fprintln(w, "ready")
+}

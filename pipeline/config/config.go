@@ -1,0 +1,284 @@
+// Package config is the one configuration of Kansa: a YAML file, read strictly, with a default for every
+// key.
+//
+// It owns the keys, their defaults and their checks, and opens nothing but the file itself.
+package config
+
+import (
+	"errors"
+	"fmt"
+	"log/slog"
+	"net/url"
+	"os"
+	"path/filepath"
+	"slices"
+	"time"
+
+	"github.com/goccy/go-yaml"
+
+	"github.com/kansa-audit/kansa/consumers/exporter"
+	"github.com/kansa-audit/kansa/consumers/exporter/mail"
+	"github.com/kansa-audit/kansa/schema"
+)
+
+// ErrInvalid is what every refused configuration answers to with errors.Is.
+var ErrInvalid = errors.New("invalid configuration")
+
+// Config is the whole file.
+type Config struct {
+	// DataDir holds what the embedded parts keep, and the partitions unless partitions.url says otherwise.
+	DataDir      string                 `yaml:"data_dir"`
+	Log          Log                    `yaml:"log"`
+	NATS         NATS                   `yaml:"nats"`
+	Streams      Streams                `yaml:"streams"`
+	ClickHouse   ClickHouse             `yaml:"clickhouse"`
+	Engine       Engine                 `yaml:"engine"`
+	Writer       Writer                 `yaml:"writer"`
+	Retention    Retention              `yaml:"retention"`
+	Rollup       Rollup                 `yaml:"rollup"`
+	Partitions   Partitions             `yaml:"partitions"`
+	Exports      Exports                `yaml:"exports"`
+	Mail         *mail.Config           `yaml:"mail,omitempty"`
+	Destinations []exporter.Destination `yaml:"destinations,omitempty"`
+	API          API                    `yaml:"api"`
+}
+
+// Log says what is written to standard error.
+type Log struct {
+	Level  slog.Level `yaml:"level"`  // debug, info, warn or error
+	Format string     `yaml:"format"` // text or json
+}
+
+// NATS is the broker: embedded, unless URL is set.
+type NATS struct {
+	// URL of external servers: nats://host:4222, several separated by commas.
+	URL             string `yaml:"url"`
+	CredentialsFile string `yaml:"credentials_file"`
+	CAFile          string `yaml:"ca_file"`
+	CertFile        string `yaml:"cert_file"`
+	KeyFile         string `yaml:"key_file"`
+	// MonitorURL is an external server's monitoring address, http://host:8222: there it tells whether
+	// it syncs to disk before it acknowledges. AssumeSyncAlways takes your word for it.
+	MonitorURL       string `yaml:"monitor_url"`
+	AssumeSyncAlways bool   `yaml:"assume_sync_always"`
+	// Listen and Port are where the embedded broker takes connections; port 0 chooses a free one.
+	Listen string `yaml:"listen"`
+	Port   int    `yaml:"port"`
+}
+
+// Streams are the settings of the streams.
+type Streams struct {
+	Replicas int `yaml:"replicas"`
+	// AuditMaxAge and AuditMaxBytes bound the stream of events: how far back a lost ClickHouse can be
+	// filled again, and when producers are pushed back. 0 is no bound.
+	AuditMaxAge   time.Duration `yaml:"audit_max_age"`
+	AuditMaxBytes int64         `yaml:"audit_max_bytes"`
+	// DuplicateWindow is how long a message that is published again is known by its id.
+	DuplicateWindow time.Duration `yaml:"duplicate_window"`
+}
+
+// ClickHouse is the engine: embedded, unless URL is set.
+type ClickHouse struct {
+	// URL is http://host:8123, https://host:8443 or clickhouse://host:9000.
+	URL          string `yaml:"url"`
+	Username     string `yaml:"username"`
+	PasswordFile string `yaml:"password_file"`
+	Database     string `yaml:"database"`
+	CAFile       string `yaml:"ca_file"`
+}
+
+// Engine is the embedded ClickHouse.
+type Engine struct {
+	// Library is the path of libchdb; found beside the program if empty.
+	Library string `yaml:"library"`
+}
+
+// Writer moves events into ClickHouse.
+type Writer struct {
+	MaxRows       int           `yaml:"max_rows"`
+	MaxBytes      int           `yaml:"max_bytes"`
+	Linger        time.Duration `yaml:"linger"`
+	Inserts       int           `yaml:"inserts"`
+	Memory        int64         `yaml:"memory"`
+	AckWait       time.Duration `yaml:"ack_wait"`
+	InsertTimeout time.Duration `yaml:"insert_timeout"`
+}
+
+// Retention says for how many days events are kept in ClickHouse.
+type Retention struct {
+	Days          int            `yaml:"days"`
+	Organizations map[string]int `yaml:"organizations,omitempty"`
+}
+
+// Expires is when an event of an organization recorded at a time may be removed.
+func (r Retention) Expires(organization string, recordedAt time.Time) time.Time {
+	days := r.Days
+	if own, ok := r.Organizations[organization]; ok {
+		days = own
+	}
+	return recordedAt.AddDate(0, 0, days)
+}
+
+// Rollup makes partitions.
+type Rollup struct {
+	// Hour is the length of a partition; it divides a day.
+	Hour time.Duration `yaml:"hour"`
+	// Grace is waited for messages that become visible a moment after the time they bear.
+	Grace time.Duration `yaml:"grace"`
+	// Parallel bounds the partitions made at once; 0 is the number of cores.
+	Parallel int `yaml:"parallel"`
+}
+
+// Partitions are the stored hours.
+type Partitions struct {
+	// URL is a bucket: file:///path. A folder of data_dir if empty.
+	URL string `yaml:"url"`
+}
+
+// Exports are archives and links.
+type Exports struct {
+	// PublicURL is the address of the API as those who get a link reach it.
+	PublicURL string `yaml:"public_url"`
+	// LinkDays is how long a link works.
+	LinkDays int `yaml:"link_days"`
+	Parallel int `yaml:"parallel"`
+}
+
+// API is the HTTP server.
+type API struct {
+	Listen string `yaml:"listen"` // host:port; port 0 chooses a free one
+}
+
+// Default returns the configuration that holds where the file says nothing.
+func Default() *Config {
+	return &Config{
+		DataDir:    "kansa-data",
+		Log:        Log{Level: slog.LevelInfo, Format: "text"},
+		NATS:       NATS{Listen: "127.0.0.1", Port: 4222},
+		Streams:    Streams{Replicas: 1, AuditMaxAge: 7 * 24 * time.Hour, DuplicateWindow: 10 * time.Minute},
+		ClickHouse: ClickHouse{Database: "kansa"},
+		Writer: Writer{
+			MaxRows: 200_000, MaxBytes: 64 << 20, Linger: 50 * time.Millisecond, Inserts: 4, Memory: 256 << 20,
+			AckWait: time.Minute, InsertTimeout: 20 * time.Second,
+		},
+		Retention: Retention{Days: 730},
+		Rollup:    Rollup{Hour: time.Hour, Grace: 500 * time.Millisecond},
+		Exports:   Exports{LinkDays: 7, Parallel: 4},
+		API:       API{Listen: "127.0.0.1:8080"},
+	}
+}
+
+// Load reads the file at path over the defaults and checks all of it. Without a path it returns the
+// defaults. The error answers to ErrInvalid if the file was read and refused.
+func Load(path string) (*Config, error) {
+	c := Default()
+	if path == "" {
+		return c, c.Check()
+	}
+	data, err := os.ReadFile(path)
+	if err != nil {
+		return nil, fmt.Errorf("read the configuration: %w", err)
+	}
+	if err := yaml.UnmarshalWithOptions(data, c, yaml.Strict()); err != nil {
+		return nil, fmt.Errorf("%w: %s: %s", ErrInvalid, path, yaml.FormatError(err, false, true))
+	}
+	if err := c.Check(); err != nil {
+		return nil, fmt.Errorf("%w: %s: %w", ErrInvalid, path, err)
+	}
+	return c, nil
+}
+
+// Check reports every fault at once; each names the key, the value and the remedy. It normalizes the
+// destinations.
+func (c *Config) Check() error {
+	var faults []error
+	fault := func(format string, v ...any) { faults = append(faults, fmt.Errorf(format, v...)) }
+	if c.DataDir == "" {
+		fault("data_dir is empty: name a directory")
+	}
+	if c.Log.Format != "text" && c.Log.Format != "json" {
+		fault("log.format is %q: use text or json", c.Log.Format)
+	}
+	if c.Streams.Replicas < 1 || c.Streams.Replicas > 5 {
+		fault("streams.replicas is %d: use 1, 3 or 5", c.Streams.Replicas)
+	}
+	if c.Streams.DuplicateWindow < 2*time.Minute {
+		fault("streams.duplicate_window is %s: producers try again for a minute, so give 2m at least", c.Streams.DuplicateWindow)
+	}
+	if a := c.Streams.AuditMaxAge; a != 0 && a < max(c.Streams.DuplicateWindow, 2*c.Rollup.Hour) {
+		fault("streams.audit_max_age is %s: keep events longer than the duplicate window and two hours of the rollup", a)
+	}
+	if c.Writer.InsertTimeout > c.Writer.AckWait/2 {
+		fault("writer.insert_timeout is %s: at most half of writer.ack_wait, which is %s", c.Writer.InsertTimeout, c.Writer.AckWait)
+	}
+	for key, v := range map[string]int{
+		"writer.max_rows": c.Writer.MaxRows, "writer.max_bytes": c.Writer.MaxBytes, "writer.inserts": c.Writer.Inserts,
+		"retention.days": c.Retention.Days, "exports.link_days": c.Exports.LinkDays, "exports.parallel": c.Exports.Parallel,
+	} {
+		if v < 1 {
+			fault("%s is %d: give a positive number", key, v)
+		}
+	}
+	if least := int64(4 * schema.MaxMessageBytes); c.Writer.Memory < least {
+		fault("writer.memory is %d: give %d at least", c.Writer.Memory, least)
+	}
+	if h := c.Rollup.Hour; h < time.Second || (24*time.Hour)%h != 0 {
+		fault("rollup.hour is %s: it has to be one second at least and divide a day", h)
+	}
+	for key, v := range map[string]string{"exports.public_url": c.Exports.PublicURL, "nats.monitor_url": c.NATS.MonitorURL} {
+		if u, err := url.Parse(v); v != "" && (err != nil || u.Host == "" || u.Scheme != "http" && u.Scheme != "https") {
+			fault("%s is %q: give an absolute address such as https://audit.example.com", key, v)
+		}
+	}
+	for org := range c.Retention.Organizations {
+		if f := schema.CheckOrganization(org); f != nil {
+			fault("retention.organizations: %w", f)
+		}
+	}
+	if c.Mail != nil {
+		if err := c.Mail.Validate(); err != nil {
+			fault("mail: %w", err)
+		}
+	}
+	seen := map[string]bool{}
+	for i := range c.Destinations {
+		d := &c.Destinations[i]
+		if err := d.Normalize(); err != nil {
+			fault("destinations[%d]: %w", i, err)
+		}
+		if seen[d.Name] {
+			fault("destinations[%d]: the name %q is taken: give each destination its own", i, d.Name)
+		}
+		seen[d.Name] = true
+		if len(d.Mail) > 0 && (c.Mail == nil || c.Exports.PublicURL == "") {
+			fault("destinations[%d]: mail needs mail.host and exports.public_url: set them", i)
+		}
+		if s := d.Schedule; s != nil && s.Period%c.Rollup.Hour != 0 {
+			fault("destinations[%d]: schedule.period %s is no multiple of rollup.hour %s", i, s.Period, c.Rollup.Hour)
+		}
+	}
+	slices.SortFunc(faults, func(a, b error) int {
+		switch {
+		case a.Error() < b.Error():
+			return -1
+		default:
+			return 1
+		}
+	})
+	return errors.Join(faults...)
+}
+
+// LinkTTL is how long a link works.
+func (c *Config) LinkTTL() time.Duration { return time.Duration(c.Exports.LinkDays) * 24 * time.Hour }
+
+// PartitionsURL is the bucket of the partitions.
+func (c *Config) PartitionsURL() (string, error) {
+	if c.Partitions.URL != "" {
+		return c.Partitions.URL, nil
+	}
+	dir, err := filepath.Abs(filepath.Join(c.DataDir, "partitions"))
+	if err != nil {
+		return "", fmt.Errorf("find data_dir: %w", err)
+	}
+	return "file://" + filepath.ToSlash(dir), nil
+}

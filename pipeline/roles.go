@@ -1,0 +1,37 @@
+package pipeline
+
+import (
+	"fmt"
+	"slices"
+	"strings"
+)
+
+// Role is a part of the pipeline that can run in a process of its own, any number of times.
+type Role string
+
+// The roles.
+const (
+	RoleWriter   Role = "writer"   // AUDIT → ClickHouse
+	RoleRollup   Role = "rollup"   // closed hours → partitions
+	RoleExporter Role = "exporter" // partitions → SFTP, mail
+	RoleAPI      Role = "api"      // downloads, health
+)
+
+// Roles lists every role.
+var Roles = []Role{RoleWriter, RoleRollup, RoleExporter, RoleAPI}
+
+// ParseRoles checks names of roles.
+func ParseRoles(names []string) ([]Role, error) {
+	var roles []Role
+	for _, n := range names {
+		if !slices.Contains(Roles, Role(n)) {
+			known := make([]string, len(Roles))
+			for i, r := range Roles {
+				known[i] = string(r)
+			}
+			return nil, fmt.Errorf("role %q is not known: use %s", n, strings.Join(known, ", "))
+		}
+		roles = append(roles, Role(n))
+	}
+	return roles, nil
+}

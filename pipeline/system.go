@@ -1,0 +1,387 @@
+package pipeline
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net/url"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+
+	"github.com/nats-io/nats.go"
+	"github.com/nats-io/nats.go/jetstream"
+	"gocloud.dev/blob"
+	"gocloud.dev/blob/fileblob"
+	"golang.org/x/sync/errgroup"
+
+	"github.com/kansa-audit/kansa/consumers"
+	"github.com/kansa-audit/kansa/consumers/exporter"
+	"github.com/kansa-audit/kansa/consumers/exporter/mail"
+	"github.com/kansa-audit/kansa/consumers/rollup"
+	"github.com/kansa-audit/kansa/consumers/writer"
+	"github.com/kansa-audit/kansa/pipeline/api"
+	"github.com/kansa-audit/kansa/pipeline/broker"
+	"github.com/kansa-audit/kansa/pipeline/config"
+	"github.com/kansa-audit/kansa/pipeline/engine"
+	"github.com/kansa-audit/kansa/pipeline/store"
+)
+
+// Options of a system besides its configuration.
+type Options struct {
+	Config *config.Config
+	Roles  []Role
+	// EngineCommand runs the embedded engine's process: this program and its hidden subcommand.
+	EngineCommand []string
+	Logger        *slog.Logger
+}
+
+// System is a running pipeline. Its parts are there to be looked at; they are closed by Close.
+type System struct {
+	Config *config.Config
+	Client *broker.Client
+	Store  *store.Store   // nil if no role needs it
+	Engine *engine.Engine // nil if ClickHouse is elsewhere
+	Bucket *blob.Bucket
+	Writer *writer.Writer // nil if the role is not here
+	Rollup *rollup.Rollup
+	States exporter.States
+	Links  exporter.Links
+	API    *api.Server
+
+	log    *slog.Logger
+	server *broker.Server
+	roles  *errgroup.Group
+	stop   context.CancelFunc
+	ended  context.Context // done when a role has failed
+}
+
+// Start starts everything that the roles need and then the roles. When it returns, events can be
+// published. ctx bounds the start only.
+func Start(ctx context.Context, o Options) (_ *System, err error) {
+	s := &System{Config: o.Config, log: o.Logger}
+	defer func() {
+		if err != nil {
+			err = errors.Join(err, s.Close())
+		}
+	}()
+	if err := os.MkdirAll(o.Config.DataDir, 0o700); err != nil {
+		return nil, fmt.Errorf("create data_dir: %w", err)
+	}
+	if err := s.connect(ctx); err != nil {
+		return nil, err
+	}
+	has := func(r Role) bool { return slices.Contains(o.Roles, r) }
+	if has(RoleWriter) || has(RoleRollup) {
+		if err := s.openStore(ctx, o.EngineCommand); err != nil {
+			return nil, err
+		}
+	}
+	if s.Bucket, err = openBucket(ctx, o.Config); err != nil {
+		return nil, err
+	}
+	if err := s.buckets(ctx); err != nil {
+		return nil, err
+	}
+	run, stop := context.WithCancel(context.Background())
+	s.stop = stop
+	s.roles, s.ended = errgroup.WithContext(run)
+	starts := map[Role]func(context.Context) error{
+		RoleWriter: s.startWriter, RoleRollup: s.startRollup, RoleAPI: s.startAPI, RoleExporter: s.startExporter,
+	}
+	// The API first: links name its address.
+	for _, r := range []Role{RoleAPI, RoleWriter, RoleRollup, RoleExporter} {
+		if has(r) {
+			if err := starts[r](ctx); err != nil {
+				return nil, fmt.Errorf("start the %s: %w", r, err)
+			}
+		}
+	}
+	return s, nil
+}
+
+// Failed is done when a role has ended by itself; see Close for the reason.
+func (s *System) Failed() <-chan struct{} { return s.ended.Done() }
+
+// NATSURL is where the broker is reached.
+func (s *System) NATSURL() string { return s.Client.NC.ConnectedUrlRedacted() }
+
+// Close stops in the order in which events flow, so that what was fetched is stored and acknowledged:
+// roles, connections, engine, broker. Nothing acknowledged to a producer is lost by it.
+func (s *System) Close() error {
+	var errs []error
+	if s.stop != nil {
+		s.stop()
+		errs = append(errs, s.roles.Wait())
+	}
+	if s.Bucket != nil {
+		errs = append(errs, s.Bucket.Close())
+	}
+	if s.Store != nil {
+		errs = append(errs, s.Store.Close())
+	}
+	if s.Engine != nil {
+		errs = append(errs, s.Engine.Close())
+	}
+	if s.Client != nil {
+		s.Client.Close()
+	}
+	if s.server != nil {
+		s.server.Close()
+	}
+	return errors.Join(errs...)
+}
+
+// connect reaches the broker, starting it if it is the embedded one, and sets it up.
+func (s *System) connect(ctx context.Context) (err error) {
+	c := s.Config
+	o := broker.Options{
+		URL: c.NATS.URL, Name: "pipeline", CredentialsFile: c.NATS.CredentialsFile, CAFile: c.NATS.CAFile,
+		CertFile: c.NATS.CertFile, KeyFile: c.NATS.KeyFile, MonitorURL: c.NATS.MonitorURL,
+		AssumeSyncAlways: c.NATS.AssumeSyncAlways, Logger: s.log,
+	}
+	if o.URL == "" {
+		s.server, err = broker.StartServer(ctx, broker.ServerOptions{
+			Dir: filepath.Join(c.DataDir, "nats"), Listen: c.NATS.Listen, Port: c.NATS.Port, Logger: s.log,
+		})
+		if err != nil {
+			return err
+		}
+		o.URL, o.AssumeSyncAlways = s.server.URL(), true // we set it ourselves
+	}
+	if s.Client, err = broker.Connect(ctx, o); err != nil {
+		return err
+	}
+	if err := s.Client.CheckServer(ctx, o); err != nil {
+		return err
+	}
+	return s.Client.Setup(ctx, broker.Settings{
+		Replicas: c.Streams.Replicas, AuditMaxAge: c.Streams.AuditMaxAge, AuditMaxBytes: c.Streams.AuditMaxBytes,
+		DuplicateWindow: c.Streams.DuplicateWindow, AckWait: c.Writer.AckWait, Hour: c.Rollup.Hour,
+	})
+}
+
+func (s *System) openStore(ctx context.Context, command []string) (err error) {
+	c := s.Config.ClickHouse
+	o := store.Options{
+		URL: c.URL, Username: c.Username, PasswordFile: c.PasswordFile, Database: c.Database, CAFile: c.CAFile, Logger: s.log,
+	}
+	if o.URL == "" {
+		s.Engine, err = engine.Start(ctx, engine.Options{
+			Dir: filepath.Join(s.Config.DataDir, "clickhouse"), Library: s.Config.Engine.Library, Command: command, Logger: s.log,
+		})
+		if err != nil {
+			return err
+		}
+		o.URL, o.Username, o.Password = s.Engine.URL(), s.Engine.Username(), s.Engine.Password()
+	}
+	if s.Store, err = store.Open(ctx, o); err != nil {
+		return err
+	}
+	return s.Store.Migrate(ctx)
+}
+
+func openBucket(ctx context.Context, c *config.Config) (*blob.Bucket, error) {
+	target, err := c.PartitionsURL()
+	if err != nil {
+		return nil, err
+	}
+	if path, ok := strings.CutPrefix(target, "file://"); ok {
+		if path, err = url.PathUnescape(path); err != nil {
+			return nil, fmt.Errorf("partitions.url %s: %w", target, err)
+		}
+		bucket, err := fileblob.OpenBucket(filepath.FromSlash(path), &fileblob.Options{
+			CreateDir: true, DirFileMode: 0o700, NoTempDir: true, Metadata: fileblob.MetadataDontWrite,
+		})
+		if err != nil {
+			return nil, fmt.Errorf("open the partition store %s: %w", target, err)
+		}
+		return bucket, nil
+	}
+	bucket, err := blob.OpenBucket(ctx, target)
+	if err != nil {
+		return nil, fmt.Errorf("open the partition store: %w", err)
+	}
+	return bucket, nil
+}
+
+func (s *System) buckets(ctx context.Context) error {
+	for name, to := range map[string]*jetstream.KeyValue{broker.BucketExports: &s.States.KV, broker.BucketLinks: &s.Links.KV} {
+		kv, err := s.Client.JS.KeyValue(ctx, name)
+		if err != nil {
+			return fmt.Errorf("open bucket %s: %w", name, err)
+		}
+		*to = kv
+	}
+	return nil
+}
+
+func (s *System) startWriter(ctx context.Context) error {
+	stream, err := s.Client.JS.Stream(ctx, broker.StreamAudit)
+	if err != nil {
+		return fmt.Errorf("look up stream %s: %w", broker.StreamAudit, err)
+	}
+	consumer, err := stream.Consumer(ctx, broker.ConsumerWriter)
+	if err != nil {
+		return fmt.Errorf("look up the consumer: %w", err)
+	}
+	c := s.Config.Writer
+	w, err := writer.New(consumer, s.Store, consumers.DeadLetters{JS: s.Client.JS}, writer.Config{
+		MaxRows: c.MaxRows, MaxBytes: c.MaxBytes, Linger: c.Linger, Inserts: c.Inserts, Memory: c.Memory,
+		AckWait: c.AckWait, InsertTimeout: c.InsertTimeout, Retention: s.Config.Retention.Expires,
+		Logger: s.log.With(slog.String("part", "writer")),
+	})
+	if err != nil {
+		return err
+	}
+	s.Writer = w
+	// After a start and after each reconnect, what the stream holds by then may have been stored before.
+	known := func(ctx context.Context) {
+		if info, err := stream.Info(ctx); err == nil {
+			w.Suspect(info.State.LastSeq)
+		}
+	}
+	known(ctx)
+	status := s.Client.NC.StatusChanged(nats.CONNECTED, nats.RECONNECTING)
+	s.roles.Go(func() error {
+		defer s.Client.NC.RemoveStatusListener(status)
+		for {
+			select {
+			case <-s.ended.Done():
+				return nil
+			case st, ok := <-status:
+				if !ok {
+					return nil
+				}
+				w.Suspect(^uint64(0))
+				if st == nats.CONNECTED {
+					known(s.ended)
+				}
+			}
+		}
+	})
+	s.roles.Go(func() error { return w.Run(s.ended) })
+	return nil
+}
+
+func (s *System) rolledUp(ctx context.Context) (*rollup.Progress, error) {
+	kv, err := s.Client.JS.KeyValue(ctx, broker.BucketRollup)
+	if err != nil {
+		return nil, fmt.Errorf("open bucket %s: %w", broker.BucketRollup, err)
+	}
+	return &rollup.Progress{KV: kv}, nil
+}
+
+func (s *System) startRollup(ctx context.Context) error {
+	progress, err := s.rolledUp(ctx)
+	if err != nil {
+		return err
+	}
+	stream, err := s.Client.JS.Stream(ctx, broker.StreamAudit)
+	if err != nil {
+		return fmt.Errorf("look up stream %s: %w", broker.StreamAudit, err)
+	}
+	consumer, err := stream.Consumer(ctx, broker.ConsumerWriter)
+	if err != nil {
+		return fmt.Errorf("look up the writer's consumer: %w", err)
+	}
+	floor := rollup.AckFloor{Stream: stream, Consumer: consumer, Grace: s.Config.Rollup.Grace}
+	log := s.log.With(slog.String("part", "rollup"))
+	s.Rollup, err = rollup.New(s.Store, floor, *progress, s.Bucket, s.Client.JS, rollup.Config{
+		Hour: s.Config.Rollup.Hour, Parallel: s.Config.Rollup.Parallel, Logger: log,
+	})
+	if err != nil {
+		return err
+	}
+	return s.work(ctx, broker.StreamHours, broker.ConsumerRollup, consumers.Work{Handle: s.Rollup.Tick, Logger: log})
+}
+
+func (s *System) startExporter(ctx context.Context) error {
+	progress, err := s.rolledUp(ctx)
+	if err != nil {
+		return err
+	}
+	c := s.Config
+	log := s.log.With(slog.String("part", "exporter"))
+	var mailer exporter.Mailer
+	if c.Mail != nil {
+		if mailer, err = mail.New(*c.Mail, log); err != nil {
+			return err
+		}
+	}
+	x, err := exporter.New(s.Bucket, s.States, s.Links, mailer, s.Client.JS, exporter.Config{
+		Destinations: c.Destinations, PublicURL: s.publicURL(), LinkTTL: c.LinkTTL(), Closed: progress.Next, Logger: log,
+	})
+	if err != nil {
+		return err
+	}
+	if err := s.schedules(ctx); err != nil {
+		return err
+	}
+	return s.work(ctx, broker.StreamExports, broker.ConsumerExporter, consumers.Work{Handle: x.Handle, Parallel: c.Exports.Parallel, Logger: log})
+}
+
+// publicURL is where links lead; on one machine, to the API itself.
+func (s *System) publicURL() string {
+	if s.Config.Exports.PublicURL == "" && s.API != nil {
+		return s.API.URL()
+	}
+	return s.Config.Exports.PublicURL
+}
+
+// schedules gives the broker the schedules of the destinations, and takes away those of others.
+func (s *System) schedules(ctx context.Context) error {
+	var all []broker.Schedule
+	for _, d := range s.Config.Destinations {
+		if d.Schedule == nil {
+			continue
+		}
+		body, err := exporter.EncodeSchedule(d.Name)
+		if err != nil {
+			return fmt.Errorf("encode the schedule of %s: %w", d.Name, err)
+		}
+		all = append(all, broker.ExportSchedule(d.Name, d.Organization, d.Schedule.Cron, d.Schedule.TimeZone, d.Schedule.Every, body))
+	}
+	return s.Client.SetExportSchedules(ctx, all)
+}
+
+func (s *System) startAPI(ctx context.Context) (err error) {
+	s.API, err = api.Start(ctx, api.Options{
+		Listen: s.Config.API.Listen, Bucket: s.Bucket, States: s.States, Links: s.Links,
+		Healthy: s.healthy, Logger: s.log.With(slog.String("part", "api")),
+	})
+	if err != nil {
+		return err
+	}
+	s.roles.Go(func() error {
+		<-s.ended.Done()
+		return s.API.Close()
+	})
+	return nil
+}
+
+// healthy says what is not working, or nothing.
+func (s *System) healthy(ctx context.Context) error {
+	var errs []error
+	if !s.Client.NC.IsConnected() {
+		errs = append(errs, errors.New("no connection to NATS"))
+	}
+	if s.Store != nil {
+		if err := s.Store.Ping(ctx); err != nil {
+			errs = append(errs, fmt.Errorf("ClickHouse does not answer: %w", err))
+		}
+	}
+	return errors.Join(errs...)
+}
+
+func (s *System) work(ctx context.Context, stream, consumer string, w consumers.Work) error {
+	c, err := s.Client.JS.Consumer(ctx, stream, consumer)
+	if err != nil {
+		return fmt.Errorf("look up consumer %s: %w", consumer, err)
+	}
+	w.Queue, w.AckWait = c, c.CachedInfo().Config.AckWait
+	s.roles.Go(func() error { return w.Run(s.ended) })
+	return nil
+}

@@ -6,6 +6,7 @@ import (
 	"crypto/sha256"
 	"encoding/hex"
 	"errors"
+	"fmt"
 	"io"
 	"log/slog"
 	"math/rand/v2"
@@ -13,6 +14,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -317,6 +319,80 @@ func TestConnectionCutAmidUpload(t *testing.T) {
 	holds(t, s.Dir, map[string][]byte{"a.zip": data})
 }
 
+// The connection is cut at every step of an upload, on the way there and on the way back. Whatever the
+// step was, there is no half file, and the next upload ends with a whole one and nothing beside it.
+func TestCutAtEveryStep(t *testing.T) {
+	s := sftptest.StartOpenSSH(t)
+	proxy := sftptest.NewProxy(t, s.Addr())
+	cfg := config(s)
+	cfg.Port, cfg.HostKeys = proxy.Port(), []string{s.Fingerprint}
+	data := random(9, 500)
+	target := filepath.Join(s.Dir, "a.zip")
+	var cuts, lost int
+	for _, way := range []struct {
+		cut  func(int64)
+		step int64
+	}{
+		{proxy.CutAfter, 180},
+		{proxy.CutRepliesAfter, 45}, // shorter than any answer, so that none is left out
+	} {
+		for after := int64(0); ; after += way.step {
+			c := dial(t, cfg)
+			way.cut(after)
+			_, err := c.Upload(t.Context(), "a.zip", int64(len(data)), bytes.NewReader(data), nil)
+			proxy.Heal()
+			got, rerr := os.ReadFile(target)
+			switch {
+			case err == nil && (rerr != nil || !bytes.Equal(got, data)):
+				t.Fatalf("delivered, but %v", rerr)
+			case err != nil && !errors.Is(err, sftp.ErrConnection):
+				t.Fatalf("after %d: %v", after, err)
+			case rerr == nil && !bytes.Equal(got, data):
+				t.Fatalf("after %d: half a file of %d bytes", after, len(got))
+			case err != nil:
+				cuts++
+				if rerr == nil {
+					lost++ // renamed, but nobody heard of it
+				}
+				again := upload(t, dial(t, cfg), "a.zip", data)
+				if again.Existed != (rerr == nil) {
+					t.Errorf("after %d: %+v", after, again)
+				}
+			}
+			holds(t, s.Dir, map[string][]byte{"a.zip": data})
+			if err := os.Remove(target); err != nil {
+				t.Fatal(err)
+			}
+			if err == nil {
+				break // the cut came too late
+			}
+		}
+	}
+	t.Logf("cut %d times, %d after the rename", cuts, lost)
+	if lost == 0 {
+		t.Error("no cut came between the rename and its answer")
+	}
+}
+
+// One session, several uploads at once: they take turns.
+func TestUploadsTakeTurns(t *testing.T) {
+	s := sftptest.StartOpenSSH(t)
+	c := dial(t, config(s))
+	want := map[string][]byte{}
+	var group sync.WaitGroup
+	for i := range 8 {
+		name, data := fmt.Sprintf("%d.zip", i), random(uint64(i), 200_000+i)
+		want[name] = data
+		group.Go(func() {
+			if _, err := c.Upload(t.Context(), name, int64(len(data)), bytes.NewReader(data), nil); err != nil {
+				t.Error(err)
+			}
+		})
+	}
+	group.Wait()
+	holds(t, s.Dir, want)
+}
+
 func TestSilentServer(t *testing.T) {
 	s := sftptest.StartOpenSSH(t)
 	proxy := sftptest.NewProxy(t, s.Addr())
@@ -475,15 +551,21 @@ func TestLeftoversOfThisNameOnly(t *testing.T) {
 func BenchmarkUpload(b *testing.B) {
 	s := sftptest.StartOpenSSH(b)
 	data := random(8, 64<<20)
-	for _, cipher := range []string{"aes128-gcm@openssh.com", "aes256-ctr", "chacha20-poly1305@openssh.com"} {
-		b.Run(cipher, func(b *testing.B) {
+	memory := s.SmallDisk(b, 256<<20)
+	for _, way := range []struct{ name, cipher, dir string }{
+		{"aes128-gcm", "aes128-gcm@openssh.com", s.Dir},
+		{"aes128-gcm in memory", "aes128-gcm@openssh.com", memory},
+		{"aes256-ctr in memory", "aes256-ctr", memory},
+		{"chacha20 in memory", "chacha20-poly1305@openssh.com", memory},
+	} {
+		b.Run(way.name, func(b *testing.B) {
 			cfg := config(s)
-			cfg.Ciphers = []string{cipher}
+			cfg.Ciphers, cfg.Path = []string{way.cipher}, way.dir
 			c := dial(b, cfg)
 			b.SetBytes(int64(len(data)))
 			for b.Loop() {
 				upload(b, c, "bench", data)
-				if err := os.Remove(filepath.Join(s.Dir, "bench")); err != nil {
+				if err := os.Remove(filepath.Join(way.dir, "bench")); err != nil {
 					b.Fatal(err)
 				}
 			}

@@ -14,9 +14,11 @@ import (
 type Proxy struct {
 	listener net.Listener
 	target   string
-	// after is how many bytes to the server pass before something happens; negative: never.
-	after atomic.Int64
-	hole  atomic.Bool
+	// after is how many bytes pass before something happens; negative: never. They are counted on the
+	// way to the server, or, with replies, on the way back.
+	after   atomic.Int64
+	replies atomic.Bool
+	hole    atomic.Bool
 
 	mu     sync.Mutex
 	conns  []net.Conn
@@ -49,14 +51,24 @@ func NewProxy(t testing.TB, addr string) *Proxy {
 func (p *Proxy) Port() int { return p.listener.Addr().(*net.TCPAddr).Port }
 
 // CutAfter cuts all connections once n more bytes went to the server.
-func (p *Proxy) CutAfter(n int64) { p.hole.Store(false); p.after.Store(n) }
+func (p *Proxy) CutAfter(n int64) { p.fail(n, false, false) }
+
+// CutRepliesAfter cuts all connections once n more bytes came from the server: what it was asked is
+// done, and nobody hears of it.
+func (p *Proxy) CutRepliesAfter(n int64) { p.fail(n, false, true) }
 
 // HoleAfter lets nothing pass any more, in either direction, once n more bytes went to the server. No
 // connection is closed: that is a network that was unplugged.
-func (p *Proxy) HoleAfter(n int64) { p.hole.Store(true); p.after.Store(n) }
+func (p *Proxy) HoleAfter(n int64) { p.fail(n, true, false) }
+
+func (p *Proxy) fail(n int64, hole, replies bool) {
+	p.hole.Store(hole)
+	p.replies.Store(replies)
+	p.after.Store(n)
+}
 
 // Heal makes the proxy faithful again, to new connections.
-func (p *Proxy) Heal() { p.after.Store(-1); p.hole.Store(false) }
+func (p *Proxy) Heal() { p.fail(-1, false, false) }
 
 func (p *Proxy) accept() {
 	for {
@@ -96,7 +108,7 @@ func (p *Proxy) copy(dst, src net.Conn, lost *atomic.Bool, up bool) {
 	buf := make([]byte, 16<<10)
 	for {
 		n, err := src.Read(buf)
-		if n > 0 && up && p.spend(int64(n)) {
+		if n > 0 && up != p.replies.Load() && p.spend(int64(n)) {
 			if !p.hole.Load() {
 				p.cut()
 				return

@@ -1,9 +1,12 @@
 package pipeline
 
 import (
+	"errors"
 	"fmt"
 	"slices"
 	"strings"
+
+	"github.com/kansa-audit/kansa/pipeline/config"
 )
 
 // Role is a part of the pipeline that can run in a process of its own, any number of times.
@@ -34,4 +37,17 @@ func ParseRoles(names []string) ([]Role, error) {
 		roles = append(roles, Role(n))
 	}
 	return roles, nil
+}
+
+// CheckExternal refuses roles of their own without servers of their own: two processes can't share what
+// is embedded in one.
+func CheckExternal(c *config.Config, roles []Role) error {
+	var errs []error
+	if c.NATS.URL == "" {
+		errs = append(errs, errors.New("nats.url is empty: roles that run apart need a NATS server; kansa up has one inside"))
+	}
+	if c.ClickHouse.URL == "" && (slices.Contains(roles, RoleWriter) || slices.Contains(roles, RoleRollup)) {
+		errs = append(errs, errors.New("clickhouse.url is empty: the writer and the rollup need a ClickHouse server; kansa up has one inside"))
+	}
+	return errors.Join(errs...)
 }

@@ -227,15 +227,16 @@ func (x *Exporter) deliverLink(ctx context.Context, e *Export, to []string) erro
 		trails[i] = string(t)
 	}
 	body := mail.Download{
-		Organization: e.Organization, Trails: trails, From: e.From, To: e.To, Events: int64(e.Rows), Files: e.Files,
+		Organization: e.Organization, Trails: trails, From: e.From, To: e.To, Events: int64(e.Rows), Files: int64(e.Files),
 		Size: e.Bytes, FileName: e.File, Link: absolute(x.cfg.PublicURL, DownloadPath(token, e.File)), Expires: expires,
 	}
 	e.Expires = &expires
-	for _, address := range to {
+	for i, address := range to {
 		m, err := body.Message(address)
 		if err != nil {
 			return consumers.Permanent(err)
 		}
+		m.ID = fmt.Sprintf("%s.%d.%d", e.ID, i, e.Attempts)
 		if err := x.mailer.Send(ctx, m); err != nil {
 			return classify(err, mail.Permanent(err))
 		}
@@ -275,7 +276,7 @@ func (x *Exporter) schedule(ctx context.Context, name string) error {
 	}
 	for !next.Add(d.Schedule.Period).After(closed) {
 		r := Request{
-			ID:           fmt.Sprintf("%s-%s", name, next.UTC().Format("20060102T150405")),
+			ID:           ScheduledID(name, next),
 			Organization: d.Organization, Trails: d.Trails, From: next, To: next.Add(d.Schedule.Period),
 			Destination: name, RequestedBy: "schedule",
 		}
@@ -288,6 +289,11 @@ func (x *Exporter) schedule(ctx context.Context, name string) error {
 		}
 	}
 	return nil
+}
+
+// ScheduledID is the id of the export of a destination's period that begins at a time.
+func ScheduledID(destination string, from time.Time) string {
+	return destination + "-" + from.UTC().Format("20060102T150405")
 }
 
 // Submit asks for an export. Asking again with the same id asks for nothing more.

@@ -120,3 +120,30 @@ func (s States) setNext(ctx context.Context, destination string, t time.Time) er
 	}
 	return nil
 }
+
+// Wait returns the export of an id when its state is final. seen is called with each state before.
+func (s States) Wait(ctx context.Context, id string, seen func(Export)) (Export, error) {
+	watch, err := s.KV.Watch(ctx, prefixExport+id)
+	if err != nil {
+		return Export{}, fmt.Errorf("follow export %s: %w", id, err)
+	}
+	defer watch.Stop() //nolint:errcheck // nothing depends on it any more
+	for {
+		select {
+		case <-ctx.Done():
+			return Export{}, fmt.Errorf("wait for export %s: %w", id, ctx.Err())
+		case entry := <-watch.Updates():
+			if entry == nil { // what was there is told; the rest is to come
+				continue
+			}
+			var e Export
+			if err := json.Unmarshal(entry.Value(), &e); err != nil {
+				return Export{}, fmt.Errorf("read the state of export %s: %w", id, err)
+			}
+			if e.State == Done || e.State == Failed {
+				return e, nil
+			}
+			seen(e)
+		}
+	}
+}

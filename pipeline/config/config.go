@@ -268,6 +268,23 @@ func (c *Config) Check() error {
 	return errors.Join(faults...)
 }
 
+// Redacted is the configuration without its secrets, to be shown to people.
+func (c *Config) Redacted() *Config {
+	r := *c
+	if c.Mail != nil {
+		m := c.Mail.Redacted()
+		r.Mail = &m
+	}
+	r.Destinations = slices.Clone(c.Destinations)
+	for i := range r.Destinations {
+		if s := r.Destinations[i].SFTP; s != nil {
+			hidden := s.Redacted()
+			r.Destinations[i].SFTP = &hidden
+		}
+	}
+	return &r
+}
+
 // LinkTTL is how long a link works.
 func (c *Config) LinkTTL() time.Duration { return time.Duration(c.Exports.LinkDays) * 24 * time.Hour }
 

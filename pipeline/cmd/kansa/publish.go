@@ -1,0 +1,190 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"strings"
+	"time"
+
+	"github.com/kansa-audit/kansa/pipeline/broker"
+	"github.com/kansa-audit/kansa/producers"
+	"github.com/kansa-audit/kansa/producers/mapping"
+	"github.com/kansa-audit/kansa/schema"
+)
+
+// natsFlags say how a tool reaches the broker.
+type natsFlags struct {
+	NATS        string `name:"nats" default:"nats://127.0.0.1:4222" env:"KANSA_NATS_URL" help:"Address of NATS (${default})."`
+	Credentials string `placeholder:"FILE" env:"KANSA_NATS_CREDENTIALS" help:"NATS credentials file."`
+	CAFile      string `name:"ca-file" placeholder:"FILE" help:"Certificates to trust (PEM)."`
+}
+
+func (f *natsFlags) connect(ctx context.Context, name string) (*broker.Client, error) {
+	c, err := broker.Connect(ctx, broker.Options{URL: f.NATS, Name: name, CredentialsFile: f.Credentials, CAFile: f.CAFile})
+	if err != nil {
+		return nil, fmt.Errorf("%w\nIs kansa up running there? Name another address with --nats", err)
+	}
+	return c, nil
+}
+
+type publishCmd struct {
+	natsFlags
+	Files        []string `arg:"" optional:"" name:"file" help:"NDJSON files, .gz too; - or none for standard input."`
+	Mapping      string   `short:"m" placeholder:"NAME|FILE" help:"Translate foreign records: cloudtrail, windows, or a mapping file of your own."`
+	Organization string   `short:"o" help:"Publish every event for this organization."`
+	Trail        string   `short:"t" enum:"activity,access," default:"" help:"Publish every event on this trail: activity or access."`
+	Rejects      string   `placeholder:"FILE" help:"Append lines that are refused to this file."`
+	JSON         bool     `name:"json" help:"Print the counts as JSON."`
+}
+
+func (*publishCmd) Help() string {
+	return `Each line is one event (or, with --mapping, one record). An event counts as published when it is on the broker's disk. Publishing
+the same file again within the duplicate window stores nothing twice. Lines that break a rule are refused with the file, the line and
+the reason; the rest is published, and the exit code is 1.
+
+  kansa publish events.ndjson
+  zcat audit.ndjson.gz | kansa publish -
+  kansa publish --mapping cloudtrail --organization acme cloudtrail.ndjson.gz`
+}
+
+func (c *publishCmd) Run(e *env) error {
+	o := mapping.Options{Organization: c.Organization, Trail: schema.Trail(c.Trail)}
+	if c.Mapping != "" {
+		m, err := mapping.Load(c.Mapping)
+		if err != nil {
+			return err
+		}
+		o.Mapping = m
+	}
+	client, err := c.connect(e.ctx, "publish")
+	if err != nil {
+		return err
+	}
+	defer client.Close()
+	f := feed{options: o, stderr: e.stderr}
+	if c.Rejects != "" {
+		file, err := os.OpenFile(c.Rejects, os.O_APPEND|os.O_CREATE|os.O_WRONLY, 0o600)
+		if err != nil {
+			return fmt.Errorf("open --rejects: %w", err)
+		}
+		defer file.Close()
+		f.rejects = file
+	}
+	// Without lingering, messages are cut by count and size alone, so that the same file makes the
+	// same messages.
+	p, err := producers.New(client.JS, producers.Config{Linger: 24 * time.Hour})
+	if err != nil {
+		return err
+	}
+	files := c.Files
+	if len(files) == 0 {
+		files = []string{"-"}
+	}
+	err = f.all(e, p, files)
+	stop, cancel := context.WithTimeout(context.WithoutCancel(e.ctx), time.Minute)
+	defer cancel()
+	err = errors.Join(err, p.Close(stop))
+	acked := p.Stats().Acked
+	if c.JSON {
+		fmt.Fprintf(e.stdout, `{"published":%d,"acked":%d,"rejected":%d,"seconds":%.3f}`+"\n", f.published, acked, f.refused, time.Since(f.started).Seconds())
+	} else {
+		fmt.Fprintf(e.stderr, "%s events published, %s acknowledged, %s refused in %.1f s\n", grouped(f.published), grouped(acked), grouped(f.refused), time.Since(f.started).Seconds())
+	}
+	if err == nil && f.refused > 0 {
+		return errFailed
+	}
+	return err
+}
+
+// feed publishes the lines of files.
+type feed struct {
+	options            mapping.Options
+	stderr             io.Writer
+	rejects            io.Writer // nil for none
+	published, refused uint64
+	started            time.Time
+}
+
+// maxShownRejects is how many refused lines are explained one by one.
+const maxShownRejects = 20
+
+func (f *feed) all(e *env, p *producers.Publisher, files []string) error {
+	f.started = time.Now()
+	bar := newProgress(e.stderr)
+	defer bar.clear()
+	for _, name := range files {
+		if err := f.one(e, p, name, bar); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (f *feed) one(e *env, p *producers.Publisher, name string, bar *progress) error {
+	input, size := e.stdin, int64(0)
+	if name != "-" {
+		file, err := os.Open(name)
+		if err != nil {
+			return fmt.Errorf("open input: %w", err)
+		}
+		defer file.Close()
+		if info, err := file.Stat(); err == nil {
+			size = info.Size()
+		}
+		input = file
+	}
+	counted := &countingReader{r: input}
+	for line, err := range mapping.Lines(counted, f.options) {
+		if err != nil {
+			return fmt.Errorf("%s: %w", name, err)
+		}
+		if err := e.ctx.Err(); err != nil {
+			return fmt.Errorf("%s: stopped at line %d: %w", name, line.Number, err)
+		}
+		if line.Err == nil {
+			if _, err := p.PublishAsync(e.ctx, line.Event); err != nil {
+				return fmt.Errorf("%s:%d: %w", name, line.Number, err)
+			}
+			f.published++
+		} else if err := f.refuse(name, line); err != nil {
+			return err
+		}
+		if size > 0 {
+			bar.show("%s  %d%%  %s events  %s", name, 100*counted.n/size, grouped(f.published), bar.rate(f.published))
+		} else {
+			bar.show("%s  %s events  %s", name, grouped(f.published), bar.rate(f.published))
+		}
+	}
+	return nil
+}
+
+func (f *feed) refuse(name string, line mapping.Line) error {
+	f.refused++
+	switch {
+	case f.refused <= maxShownRejects:
+		fmt.Fprintf(f.stderr, "%s:%d: refused: %s\n", name, line.Number, strings.TrimSpace(line.Err.Error()))
+	case f.refused == maxShownRejects+1:
+		fmt.Fprintln(f.stderr, "… further refused lines are only counted; --rejects FILE keeps them")
+	}
+	if f.rejects == nil {
+		return nil
+	}
+	if _, err := f.rejects.Write(append(line.Raw[:len(line.Raw):len(line.Raw)], '\n')); err != nil {
+		return fmt.Errorf("write --rejects: %w", err)
+	}
+	return nil
+}
+
+type countingReader struct {
+	r io.Reader
+	n int64
+}
+
+func (c *countingReader) Read(p []byte) (int, error) {
+	n, err := c.r.Read(p)
+	c.n += int64(n)
+	return n, err
+}

@@ -1,0 +1,298 @@
+package demo
+
+import (
+	"archive/zip"
+	"context"
+	"crypto/sha256"
+	"encoding/csv"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"net/url"
+	"os"
+	"path"
+	"path/filepath"
+	"regexp"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/google/uuid"
+
+	"github.com/kansa-audit/kansa/pipeline/deadletter"
+	"github.com/kansa-audit/kansa/schema/codec"
+	"github.com/kansa-audit/kansa/schema/seal"
+)
+
+// ids is an order-free digest of the ids of events, for each organization: two sets with the same count
+// and sum are, but for a chance of one in 2^128, the same.
+type ids map[string]*idSum
+
+type idSum struct {
+	n        uint64
+	high, lo uint64
+}
+
+func newIDs() ids { return ids{} }
+
+func (s ids) add(organization string, id uuid.UUID) {
+	one := s[organization]
+	if one == nil {
+		one = new(idSum)
+		s[organization] = one
+	}
+	h := sha256.Sum256(id[:])
+	one.n++
+	for i := range 8 {
+		one.high += uint64(h[i]) << (8 * i)
+		one.lo += uint64(h[8+i]) << (8 * i)
+	}
+}
+
+func (s ids) equal(o ids) bool {
+	if len(s) != len(o) {
+		return false
+	}
+	for k, v := range s {
+		if o[k] == nil || *o[k] != *v {
+			return false
+		}
+	}
+	return true
+}
+
+func (s ids) rows() (n uint64) {
+	for _, v := range s {
+		n += v.n
+	}
+	return n
+}
+
+// count looks at every place where the events should be, and compares.
+func (d *Demo) count(ctx context.Context, end time.Time, sent ids, r *Result) error {
+	d.o.Say("counting what arrived", 0, 0)
+	if err := d.System.Store.Conn().QueryRow(ctx, "SELECT count(), uniqExact(id) FROM audit_events").Scan(&r.Stored, &r.Distinct); err != nil {
+		return fmt.Errorf("count what is stored: %w", err)
+	}
+	dead, err := deadletter.Count(ctx, d.System.Client.JS)
+	if err != nil {
+		return err
+	}
+	r.Rejected = dead + d.o.Input.Refused
+	if err := d.countPartitions(ctx, end, r); err != nil {
+		return err
+	}
+	link := newIDs()
+	for _, file := range r.Archives {
+		if err := readArchive(file, link); err != nil {
+			return err
+		}
+	}
+	r.LinkRows = link.rows()
+	uploads, err := filepath.Glob(filepath.Join(d.SFTPDir(), "*"))
+	if err != nil {
+		return fmt.Errorf("list what was uploaded: %w", err)
+	}
+	uploaded := newIDs()
+	for _, file := range uploads {
+		if err := readArchive(file, uploaded); err != nil {
+			return err
+		}
+		r.Archives = append(r.Archives, file)
+	}
+	r.SFTPRows = uploaded.rows()
+	r.Fault = r.compare()
+	switch {
+	case r.Fault != "":
+	case !sent.equal(link):
+		r.Fault = "the events in the archives that were downloaded are not the ones that were published"
+	case !sent.equal(uploaded):
+		r.Fault = "the events in the archives that were uploaded are not the ones that were published"
+	}
+	r.Verified = r.Fault == ""
+	return nil
+}
+
+// compare names the first two counts that do not agree.
+func (r *Result) compare() string {
+	for _, c := range []struct {
+		name string
+		n    uint64
+	}{
+		{"acknowledged", r.Acked},
+		{"stored", r.Stored},
+		{"distinct", r.Distinct},
+		{"in partitions", r.PartitionRows},
+		{"in uploaded archives", r.SFTPRows},
+		{"in downloaded archives", r.LinkRows},
+	} {
+		if c.n != r.Published {
+			return fmt.Sprintf("%d events were published, %d are %s", r.Published, c.n, c.name)
+		}
+	}
+	return ""
+}
+
+func (d *Demo) countPartitions(ctx context.Context, end time.Time, r *Result) error {
+	list := d.System.Bucket.List(nil)
+	for {
+		o, err := list.Next(ctx)
+		if errors.Is(err, io.EOF) {
+			return nil
+		}
+		if err != nil {
+			return fmt.Errorf("list the partitions: %w", err)
+		}
+		if !strings.HasSuffix(o.Key, ".manifest.json") {
+			continue
+		}
+		text, err := d.System.Bucket.ReadAll(ctx, o.Key)
+		if err != nil {
+			return fmt.Errorf("read manifest %s: %w", o.Key, err)
+		}
+		m, err := seal.Decode(text)
+		if err != nil {
+			return fmt.Errorf("manifest %s: %w", o.Key, err)
+		}
+		if m.HourStart.Before(end) {
+			r.Partitions++
+			r.PartitionRows += m.Rows
+		}
+	}
+}
+
+// readArchive opens a ZIP as anyone would, holds every CSV file against its manifest, and adds its events.
+func readArchive(file string, into ids) error {
+	z, err := zip.OpenReader(file)
+	if err != nil {
+		return fmt.Errorf("open archive %s: %w", filepath.Base(file), err)
+	}
+	defer z.Close()
+	for _, f := range z.File {
+		if !strings.HasSuffix(f.Name, ".manifest.json") {
+			continue
+		}
+		text, err := readEntry(f)
+		if err != nil {
+			return err
+		}
+		m, err := seal.Decode(text)
+		if err != nil {
+			return fmt.Errorf("%s: %w", f.Name, err)
+		}
+		if m.Rows == 0 {
+			continue
+		}
+		if err := readPartition(z, m, into); err != nil {
+			return fmt.Errorf("%s: %w", filepath.Base(file), err)
+		}
+	}
+	return nil
+}
+
+func readEntry(f *zip.File) ([]byte, error) {
+	r, err := f.Open()
+	if err != nil {
+		return nil, fmt.Errorf("open %s: %w", f.Name, err)
+	}
+	defer r.Close()
+	text, err := io.ReadAll(r)
+	if err != nil {
+		return nil, fmt.Errorf("read %s: %w", f.Name, err)
+	}
+	return text, nil
+}
+
+func readPartition(z *zip.ReadCloser, m *seal.Manifest, into ids) error {
+	name := m.Partition().Path() + ".csv"
+	file, err := z.Open(name)
+	if err != nil {
+		return fmt.Errorf("open %s: %w", name, err)
+	}
+	defer file.Close()
+	sum := sha256.New()
+	rows := csv.NewReader(io.TeeReader(file, sum))
+	rows.ReuseRecord = true
+	header, err := rows.Read()
+	if err != nil || !slices.Equal(header, codec.CSVColumns) {
+		return fmt.Errorf("%s: the header line is %q: %w", name, header, err)
+	}
+	idColumn := slices.Index(header, "id")
+	n := uint64(0)
+	for {
+		record, err := rows.Read()
+		if errors.Is(err, io.EOF) {
+			break
+		}
+		if err != nil {
+			return fmt.Errorf("%s: %w", name, err)
+		}
+		id, err := uuid.Parse(record[idColumn])
+		if err != nil {
+			return fmt.Errorf("%s: row %d: %w", name, n, err)
+		}
+		into.add(m.Organization, id)
+		n++
+	}
+	if n != m.Rows {
+		return fmt.Errorf("%s has %d rows, its manifest says %d", name, n, m.Rows)
+	}
+	if got := hex.EncodeToString(sum.Sum(nil)); got != m.CSVSHA256 {
+		return fmt.Errorf("%s has SHA-256 %s, its manifest says %s", name, got, m.CSVSHA256)
+	}
+	return nil
+}
+
+var linkPattern = regexp.MustCompile(`https?://\S+/download/\S+`)
+
+// download follows the link in the text of a mail, as the reader would.
+func (d *Demo) download(ctx context.Context, text string) (string, error) {
+	link := linkPattern.FindString(text)
+	if link == "" {
+		return "", errors.New("the mail has no link in it")
+	}
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, link, http.NoBody)
+	if err != nil {
+		return "", errors.New("the link in the mail is no address") // not shown: it is a secret
+	}
+	res, err := http.DefaultClient.Do(req)
+	if err != nil {
+		return "", fmt.Errorf("download: %w", errors.Unwrap(err))
+	}
+	defer res.Body.Close()
+	if res.StatusCode != http.StatusOK {
+		return "", fmt.Errorf("download: the server answers %s", res.Status)
+	}
+	name, err := url.PathUnescape(path.Base(req.URL.EscapedPath()))
+	if err != nil {
+		return "", fmt.Errorf("download: %w", err)
+	}
+	file, err := os.Create(filepath.Join(d.DownloadDir(), filepath.Base(name)))
+	if err != nil {
+		return "", fmt.Errorf("keep the download: %w", err)
+	}
+	if _, err = io.Copy(file, res.Body); err != nil {
+		_ = file.Close()
+		return "", fmt.Errorf("download: %w", err)
+	}
+	if err := file.Close(); err != nil {
+		return "", fmt.Errorf("keep the download: %w", err)
+	}
+	return file.Name(), nil
+}
+
+func splitAddr(addr string) (string, int, error) {
+	host, port, err := net.SplitHostPort(addr)
+	if err != nil {
+		return "", 0, fmt.Errorf("address %s: %w", addr, err)
+	}
+	n, err := strconv.Atoi(port)
+	if err != nil {
+		return "", 0, fmt.Errorf("address %s: %w", addr, err)
+	}
+	return host, n, nil
+}

@@ -135,4 +135,3 @@ func one[T any](t testing.TB, conn driver.Conn, query string, args ...any) T {
 func tableName(t testing.TB) string {
 	return strings.NewReplacer("/", "_", "-", "_", " ", "_", "=", "_").Replace(strings.ToLower(t.Name()))
 }
-

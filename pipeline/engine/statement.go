@@ -120,7 +120,8 @@ func parseInsert(text string) (statement, error) {
 			if t.text == ";" && s.next().kind != tokenEnd {
 				return statement{}, exceptionf(codeSyntaxError, "Syntax error (Multi-statements are not allowed): failed at position %d (SYNTAX_ERROR)", t.start+1)
 			}
-			return statement{kind: statementInsert, text: text[:t.start], format: "Values", data: len(text)}, nil
+			// The line break ends a comment, which would swallow the FORMAT that libchdb adds.
+			return statement{kind: statementInsert, text: text[:t.start] + "\n", format: "Values", data: len(text)}, nil
 		}
 	}
 }

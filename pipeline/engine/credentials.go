@@ -12,6 +12,9 @@ import (
 	"time"
 )
 
+// credentialsName is the file in the engine's directory, with mode 0600.
+const credentialsName = "credentials.json"
+
 // credentials are made at the first start, and kept.
 type credentials struct {
 	Username string `json:"username"`
@@ -23,7 +26,7 @@ const ownerName = "kansa"
 // loadCredentials reads the directory's credentials, or makes them. A file that others can read is an
 // error: its password may be known by now.
 func loadCredentials(dir string) (credentials, error) {
-	path := filepath.Join(dir, "credentials.json")
+	path := filepath.Join(dir, credentialsName)
 	var c credentials
 	data, err := os.ReadFile(path)
 	if errors.Is(err, fs.ErrNotExist) {
@@ -93,3 +96,6 @@ func lockDir(dir string) (*os.File, error) {
 		}
 	}
 }
+
+// CredentialsFile is the file that has the user and the password.
+func (e *Engine) CredentialsFile() string { return filepath.Join(e.options.Dir, credentialsName) }

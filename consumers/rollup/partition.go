@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"hash/crc32"
 	"io"
+	"time"
 
 	"github.com/klauspost/compress/gzip"
 	"gocloud.dev/blob"
@@ -76,6 +77,7 @@ func (r *Rollup) writeCSV(ctx context.Context, p schema.Partition, c Count, m *s
 	if err != nil {
 		return fmt.Errorf("compress: %w", err)
 	}
+	gz.ModTime = time.Unix(0, 0) // "no time" in the header; the zero time.Time would be some nonsense
 	text := newDigest(gz)
 	counter := &rowCounter{w: text}
 	if _, err := io.CopyBuffer(onlyWriter{counter}, rows, make([]byte, 256<<10)); err != nil {

@@ -1,0 +1,412 @@
+package exporter_test
+
+import (
+	"archive/zip"
+	"bytes"
+	"context"
+	"crypto/sha256"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"hash/crc32"
+	"io"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/klauspost/compress/gzip"
+	"github.com/nats-io/nats.go/jetstream"
+	"go.uber.org/goleak"
+	"gocloud.dev/blob"
+	"gocloud.dev/blob/memblob"
+
+	"github.com/kansa-audit/kansa/consumers"
+	"github.com/kansa-audit/kansa/consumers/exporter"
+	"github.com/kansa-audit/kansa/consumers/exporter/mail"
+	"github.com/kansa-audit/kansa/pipeline/broker"
+	"github.com/kansa-audit/kansa/schema"
+	"github.com/kansa-audit/kansa/schema/seal"
+)
+
+func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+
+// start is the hour of the first partition of every test.
+var start = time.Date(2026, 11, 20, 0, 0, 0, 0, time.UTC)
+
+// fixture is an exporter on a real broker, with partitions that were made up.
+type fixture struct {
+	client *broker.Client
+	bucket *blob.Bucket
+	states exporter.States
+	links  exporter.Links
+	mails  *mailbox
+
+	mu     sync.Mutex
+	closed time.Time
+	now    time.Time
+}
+
+// mailbox keeps what is sent, and fails as it is told. The real mail server is in package mail's tests.
+type mailbox struct {
+	mu   sync.Mutex
+	sent []mail.Message
+	fail error
+}
+
+func (m *mailbox) Send(_ context.Context, msg mail.Message) error {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if m.fail != nil {
+		return m.fail
+	}
+	m.sent = append(m.sent, msg)
+	return nil
+}
+
+func newFixture(t *testing.T, hours int) *fixture {
+	t.Helper()
+	s, err := broker.StartServer(t.Context(), broker.ServerOptions{Dir: t.TempDir()})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(s.Close)
+	f := &fixture{bucket: memblob.OpenBucket(nil), mails: &mailbox{}, closed: start.Add(time.Duration(hours) * time.Hour), now: start.AddDate(0, 0, 5)}
+	t.Cleanup(func() { _ = f.bucket.Close() })
+	if f.client, err = broker.Connect(t.Context(), broker.Options{URL: s.URL()}); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(f.client.Close)
+	err = f.client.Setup(t.Context(), broker.Settings{Replicas: 1, DuplicateWindow: 2 * time.Minute, AckWait: time.Minute, Hour: time.Hour})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for bucket, kv := range map[string]*jetstream.KeyValue{broker.BucketExports: &f.states.KV, broker.BucketLinks: &f.links.KV} {
+		if *kv, err = f.client.JS.KeyValue(t.Context(), bucket); err != nil {
+			t.Fatal(err)
+		}
+	}
+	f.links.Now = f.clock
+	for _, trail := range schema.Trails {
+		for h := range hours {
+			f.partition(t, trail, h, h%5*100) // every fifth hour is empty
+		}
+	}
+	return f
+}
+
+func (f *fixture) clock() time.Time {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return f.now
+}
+
+func (f *fixture) closedUntil(context.Context) (time.Time, error) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return f.closed, nil
+}
+
+// partition makes one as the rollup does.
+func (f *fixture) partition(t *testing.T, trail schema.Trail, hour, rows int) {
+	t.Helper()
+	p := schema.Partition{Organization: "acme", Trail: trail, Hour: start.Add(time.Duration(hour) * time.Hour), Length: time.Hour}
+	m := &seal.Manifest{Version: 1, SchemaVersion: 1, Organization: "acme", Trail: trail, HourStart: p.Hour, HourEnd: p.End(), Rows: uint64(rows)}
+	if rows > 0 {
+		text := bytes.Repeat(fmt.Appendf(nil, "\"%s\",%d\r\n", p, rows), rows+1)
+		var file bytes.Buffer
+		gz := gzip.NewWriter(&file)
+		_, _ = gz.Write(text)
+		if err := gz.Close(); err != nil {
+			t.Fatal(err)
+		}
+		sum := sha256.Sum256(text)
+		m.CSVBytes, m.CSVSHA256, m.CSVCRC32, m.FileBytes = int64(len(text)), hex.EncodeToString(sum[:]), crc32.ChecksumIEEE(text), int64(file.Len())
+		if err := f.bucket.WriteAll(t.Context(), p.CSVKey(), file.Bytes(), nil); err != nil {
+			t.Fatal(err)
+		}
+	}
+	data, err := m.Encode()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := f.bucket.WriteAll(t.Context(), p.ManifestKey(), data, nil); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// run works on what is asked for until the test ends.
+func (f *fixture) run(t *testing.T, destinations ...exporter.Destination) {
+	t.Helper()
+	x, err := exporter.New(f.bucket, f.states, f.links, f.mails, f.client.JS, exporter.Config{
+		Destinations: destinations, PublicURL: "https://audit.example.com/", Closed: f.closedUntil, Now: f.clock,
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	queue, err := f.client.JS.Consumer(t.Context(), broker.StreamExports, broker.ConsumerExporter)
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, stop := context.WithCancel(context.Background())
+	ended := make(chan error, 1)
+	w := consumers.Work{
+		Queue: queue, Handle: x.Handle, Parallel: 2, AckWait: 30 * time.Second, Logger: logger(t),
+		Backoff: func(uint64) time.Duration { return 50 * time.Millisecond },
+	}
+	go func() { ended <- w.Run(ctx) }()
+	t.Cleanup(func() {
+		stop()
+		if err := <-ended; err != nil {
+			t.Error(err)
+		}
+	})
+}
+
+func (f *fixture) submit(t *testing.T, r exporter.Request) {
+	t.Helper()
+	if err := exporter.Submit(t.Context(), f.client.JS, r); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// until waits for a state that want accepts.
+func (f *fixture) until(t *testing.T, id string, want func(exporter.Export) bool) exporter.Export {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+	defer cancel()
+	watch, err := f.states.KV.Watch(ctx, "export."+id)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer watch.Stop() //nolint:errcheck // the test is over with it
+	var last exporter.Export
+	for {
+		select {
+		case <-ctx.Done():
+			t.Fatalf("export %s stays %+v", id, last)
+		case entry := <-watch.Updates():
+			if entry == nil {
+				continue
+			}
+			e, _, err := f.states.Get(ctx, id)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if last = e; want(e) {
+				return e
+			}
+		}
+	}
+}
+
+func is(s exporter.State) func(exporter.Export) bool {
+	return func(e exporter.Export) bool { return e.State == s }
+}
+
+func day(id string) exporter.Request {
+	return exporter.Request{ID: id, Organization: "acme", Trails: schema.Trails, From: start, To: start.AddDate(0, 0, 1), MailTo: []string{"auditor@acme.example"}}
+}
+
+// Requirement Z7: a ZIP with one CSV for every hour, and N5: the same range again gives the same bytes.
+func TestArchiveHoldsTheRange(t *testing.T) {
+	t.Parallel()
+	f := newFixture(t, 48)
+	r := day("x")
+	r.From, r.To = start.Add(3*time.Hour), start.Add(30*time.Hour)
+	plan, err := exporter.PlanArchive(t.Context(), f.bucket, &r)
+	if err != nil {
+		t.Fatal(err)
+	}
+	again, err := exporter.PlanArchive(t.Context(), f.bucket, &r)
+	if err != nil || again.ETag() != plan.ETag() {
+		t.Errorf("again it is %s, %v; it was %s", again.ETag(), err, plan.ETag())
+	}
+	var file bytes.Buffer
+	if n, err := plan.WriteTo(t.Context(), &file); err != nil || n != plan.Size() {
+		t.Fatalf("%d of %d bytes: %v", n, plan.Size(), err)
+	}
+	z, err := zip.NewReader(bytes.NewReader(file.Bytes()), plan.Size())
+	if err != nil {
+		t.Fatal(err)
+	}
+	var names []string
+	for _, e := range z.File {
+		names = append(names, e.Name)
+		rc, err := e.Open()
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, err := io.Copy(io.Discard, rc); err != nil { // checks the CRC-32
+			t.Errorf("%s: %v", e.Name, err)
+		}
+	}
+	for _, want := range []string{"acme/access/2026/11/20/03.csv", "acme/activity/2026/11/21/05.manifest.json", "acme/access/2026/11/20/05.manifest.json"} {
+		if !slices.Contains(names, want) {
+			t.Errorf("%s is not in it", want)
+		}
+	}
+	for _, not := range []string{"acme/access/2026/11/20/02.manifest.json", "acme/access/2026/11/21/06.manifest.json", "acme/access/2026/11/20/05.csv"} {
+		if slices.Contains(names, not) {
+			t.Errorf("%s is in it", not)
+		}
+	}
+	if manifests := 2 * 27; len(names) != manifests+2*22 {
+		t.Errorf("%d files", len(names))
+	}
+}
+
+func TestEmptyRangeSaysSo(t *testing.T) {
+	t.Parallel()
+	f := newFixture(t, 1)
+	r := day("x")
+	r.Organization = "nobody"
+	plan, err := exporter.PlanArchive(t.Context(), f.bucket, &r)
+	if err != nil || plan.Len() != 1 || plan.Rows != 0 {
+		t.Errorf("%+v, %v", plan, err)
+	}
+}
+
+// Requirement Z6: when it is ready, a link by mail; its token is kept only as a hash.
+func TestLinkIsMailedWhenTheRangeIsClosed(t *testing.T) {
+	t.Parallel()
+	f := newFixture(t, 12)
+	f.run(t)
+	f.submit(t, day("mailed"))
+	f.until(t, "mailed", is(exporter.Waiting))
+	if len(f.mails.sent) != 0 {
+		t.Fatal("a mail was sent before the hours were closed")
+	}
+	for h := 12; h < 24; h++ {
+		f.partition(t, schema.Activity, h, 10)
+	}
+	f.mu.Lock()
+	f.closed = start.AddDate(0, 0, 1)
+	f.mu.Unlock()
+	e := f.until(t, "mailed", is(exporter.Done))
+	if e.Rows == 0 || e.Bytes == 0 || e.Expires == nil || !e.Expires.Equal(f.clock().Add(7*24*time.Hour)) {
+		t.Errorf("got %+v", e)
+	}
+	f.mails.mu.Lock()
+	text := f.mails.sent[0].Text
+	f.mails.mu.Unlock()
+	_, rest, _ := strings.Cut(text, "https://audit.example.com/download/")
+	token, _, _ := strings.Cut(rest, "/")
+	if link, err := f.links.Open(t.Context(), token); err != nil || link.Export != "mailed" {
+		t.Errorf("the link opens %+v, %v", link, err)
+	}
+	keys, err := f.links.KV.Keys(t.Context())
+	if err != nil || len(keys) != 1 || strings.Contains(keys[0], token) || len(token) != 43 {
+		t.Errorf("kept are %q of token %q, %v", keys, token, err)
+	}
+	f.mu.Lock()
+	f.now = f.now.Add(7*24*time.Hour + time.Second)
+	f.mu.Unlock()
+	for _, bad := range []string{token, "wrong", ""} {
+		if _, err := f.links.Open(t.Context(), bad); !errors.Is(err, exporter.ErrNoLink) {
+			t.Errorf("after seven days %q gives %v", bad, err)
+		}
+	}
+}
+
+func TestMailThatFails(t *testing.T) {
+	t.Parallel()
+	f := newFixture(t, 24)
+	f.run(t)
+	for id, fail := range map[string]error{"refused": &mail.Error{Class: mail.ErrRefused}, "down": &mail.Error{Class: mail.ErrConnection}} {
+		f.mails.mu.Lock()
+		f.mails.fail = fail
+		f.mails.mu.Unlock()
+		f.submit(t, day(id))
+		if id == "refused" {
+			if e := f.until(t, id, is(exporter.Failed)); e.Error == "" || e.Attempts != 1 {
+				t.Errorf("got %+v", e)
+			}
+			continue
+		}
+		f.until(t, id, func(e exporter.Export) bool { return e.State == exporter.Retrying && e.Attempts > 1 && e.Error != "" })
+		f.mails.mu.Lock()
+		f.mails.fail = nil
+		f.mails.mu.Unlock()
+		if e := f.until(t, id, is(exporter.Done)); e.Error != "" {
+			t.Errorf("got %+v", e)
+		}
+	}
+}
+
+// Requirement I2: each period once, in order, those missed in an outage too.
+func TestScheduleCatchesUp(t *testing.T) {
+	t.Parallel()
+	f := newFixture(t, 24*4)
+	dir := t.TempDir()
+	server := localSFTP(t, dir)
+	d := exporter.Destination{Name: "daily", Organization: "acme", SFTP: server, Schedule: &exporter.Schedule{Since: start}}
+	f.run(t, d)
+	body, err := exporter.EncodeSchedule("daily")
+	if err != nil {
+		t.Fatal(err)
+	}
+	f.mu.Lock()
+	f.closed = start.AddDate(0, 0, 3).Add(time.Hour) // three days, and a piece of the fourth
+	f.mu.Unlock()
+	for range 3 { // the same tick again changes nothing
+		if _, err := f.client.JS.Publish(t.Context(), "audit.exports.acme", body); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for i := range 3 {
+		f.until(t, exporter.ScheduledID("daily", start.AddDate(0, 0, i)), is(exporter.Done))
+	}
+	all, err := f.states.List(t.Context())
+	if err != nil || len(all) != 3 {
+		t.Errorf("%d exports, %v; want 3", len(all), err)
+	}
+	files, err := filepath.Glob(filepath.Join(dir, "*"))
+	if err != nil || len(files) != 3 {
+		t.Errorf("files %q, %v; want 3", files, err)
+	}
+	for _, file := range files {
+		z, err := zip.OpenReader(file)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if len(z.File) != 2*24+2*19 && len(z.File) != 2*24+2*20 {
+			t.Errorf("%s has %d files", file, len(z.File))
+		}
+		_ = z.Close()
+	}
+	hidden, err := os.ReadDir(dir)
+	if err != nil || len(hidden) != 3 {
+		t.Errorf("%d names in the folder, %v; want 3", len(hidden), err)
+	}
+}
+
+func TestBadRequestsAreGivenUp(t *testing.T) {
+	t.Parallel()
+	f := newFixture(t, 24)
+	f.run(t)
+	for _, body := range []string{"nonsense", "{}", `{"request":{"id":"a b"}}`} {
+		if _, err := f.client.JS.Publish(t.Context(), "audit.exports.acme", []byte(body)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	other, err := exporter.EncodeRequest(day("smuggled"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := f.client.JS.Publish(t.Context(), "audit.exports.globex", other); err != nil {
+		t.Fatal(err)
+	}
+	r := day("nowhere")
+	r.MailTo, r.Destination = nil, "nowhere"
+	f.submit(t, r)
+	if e := f.until(t, "nowhere", is(exporter.Failed)); !strings.Contains(e.Error, `"nowhere" is not in the configuration`) {
+		t.Errorf("got %+v", e)
+	}
+	if _, found, err := f.states.Get(t.Context(), "smuggled"); found || err != nil {
+		t.Errorf("a request on another organization's subject was taken: %v", err)
+	}
+}

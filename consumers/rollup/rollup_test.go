@@ -1,0 +1,279 @@
+package rollup_test
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/klauspost/compress/gzip"
+	"go.uber.org/goleak"
+	"gocloud.dev/blob"
+	"gocloud.dev/blob/memblob"
+
+	"github.com/kansa-audit/kansa/consumers/rollup"
+	"github.com/kansa-audit/kansa/pipeline/broker"
+	"github.com/kansa-audit/kansa/schema"
+	"github.com/kansa-audit/kansa/schema/seal"
+)
+
+func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+
+var start = time.Date(2026, 11, 20, 0, 0, 0, 0, time.UTC)
+
+// table holds a number of rows for each organization and hour, and fails as it is told. The real table is in
+// the tests of package pipeline.
+type table struct {
+	mu   sync.Mutex
+	rows map[string]map[int]int // organization → hour → rows
+	// breakAfter makes CSV fail after so many bytes; lie makes it give one row more.
+	breakAfter int
+	lie        bool
+	double     bool // some rows are stored twice
+}
+
+var errBroken = errors.New("connection lost")
+
+func hourOf(t time.Time) int { return int(t.Sub(start) / time.Hour) }
+
+func (f *table) Counts(_ context.Context, from, _ time.Time) (counts []rollup.Count, err error) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	for org, hours := range f.rows {
+		if n := hours[hourOf(from)]; n > 0 {
+			c := rollup.Count{Organization: org, Trail: schema.Activity, Rows: uint64(n), Distinct: uint64(n), FirstSeq: 1, LastSeq: uint64(n)}
+			if f.double {
+				c.Rows++
+			}
+			counts = append(counts, c)
+		}
+	}
+	return counts, nil
+}
+
+func (f *table) FirstRecorded(context.Context) (time.Time, bool, error) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return start.Add(10 * time.Minute), len(f.rows) > 0, nil
+}
+
+func (f *table) CSV(_ context.Context, p schema.Partition, final bool) (io.ReadCloser, error) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	n := f.rows[p.Organization][hourOf(p.Hour)]
+	if f.lie || f.double && !final {
+		n++
+	}
+	text := "\"header\"\r\n" + strings.Repeat("\"a \"\"row\"\"\r\nof two lines\"\r\n", n)
+	if f.breakAfter > 0 {
+		return io.NopCloser(io.MultiReader(strings.NewReader(text[:min(f.breakAfter, len(text))]), broken{})), nil
+	}
+	return io.NopCloser(strings.NewReader(text)), nil
+}
+
+type broken struct{}
+
+func (broken) Read([]byte) (int, error) { return 0, errBroken }
+
+// until is a floor that is set by hand.
+type until struct {
+	mu sync.Mutex
+	t  time.Time
+}
+
+func (u *until) ClosedUntil(context.Context) (time.Time, error) {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	return u.t, nil
+}
+
+type fixture struct {
+	table  *table
+	floor  *until
+	bucket *blob.Bucket
+	client *broker.Client
+	rollup *rollup.Rollup
+}
+
+func newFixture(t *testing.T) *fixture {
+	t.Helper()
+	s, err := broker.StartServer(t.Context(), broker.ServerOptions{Dir: t.TempDir()})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(s.Close)
+	f := &fixture{table: &table{rows: map[string]map[int]int{}}, floor: &until{}, bucket: memblob.OpenBucket(nil)}
+	t.Cleanup(func() { _ = f.bucket.Close() })
+	if f.client, err = broker.Connect(t.Context(), broker.Options{URL: s.URL()}); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(f.client.Close)
+	if err := f.client.Setup(t.Context(), broker.Settings{DuplicateWindow: time.Minute, AckWait: time.Minute, Hour: time.Hour}); err != nil {
+		t.Fatal(err)
+	}
+	kv, err := f.client.JS.KeyValue(t.Context(), broker.BucketRollup)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if f.rollup, err = rollup.New(f.table, f.floor, rollup.Progress{KV: kv}, f.bucket, f.client.JS, rollup.Config{}); err != nil {
+		t.Fatal(err)
+	}
+	return f
+}
+
+func (f *fixture) advance(t *testing.T, hours float64) (time.Time, error) {
+	t.Helper()
+	f.floor.t = start.Add(time.Duration(hours * float64(time.Hour)))
+	return f.rollup.Advance(t.Context())
+}
+
+// manifest returns that of an hour, or nil.
+func (f *fixture) manifest(t *testing.T, org string, hour int) *seal.Manifest {
+	t.Helper()
+	p := schema.Partition{Organization: org, Trail: schema.Activity, Hour: start.Add(time.Duration(hour) * time.Hour), Length: time.Hour}
+	ok, err := f.bucket.Exists(t.Context(), p.ManifestKey())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if !ok {
+		return nil
+	}
+	data, err := f.bucket.ReadAll(t.Context(), p.ManifestKey())
+	if err != nil {
+		t.Fatal(err)
+	}
+	m, err := seal.Decode(data)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return m
+}
+
+// Design, section 1: an hour is rolled up when it is closed, in order, and an empty one too.
+func TestPartitionsOfClosedHours(t *testing.T) {
+	t.Parallel()
+	f := newFixture(t)
+	if next, err := f.advance(t, 5); err != nil || !next.IsZero() {
+		t.Errorf("without any event it came to %s, %v", next, err)
+	}
+	f.table.rows["acme"] = map[int]int{0: 3, 2: 5}
+	f.table.rows["globex"] = map[int]int{1: 7}
+	for _, step := range []struct {
+		closed float64
+		next   int
+	}{{0.5, 0}, {1, 1}, {1.9, 1}, {3, 3}, {3, 3}} {
+		next, err := f.advance(t, step.closed)
+		if err != nil || hourOf(next) != step.next {
+			t.Fatalf("closed until %g: it came to hour %d, %v; want %d", step.closed, hourOf(next), err, step.next)
+		}
+	}
+	for org, want := range map[string][]int{"acme": {3, 0, 5}, "globex": {-1, 7, 0}} {
+		for hour, rows := range want {
+			m := f.manifest(t, org, hour)
+			switch {
+			case rows < 0 && m != nil:
+				t.Errorf("%s hour %d: a manifest from before its first event: %+v", org, hour, m)
+			case rows >= 0 && (m == nil || m.Rows != uint64(rows)):
+				t.Errorf("%s hour %d: %+v, want %d rows", org, hour, m, rows)
+			case rows > 0:
+				f.checkFile(t, m)
+			}
+		}
+	}
+	stream, err := f.client.JS.Stream(t.Context(), broker.StreamPartitions)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if n := stream.CachedInfo().State.Msgs; n != 5 {
+		t.Errorf("%d announcements, want 5", n)
+	}
+}
+
+// checkFile holds the stored file against what the manifest says, and against the form of section 6: one
+// gzip member without optional fields.
+func (f *fixture) checkFile(t *testing.T, m *seal.Manifest) {
+	t.Helper()
+	file, err := f.bucket.ReadAll(t.Context(), m.Partition().CSVKey())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if int64(len(file)) != m.FileBytes || !bytes.HasPrefix(file, []byte{0x1f, 0x8b, 8, 0, 0, 0, 0, 0}) {
+		t.Errorf("%s: %d bytes, header %x", m.Partition(), len(file), file[:10])
+	}
+	gz, err := gzip.NewReader(bytes.NewReader(file))
+	if err != nil {
+		t.Fatal(err)
+	}
+	gz.Multistream(false)
+	text, err := io.ReadAll(gz)
+	if err != nil || int64(len(text)) != m.CSVBytes {
+		t.Errorf("%s: %d bytes of CSV, %v; the manifest says %d", m.Partition(), len(text), err, m.CSVBytes)
+	}
+}
+
+// What fails on the way leaves nothing, and the hour is made when all is well again.
+func TestPartitionFailsAndLeavesNothing(t *testing.T) {
+	t.Parallel()
+	f := newFixture(t)
+	f.table.rows["acme"] = map[int]int{0: 300}
+	for name, c := range map[string]struct {
+		set  func()
+		want error
+	}{
+		"broken": {func() { f.table.breakAfter, f.table.lie = 5000, false }, errBroken},
+		"lying":  {func() { f.table.breakAfter, f.table.lie = 0, true }, rollup.ErrDisagree},
+	} {
+		c.set()
+		if _, err := f.advance(t, 1); !errors.Is(err, c.want) {
+			t.Errorf("%s: got %v, want %v", name, err, c.want)
+		}
+		list := f.bucket.List(nil)
+		if o, err := list.Next(t.Context()); !errors.Is(err, io.EOF) {
+			t.Errorf("%s: %v is left, %v", name, o, err)
+		}
+	}
+	f.table.breakAfter, f.table.lie, f.table.double = 0, false, true
+	if _, err := f.advance(t, 1); err != nil {
+		t.Fatal(err)
+	}
+	if m := f.manifest(t, "acme", 0); m == nil || m.Rows != 300 {
+		t.Errorf("got %+v", m)
+	}
+}
+
+// A rollup that died between the manifest and its progress goes on, and changes no file.
+func TestPartitionIsWrittenOnce(t *testing.T) {
+	t.Parallel()
+	f := newFixture(t)
+	f.table.rows["acme"] = map[int]int{0: 10}
+	if _, err := f.advance(t, 1); err != nil {
+		t.Fatal(err)
+	}
+	kv, err := f.client.JS.KeyValue(t.Context(), broker.BucketRollup)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := kv.Purge(t.Context(), "next"); err != nil {
+		t.Fatal(err)
+	}
+	before := f.manifest(t, "acme", 0)
+	if _, err := f.advance(t, 1); err != nil {
+		t.Fatal(err)
+	}
+	if after := f.manifest(t, "acme", 0); fmt.Sprint(after) != fmt.Sprint(before) || f.rollup.Stats().Partitions != 1 {
+		t.Errorf("it was %+v, it is %+v, made %d times", before, after, f.rollup.Stats().Partitions)
+	}
+	// A row that comes after the hour was closed is an alarm, not a new file.
+	if err := kv.Purge(t.Context(), "next"); err != nil {
+		t.Fatal(err)
+	}
+	f.table.rows["acme"][0] = 11
+	if _, err := f.advance(t, 1); !errors.Is(err, rollup.ErrDisagree) {
+		t.Errorf("got %v, want a disagreement", err)
+	}
+}

@@ -1,0 +1,140 @@
+package api_test
+
+import (
+	"context"
+	"errors"
+	"io"
+	"log/slog"
+	"net/http"
+	"strings"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"go.uber.org/goleak"
+	"gocloud.dev/blob/memblob"
+
+	"github.com/kansa-audit/kansa/consumers/exporter"
+	"github.com/kansa-audit/kansa/pipeline/api"
+	"github.com/kansa-audit/kansa/pipeline/broker"
+	"github.com/kansa-audit/kansa/schema"
+	"github.com/kansa-audit/kansa/schema/seal"
+)
+
+func TestMain(m *testing.M) {
+	goleak.VerifyTestMain(m, goleak.Cleanup(func(code int) { http.DefaultClient.CloseIdleConnections() }))
+}
+
+// Requirement Z6: a link serves the archive, with Range, until it expires.
+func TestDownload(t *testing.T) {
+	s, err := broker.StartServer(t.Context(), broker.ServerOptions{Dir: t.TempDir()})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(s.Close)
+	c, err := broker.Connect(t.Context(), broker.Options{URL: s.URL()})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(c.Close)
+	if err := c.Setup(t.Context(), broker.Settings{DuplicateWindow: time.Minute, AckWait: time.Minute, Hour: time.Hour}); err != nil {
+		t.Fatal(err)
+	}
+	exports, err := c.JS.KeyValue(t.Context(), broker.BucketExports)
+	if err != nil {
+		t.Fatal(err)
+	}
+	kv, err := c.JS.KeyValue(t.Context(), broker.BucketLinks)
+	if err != nil {
+		t.Fatal(err)
+	}
+	bucket := memblob.OpenBucket(nil)
+	t.Cleanup(func() { _ = bucket.Close() })
+	hour := time.Date(2026, 11, 22, 4, 0, 0, 0, time.UTC)
+	m := &seal.Manifest{Version: 1, Organization: "acme", Trail: schema.Access, HourStart: hour, HourEnd: hour.Add(time.Hour)}
+	data, err := m.Encode()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := bucket.WriteAll(t.Context(), m.Partition().ManifestKey(), data, nil); err != nil {
+		t.Fatal(err)
+	}
+	var sick atomic.Bool
+	now := hour.Add(24 * time.Hour)
+	links := exporter.Links{KV: kv, Now: func() time.Time { return now }}
+	states := exporter.States{KV: exports}
+	server, err := api.Start(t.Context(), api.Options{
+		Listen: "127.0.0.1:0", Bucket: bucket, States: states, Links: links, Logger: slog.New(slog.DiscardHandler),
+		Healthy: func(context.Context) error {
+			if sick.Load() {
+				return errors.New("no connection to NATS")
+			}
+			return nil
+		},
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		http.DefaultClient.CloseIdleConnections()
+		if err := server.Close(); err != nil {
+			t.Error(err)
+		}
+	})
+	e := exporter.Export{Request: exporter.Request{ID: "x1", Organization: "acme", Trails: schema.Trails, From: hour, To: hour.Add(time.Hour), MailTo: []string{"a@b.example"}}}
+	if err := states.Put(t.Context(), e); err != nil {
+		t.Fatal(err)
+	}
+	token, err := links.Create(t.Context(), exporter.Link{Export: "x1", Expires: now.Add(7 * 24 * time.Hour)})
+	if err != nil {
+		t.Fatal(err)
+	}
+	get := func(path, ranges string) (int, http.Header, string) {
+		t.Helper()
+		req, err := http.NewRequestWithContext(t.Context(), http.MethodGet, server.URL()+path, http.NoBody)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if ranges != "" {
+			req.Header.Set("Range", ranges)
+		}
+		res, err := http.DefaultClient.Do(req)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer res.Body.Close()
+		body, err := io.ReadAll(res.Body)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return res.StatusCode, res.Header, string(body)
+	}
+	path := exporter.DownloadPath(token, e.FileName())
+	code, header, whole := get(path, "")
+	if code != http.StatusOK || !strings.HasPrefix(whole, "PK") || !strings.Contains(header.Get("Content-Disposition"), e.FileName()) || header.Get("ETag") == "" {
+		t.Errorf("%d %v, %d bytes", code, header, len(whole))
+	}
+	code, header, part := get(path, "bytes=10-99")
+	if code != http.StatusPartialContent || part != whole[10:100] || !strings.HasPrefix(header.Get("Content-Range"), "bytes 10-99/") {
+		t.Errorf("a range: %d %v %q", code, header, part)
+	}
+	if code, _, _ := get(path, "bytes=999999-"); code != http.StatusRequestedRangeNotSatisfiable {
+		t.Errorf("a range beyond the end: %d", code)
+	}
+	_, _, wrong := get(exporter.DownloadPath("wrong", e.FileName()), "")
+	now = now.Add(8 * 24 * time.Hour)
+	code, _, expired := get(path, "")
+	if code != http.StatusNotFound || expired != wrong || strings.Contains(expired, "PK") {
+		t.Errorf("expired: %d %q; wrong token: %q", code, expired, wrong)
+	}
+	if code, _, body := get("/healthz", ""); code != http.StatusOK {
+		t.Errorf("healthz: %d %s", code, body)
+	}
+	if code, _, body := get("/readyz", ""); code != http.StatusOK {
+		t.Errorf("readyz: %d %s", code, body)
+	}
+	sick.Store(true)
+	if code, _, body := get("/readyz", ""); code != http.StatusServiceUnavailable || !strings.Contains(body, "NATS") {
+		t.Errorf("readyz without NATS: %d %s", code, body)
+	}
+}

@@ -11,8 +11,6 @@ import (
 
 // ClickHouse's codes that the endpoint itself raises or treats in its own way.
 const (
-	codeNoSuchColumn         = 16
-	codeUnsupportedMethod    = 1
 	codeBadArguments         = 36
 	codeNotImplemented       = 48
 	codeSyntaxError          = 62

@@ -9,6 +9,10 @@ import (
 	"net/http"
 	"strings"
 	"testing"
+
+	"github.com/ClickHouse/ch-go/compress"
+	"github.com/ClickHouse/clickhouse-go/v2"
+	"github.com/ClickHouse/clickhouse-go/v2/ext"
 )
 
 // get asks without clickhouse-go.
@@ -87,8 +91,9 @@ func TestHTTP(t *testing.T) {
 		{name: "session", method: "POST", path: "/?session_id=1", body: "SELECT 1", status: 501, want: "Code: 48."},
 		{name: "setting by injection", method: "POST", path: "/?a%3D1,b=1", body: "SELECT 1", status: 404, want: "Code: 115."},
 		{name: "infile", method: "POST", path: "/", body: "INSERT INTO " + table + " FROM INFILE 'x' FORMAT CSV", status: 501, want: "Code: 48."},
+		{name: "kill", method: "POST", path: "/", body: "KILL QUERY WHERE 1", status: 501, want: "Code: 48."},
 		{name: "bad encoding", method: "POST", path: "/", body: "SELECT 1", header: http.Header{"Content-Encoding": {"gzip"}}, status: 400, want: "Code: 271."},
-		{name: "bad blocks", method: "POST", path: "/?decompress=1", body: strings.Repeat("SELECT 1", 20), status: 500, want: "DB::Exception"},
+		{name: "bad blocks", method: "POST", path: "/?decompress=1", body: strings.Repeat("SELECT 1", 20), status: 400, want: "Code: 271."},
 		{name: "wrong password", method: "POST", path: "/", body: "SELECT 1", header: http.Header{"Authorization": {basic}}, status: 403, want: "Code: 516."},
 		{name: "password in headers", method: "POST", path: "/", body: "SELECT 1", header: http.Header{"Authorization": nil, "X-Clickhouse-User": {e.Username()}, "X-Clickhouse-Key": {e.Password()}}, status: 200, want: "1\n"},
 		{name: "password in address", method: "POST", path: "/?user=" + e.Username() + "&password=" + e.Password(), body: "SELECT 1", header: http.Header{"Authorization": nil}, status: 200, want: "1\n"},
@@ -161,5 +166,54 @@ func TestBodyLimit(t *testing.T) {
 	}
 	if data, err := s.bytes(); err != nil || len(data) != 1<<20 {
 		t.Errorf("got %d bytes and %v", len(data), err)
+	}
+}
+
+// TestExternalTable sends a table along with the query.
+func TestExternalTable(t *testing.T) {
+	t.Parallel()
+	conn := open(t, sharedEngine(t), nil)
+	table, err := ext.NewTable("wanted", ext.Column("n", "UInt64"), ext.Column("s", "String"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for n := range 3 {
+		if err := table.Append(uint64(n), "text"); err != nil {
+			t.Fatal(err)
+		}
+	}
+	ctx := clickhouse.Context(t.Context(), clickhouse.WithExternalTable(table))
+	var got uint64
+	if err := conn.QueryRow(ctx, "SELECT sum(n) FROM wanted WHERE s = 'text'").Scan(&got); err != nil || got != 3 {
+		t.Errorf("got %d, %v", got, err)
+	}
+	wantCode(t, conn.QueryRow(t.Context(), "SELECT count() FROM wanted").Scan(&got), 60)
+}
+
+// TestCutBody sends a body that ends within a compressed block: nothing of it may be stored.
+func TestCutBody(t *testing.T) {
+	t.Parallel()
+	e := sharedEngine(t)
+	conn := open(t, e, nil)
+	table := tableName(t)
+	run(t, conn, "CREATE TABLE "+table+" (n UInt64) ENGINE = MergeTree ORDER BY n")
+	w := compress.NewWriter(compress.LevelZero, compress.LZ4)
+	if err := w.Compress([]byte("1\n2\n3\n")); err != nil {
+		t.Fatal(err)
+	}
+	block := string(w.Data)
+	path := "/?decompress=1&query=INSERT+INTO+" + table + "+FORMAT+CSV"
+	for _, cut := range []int{1, 24, 25, 26, len(block) - 1} {
+		res := do(t, e, "POST", path, block+block[:cut], nil)
+		if body := text(t, res); res.StatusCode != http.StatusBadRequest {
+			t.Errorf("cut at %d: got %d %s", cut, res.StatusCode, body)
+		}
+	}
+	if got := one[uint64](t, conn, "SELECT count() FROM "+table); got != 0 {
+		t.Errorf("%d rows of cut bodies were stored", got)
+	}
+	res := do(t, e, "POST", path, block+block, nil)
+	if body := text(t, res); res.StatusCode != http.StatusOK {
+		t.Errorf("got %d %s", res.StatusCode, body)
 	}
 }

@@ -36,9 +36,6 @@ func nativeBlock(t testing.TB, revision int) []byte {
 	if err := block.EncodeBlock(&b, revision, input); err != nil {
 		t.Fatal(err)
 	}
-	if revision == 0 {
-		return b.Buf
-	}
 	return b.Buf
 }
 

@@ -3,6 +3,7 @@ package engine
 import (
 	"crypto/sha256"
 	"crypto/subtle"
+	"errors"
 	"fmt"
 	"io"
 	"net/http"
@@ -11,7 +12,6 @@ import (
 	"strconv"
 	"strings"
 
-	"github.com/ClickHouse/ch-go/compress"
 	"github.com/google/uuid"
 )
 
@@ -138,10 +138,14 @@ func (q *request) readBody(r *http.Request, limit int64) error {
 	}
 	defer done()
 	if isTrue(r.URL.Query().Get("decompress")) {
-		src = blockReader{compress.NewReader(src)}
+		src = newBlockReader(src)
 	}
 	if _, err := io.Copy(q.body, src); err != nil {
-		return fmt.Errorf("read the body: %w", err)
+		var e *exception
+		if errors.As(err, &e) {
+			return e
+		}
+		return exceptionf(codeCannotDecompress, "The body cannot be read: %s (CANNOT_DECOMPRESS)", err)
 	}
 	return nil
 }

@@ -272,13 +272,39 @@ func newDecoder(encoding string, r io.Reader) (io.Reader, func(), error) {
 	}
 }
 
-// blockReader reads ClickHouse's compressed blocks and tells their regular end from a cut.
-type blockReader struct{ r *compress.Reader }
+// blockReader reads ClickHouse's compressed blocks, and tells the end after a block from one within it.
+type blockReader struct {
+	source countingReader
+	blocks *compress.Reader
+	whole  int64 // of the source, up to the end of the last good block
+}
 
-func (b blockReader) Read(p []byte) (int, error) {
-	n, err := b.r.Read(p)
-	if errors.Is(err, io.EOF) {
+func newBlockReader(r io.Reader) *blockReader {
+	b := &blockReader{source: countingReader{r: r}}
+	b.blocks = compress.NewReader(&b.source)
+	return b
+}
+
+func (b *blockReader) Read(p []byte) (int, error) {
+	n, err := b.blocks.Read(p)
+	switch {
+	case err == nil:
+		b.whole = b.source.n
+	case errors.Is(err, io.EOF) && b.whole == b.source.n:
 		return n, io.EOF
+	case errors.Is(err, io.EOF):
+		return n, io.ErrUnexpectedEOF
 	}
+	return n, err
+}
+
+type countingReader struct {
+	r io.Reader
+	n int64
+}
+
+func (c *countingReader) Read(p []byte) (int, error) {
+	n, err := c.r.Read(p)
+	c.n += int64(n)
 	return n, err
 }

@@ -30,6 +30,9 @@ func parseStatement(text string) (statement, error) {
 		return statement{}, exceptionf(codeSyntaxError, "Empty query (SYNTAX_ERROR)")
 	case first.is("INSERT"):
 		return parseInsert(text)
+	case first.is("KILL"):
+		// libchdb waits for ever, and the request with it.
+		return statement{}, exceptionf(codeNotImplemented, "KILL is not allowed here (NOT_IMPLEMENTED)")
 	}
 	st := statement{kind: statementOther}
 	if first.is("SELECT") || first.is("WITH") || first.is("FROM") || first.text == "(" {

@@ -85,6 +85,8 @@ func run(t testing.TB, binary, config, addr string) bool {
 	})
 	ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
 	defer cancel()
+	// A connection kept open would delay the server's end by ten seconds.
+	client := &http.Client{Transport: &http.Transport{DisableKeepAlives: true}}
 	poll := time.NewTicker(20 * time.Millisecond)
 	defer poll.Stop()
 	for {
@@ -92,7 +94,7 @@ func run(t testing.TB, binary, config, addr string) bool {
 		if err != nil {
 			t.Fatal(err)
 		}
-		if res, err := http.DefaultClient.Do(req); err == nil {
+		if res, err := client.Do(req); err == nil {
 			_, err = io.Copy(io.Discard, res.Body)
 			_ = res.Body.Close()
 			if err == nil && res.StatusCode == http.StatusOK {

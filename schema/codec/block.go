@@ -240,7 +240,7 @@ func (b *Block) Check(now time.Time) []RowFault {
 		if faults[row] == nil {
 			faults[row] = new(schema.ValidationError)
 		}
-		faults[row].Faults = append(faults[row].Faults, f)
+		faults[row].Add(f)
 	}
 	sizes := make([]int, b.rows)
 	for i := range schema.Fields {

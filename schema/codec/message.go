@@ -7,7 +7,7 @@ import (
 	"mime"
 	"strings"
 	"time"
-	"unicode/utf8"
+	"unsafe"
 
 	"github.com/google/uuid"
 	"github.com/klauspost/compress/zstd"
@@ -182,27 +182,34 @@ func (m *Message) decodeLines(payload []byte, now time.Time) (*Decoded, error) {
 
 func (m *Message) decodeJSON(payload []byte, now time.Time) (*Decoded, error) {
 	c := collector{m: m, now: now, d: &Decoded{Block: NewBlock()}}
-	payload = bytes.TrimSpace(payload)
-	if !utf8.Valid(payload) || len(payload) == 0 || payload[0] != '[' {
-		c.add(payload)
+	text := unsafe.String(unsafe.SliceData(payload), len(payload))
+	i := schema.SkipSpace(text, 0)
+	if i == len(text) || text[i] != '[' {
+		c.add(bytes.TrimSpace(payload))
 		return c.done()
 	}
-	var items []json.RawMessage
-	if err := json.Unmarshal(payload, &items); err != nil {
-		return nil, fmt.Errorf("%w: %w", ErrMalformed, err)
+	// One event that is no JSON leaves no way to tell where the next begins.
+	if !schema.ValidJSON(text) {
+		return nil, fmt.Errorf("%w: it is no JSON array", ErrMalformed)
 	}
-	for _, item := range items {
-		c.add(item)
+	for i = schema.SkipSpace(text, i+1); text[i] != ']'; {
+		end, _ := schema.SkipJSON(text, i)
+		c.add(payload[i:end:end])
+		if i = schema.SkipSpace(text, end); text[i] == ',' {
+			i = schema.SkipSpace(text, i+1)
+		}
 	}
 	return c.done()
 }
 
 // collector gathers the events of a JSON message.
 type collector struct {
-	m   *Message
-	now time.Time
-	d   *Decoded
-	n   int
+	m      *Message
+	now    time.Time
+	d      *Decoded
+	n      int
+	parser parser
+	e      schema.Event // the one at hand
 }
 
 func (c *collector) add(raw []byte) {
@@ -211,29 +218,30 @@ func (c *collector) add(raw []byte) {
 	if c.n > schema.MaxMessageEvents {
 		return
 	}
-	e, err := c.parse(raw)
-	if err != nil {
+	if err := c.parse(raw); err != nil {
 		c.d.Rejects = append(c.d.Rejects, Reject{Index: i, Raw: raw, Err: err})
+		c.parser.scratch = nil // err may quote what lies there
 		return
 	}
-	c.d.Block.Append(&e)
+	c.d.Block.Append(&c.e)
 	c.d.Index = append(c.d.Index, uint32(i))
 }
 
-func (c *collector) parse(raw []byte) (schema.Event, error) {
-	e, err := ParseEvent(raw)
-	if err != nil {
-		return e, err
+// parse reads raw into c.e, whose texts are good until the next.
+func (c *collector) parse(raw []byte) error {
+	e := &c.e
+	if f := c.parser.parse(raw, e); f != nil {
+		return f
 	}
 	if e.Organization != c.m.Organization && e.Organization != "" {
-		return e, schema.Disagreement("organization", e.Organization, c.m.Organization)
+		return schema.Disagreement("organization", e.Organization, c.m.Organization)
 	}
 	if e.Trail != c.m.Trail && e.Trail != "" {
-		return e, schema.Disagreement("trail", string(e.Trail), string(c.m.Trail))
+		return schema.Disagreement("trail", string(e.Trail), string(c.m.Trail))
 	}
 	e.Organization, e.Trail = c.m.Organization, c.m.Trail
 	e.OccurredAt = e.OccurredAt.UTC().Truncate(time.Microsecond)
-	return e, e.Validate(c.now)
+	return e.Validate(c.now)
 }
 
 func (c *collector) done() (*Decoded, error) {

@@ -443,6 +443,33 @@ func (b *Block) Without(rows []int) *Block {
 	return out
 }
 
+// row returns a block of the one event at a row, byte for byte. It walks all columns: it is for the rare
+// event that can't be told otherwise.
+func (b *Block) row(row int) *Block {
+	out := &Block{rows: 1, cols: make([][]byte, len(b.cols))}
+	for i := range schema.Fields {
+		switch schema.Fields[i].Kind {
+		case schema.KindID:
+			out.cols[i] = b.cols[i][16*row : 16*row+16]
+		case schema.KindTime:
+			out.cols[i] = b.cols[i][8*row : 8*row+8]
+		case schema.KindText, schema.KindJSON:
+			r := reader{data: b.cols[i]}
+			r.strings(row)
+			out.cols[i] = r.strings(1)
+		case schema.KindMap:
+			first, end := b.attrRange(row)
+			keys, values := reader{data: b.attrKeys}, reader{data: b.attrValues}
+			keys.strings(first)
+			values.strings(first)
+			out.attrs, out.attrKeys, out.attrValues = end-first, keys.strings(end-first), values.strings(end-first)
+			out.cols[i] = binary.LittleEndian.AppendUint64(nil, uint64(out.attrs))
+		}
+	}
+	out.bytes = out.size()
+	return out
+}
+
 // reader takes Native values off the front of data. Once something is missing, bad is set and every
 // further value is empty.
 type reader struct {

@@ -1,6 +1,9 @@
 package consumers
 
-import "errors"
+import (
+	"errors"
+	"time"
+)
 
 // ErrPermanent marks an error that the same attempt would meet again.
 var ErrPermanent = errors.New("permanent")
@@ -17,3 +20,13 @@ type permanent struct{ error }
 
 func (p *permanent) Unwrap() error        { return p.error }
 func (p *permanent) Is(target error) bool { return target == ErrPermanent }
+
+// Later says that it is too early: err is no failure, and the task comes again after a pause.
+func Later(err error, pause time.Duration) error { return &later{err, pause} }
+
+type later struct {
+	error
+	pause time.Duration
+}
+
+func (l *later) Unwrap() error { return l.error }

@@ -22,7 +22,7 @@ type Queue interface {
 const FetchWait = time.Second
 
 // Handler does what a task asks for. Its error decides what becomes of the task: nil, done; one that
-// answers to [ErrPermanent], given up; any other, tried again later. It must not panic, and must not
+// answers to [ErrPermanent], given up; one made by [Later], not due yet; any other, tried again after a while. It must not panic, and must not
 // acknowledge the message.
 type Handler func(ctx context.Context, msg jetstream.Msg) error
 
@@ -86,6 +86,7 @@ func (w Work) one(ctx context.Context, msg jetstream.Msg) {
 	if meta, metaErr := msg.Metadata(); metaErr == nil {
 		tried = meta.NumDelivered
 	}
+	var early *later
 	switch {
 	case err == nil:
 		err = msg.Ack()
@@ -94,6 +95,8 @@ func (w Work) one(ctx context.Context, msg jetstream.Msg) {
 	case errors.Is(err, ErrPermanent):
 		w.Logger.Error("task given up", slog.String("subject", msg.Subject()), slog.Any("error", err))
 		err = msg.TermWithReason(err.Error())
+	case errors.As(err, &early):
+		err = msg.NakWithDelay(early.pause)
 	default:
 		pause := w.Backoff(tried)
 		w.Logger.Warn("task failed, trying again", slog.String("subject", msg.Subject()),

@@ -123,6 +123,7 @@ func (x *Exporter) export(ctx context.Context, r Request) error {
 			slog.Int64("bytes", e.Bytes), slog.Uint64("rows", e.Rows), slog.Uint64("attempts", e.Attempts))
 	case errors.Is(err, ErrNotClosed):
 		e.State, e.Error = Waiting, err.Error()
+		err = consumers.Later(err, waitForHour)
 	case errors.Is(err, consumers.ErrPermanent):
 		e.State, e.Error = Failed, err.Error()
 	default:
@@ -131,7 +132,10 @@ func (x *Exporter) export(ctx context.Context, r Request) error {
 	// Even when we are told to stop, what happened is kept.
 	keep, cancel := context.WithTimeout(context.WithoutCancel(ctx), 5*time.Second)
 	defer cancel()
-	return errors.Join(err, x.states.Put(keep, e))
+	if putErr := x.states.Put(keep, e); putErr != nil {
+		return errors.Join(putErr, err)
+	}
+	return err
 }
 
 func (x *Exporter) attempt(ctx context.Context, e *Export) error {
@@ -166,6 +170,9 @@ func (x *Exporter) attempt(ctx context.Context, e *Export) error {
 		return x.deliverLink(ctx, e, d.Mail)
 	}
 }
+
+// waitForHour is how long an export whose hours are not closed waits before it looks again.
+const waitForHour = time.Second
 
 // progressEvery is how often the state of a running export is kept.
 const progressEvery = 2 * time.Second

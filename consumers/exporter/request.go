@@ -1,6 +1,7 @@
 package exporter
 
 import (
+	"crypto/sha256"
 	"encoding/json"
 	"fmt"
 	"net/mail"
@@ -61,7 +62,8 @@ func (r *Request) Validate() error {
 	return nil
 }
 
-// FileName is the archive's name: it says what is in it, and is never used for anything else.
+// FileName is the archive's name: it says what is in it, and ends in a hash of the request's id, so that
+// it is never used for anything else.
 func (r *Request) FileName() string {
 	trails := make([]string, len(r.Trails))
 	for i, t := range r.Trails {
@@ -69,8 +71,9 @@ func (r *Request) FileName() string {
 	}
 	slices.Sort(trails)
 	const layout = "20060102T150405Z"
-	return fmt.Sprintf("kansa_%s_%s_%s_%s_%s.zip", r.Organization, strings.Join(trails, "+"),
-		r.From.UTC().Format(layout), r.To.UTC().Format(layout), r.ID[max(0, len(r.ID)-8):])
+	id := sha256.Sum256([]byte(r.ID))
+	return fmt.Sprintf("kansa_%s_%s_%s_%s_%x.zip", r.Organization, strings.Join(trails, "+"),
+		r.From.UTC().Format(layout), r.To.UTC().Format(layout), id[:4])
 }
 
 // task is what a message on EXPORTS holds: a request, or the name of a destination whose schedule is due.

@@ -73,7 +73,8 @@ func (c *Client) Setup(ctx context.Context, s Settings) error {
 	exports := base
 	exports.Name, exports.Retention = StreamExports, jetstream.WorkQueuePolicy
 	exports.Subjects, exports.AllowMsgSchedules = []string{schema.SubjectExports + ".*", subjectExportSchedule + ".>"}, true
-	exports.Discard, exports.Duplicates = jetstream.DiscardNew, time.Hour
+	// The server has no schedules in a stream that discards new messages; without bounds none is discarded.
+	exports.Discard, exports.Duplicates = jetstream.DiscardOld, time.Hour
 
 	dead := base
 	dead.Name, dead.Subjects = StreamDeadLetter, []string{schema.SubjectDeadLetter + ".*"}

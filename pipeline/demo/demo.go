@@ -48,20 +48,20 @@ type Result struct {
 	Verified      bool    `json:"verified"`
 	Seconds       float64 `json:"seconds"`
 	// For people.
-	PublishSeconds float64  `json:"publish_seconds"`
-	Organizations  int      `json:"organizations"`
-	Archives       []string `json:"archives"`
-	Mails          int      `json:"mails"`
+	PublishSeconds float64  `json:"-"`
+	Organizations  int      `json:"-"`
+	Archives       []string `json:"-"`
+	Mails          int      `json:"-"`
 	Fault          string   `json:"fault,omitempty"` // the first thing that does not agree
 }
 
 // Demo is a demo that has been set up. Its parts go on running until Close.
 type Demo struct {
-	o       Options
-	sshd    *sshd.Server
-	smtpd   *smtpd.Server
-	System  *pipeline.System
-	began   time.Time
+	o      Options
+	sshd   *sshd.Server
+	smtpd  *smtpd.Server
+	System *pipeline.System
+	began  time.Time
 }
 
 // Folders below Options.Dir.

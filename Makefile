@@ -1,0 +1,64 @@
+# Kansa. make help lists the targets.
+SHELL := /bin/bash
+.SHELLFLAGS := -eu -o pipefail -c
+.DEFAULT_GOAL := help
+
+VERSION ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo devel)
+# Tests to run (T=TestName) and where (PKG=./consumers/...).
+T ?=
+PKG ?= ./...
+FUZZTIME ?= 30s
+# Options of make run; empty: the demo goes on running, and prints where.
+DEMO ?= --exit
+GO_FILES := $(shell find . -path ./build -prune -o -name '*.go' -print -o -name '*.sql' -print -o -name '*.yaml' -print)
+NPM := pipeline/engine/npm
+
+help: ## list the targets
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 14
+
+build: build/kansa engine ## build/kansa, and the engine's library where it finds it
+
+build/kansa: $(GO_FILES) go.mod go.sum
+	@mkdir -p build
+	go build -trimpath -ldflags "-s -w -X main.version=$(VERSION)" -o $@ ./pipeline/cmd/kansa
+
+# The library is a package of npm's; npm ci checks it against the lockfile.
+engine: build/engine/.installed ## fetch the ClickHouse library (npm)
+build/engine/.installed: $(NPM)/package.json $(NPM)/package-lock.json
+	@mkdir -p build/engine
+	@cp $(NPM)/package.json $(NPM)/package-lock.json $(NPM)/.npmrc build/engine/
+	cd build/engine && npm ci --no-fund --no-audit
+	@touch $@
+
+run: build ## the main job in half a minute: build/kansa demo
+	build/kansa demo $(DEMO)
+
+test: engine test-tools ## every test, with the real parts
+	go test -race -timeout 25m $(GOTESTFLAGS) $(if $(T),-run '$(T)') $(PKG)
+
+# What the tests need besides Go: command:Debian package.
+TEST_TOOLS := sshd:openssh-server unzip:unzip python3:python3 clickhouse:clickhouse-server
+test-tools:
+	@missing=(); for t in $(TEST_TOOLS); do \
+		PATH="$$PATH:/usr/sbin:/sbin" command -v "$${t%%:*}" >/dev/null || missing+=("$${t##*:}"); done; \
+	if [ $${#missing[@]} -eq 0 ]; then exit 0; fi; \
+	if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
+		export DEBIAN_FRONTEND=noninteractive; apt-get update -q >/dev/null; apt-get install -qy --no-install-recommends "$${missing[@]}" >/dev/null; \
+	else echo "make test needs these packages: $${missing[*]}" >&2; exit 1; fi
+
+lint: ## linters, pinned in .lint
+	go tool -modfile=.lint/go.mod golangci-lint run ./...
+
+fuzz: engine ## every fuzz target for FUZZTIME each
+	@go list ./... | while read -r pkg; do \
+		for f in $$(go test -list '^Fuzz' "$$pkg" | grep '^Fuzz' || true); do \
+			echo "== $$pkg $$f"; go test -run '^$$' -fuzz "^$$f$$" -fuzztime $(FUZZTIME) "$$pkg"; done; done
+
+tidy: ## go.mod, go.sum and formatting
+	go mod tidy
+	gofmt -w schema producers consumers pipeline
+
+clean: ## remove what was built
+	rm -rf build
+
+.PHONY: help build engine run test test-tools lint fuzz tidy clean

@@ -1,0 +1,101 @@
+package engine
+
+import (
+	"crypto/rand"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"syscall"
+	"time"
+)
+
+// credentialsName is the file in the engine's directory, with mode 0600.
+const credentialsName = "credentials.json"
+
+// credentials are made at the first start, and kept.
+type credentials struct {
+	Username string `json:"username"`
+	Password string `json:"password"`
+}
+
+const ownerName = "kansa"
+
+// loadCredentials reads the directory's credentials, or makes them. A file that others can read is an
+// error: its password may be known by now.
+func loadCredentials(dir string) (credentials, error) {
+	path := filepath.Join(dir, credentialsName)
+	var c credentials
+	data, err := os.ReadFile(path)
+	if errors.Is(err, fs.ErrNotExist) {
+		c = credentials{Username: ownerName, Password: rand.Text() + rand.Text()}
+		return c, c.save(path)
+	}
+	if err != nil {
+		return c, fmt.Errorf("read credentials: %w", err)
+	}
+	info, err := os.Stat(path)
+	if err != nil {
+		return c, fmt.Errorf("read credentials: %w", err)
+	}
+	if info.Mode().Perm()&0o077 != 0 {
+		return c, fmt.Errorf("read credentials: %s has mode %04o, so others can read it; delete it for a new password, or chmod 600", path, info.Mode().Perm())
+	}
+	if err := json.Unmarshal(data, &c); err != nil || c.Username == "" || c.Password == "" {
+		return c, fmt.Errorf("read credentials: %s is damaged; delete it for a new password", path)
+	}
+	return c, nil
+}
+
+// save is whole or absent after a crash.
+func (c credentials) save(path string) error {
+	data, err := json.MarshalIndent(c, "", "  ")
+	if err != nil {
+		return fmt.Errorf("save credentials: %w", err)
+	}
+	file, err := os.OpenFile(path+".new", os.O_WRONLY|os.O_CREATE|os.O_TRUNC, 0o600)
+	if err != nil {
+		return fmt.Errorf("save credentials: %w", err)
+	}
+	_, err = file.Write(append(data, '\n'))
+	err = errors.Join(err, file.Sync(), file.Close())
+	if err == nil {
+		err = os.Rename(path+".new", path)
+	}
+	if err != nil {
+		return fmt.Errorf("save credentials: %w", err)
+	}
+	return nil
+}
+
+// ErrInUse says that another process works in the directory.
+var ErrInUse = errors.New("directory is in use")
+
+// lockWait is for the child of a parent that was killed a moment ago.
+const lockWait = time.Second
+
+// lockDir keeps the directory for one engine. The lock goes with the last process that holds the file, the
+// child included.
+func lockDir(dir string) (*os.File, error) {
+	file, err := os.OpenFile(filepath.Join(dir, "lock"), os.O_RDWR|os.O_CREATE, 0o600)
+	if err != nil {
+		return nil, fmt.Errorf("lock the engine's directory: %w", err)
+	}
+	for deadline := time.Now().Add(lockWait); ; time.Sleep(20 * time.Millisecond) {
+		err = syscall.Flock(int(file.Fd()), syscall.LOCK_EX|syscall.LOCK_NB)
+		if err == nil {
+			return file, nil
+		}
+		if !errors.Is(err, syscall.EWOULDBLOCK) {
+			return nil, errors.Join(fmt.Errorf("lock the engine's directory: %w", err), file.Close())
+		}
+		if time.Now().After(deadline) {
+			return nil, errors.Join(fmt.Errorf("open the engine in %s: %w by another engine; stop it, or choose another directory", dir, ErrInUse), file.Close())
+		}
+	}
+}
+
+// CredentialsFile is the file that has the user and the password.
+func (e *Engine) CredentialsFile() string { return filepath.Join(e.options.Dir, credentialsName) }

@@ -121,6 +121,14 @@ func (f *Field) SetText(e *Event, value string) {
 // CheckText applies the field's rules to a value of KindText or KindJSON. It makes nothing unless
 // there is a fault, so it can stand in the path of every event.
 func (f *Field) CheckText(value string) *Fault {
+	if len(value) <= f.MaxBytes && !utf8.ValidString(value) {
+		return &Fault{Field: f.Name, Value: value, Problem: "is not valid UTF-8", Remedy: "encode it as UTF-8"}
+	}
+	return f.CheckASCII(value)
+}
+
+// CheckASCII is CheckText for a value that is known to be ASCII, or valid UTF-8.
+func (f *Field) CheckASCII(value string) *Fault {
 	switch {
 	case value == "":
 		if f.Required {
@@ -132,9 +140,7 @@ func (f *Field) CheckText(value string) *Fault {
 			Field: f.Name, Value: value, Problem: fmt.Sprintf("has %d bytes", len(value)),
 			Remedy: fmt.Sprintf("shorten it to %d", f.MaxBytes),
 		}
-	case !utf8.ValidString(value):
-		return &Fault{Field: f.Name, Value: value, Problem: "is not valid UTF-8", Remedy: "encode it as UTF-8"}
-	case f.Kind == KindJSON && !json.Valid(unsafe.Slice(unsafe.StringData(value), len(value))):
+	case f.Kind == KindJSON && !ValidJSON(value):
 		return &Fault{Field: f.Name, Value: value, Problem: "is not JSON", Remedy: "give a JSON value; plain text goes in quotes"}
 	case f.check != nil:
 		if problem, remedy := f.check(value); problem != "" {

@@ -3,6 +3,7 @@ package schema
 import (
 	"errors"
 	"fmt"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -25,7 +26,12 @@ const maxShown = 64
 func (f *Fault) Error() string {
 	var b strings.Builder
 	if f.Field != "" {
-		b.WriteString(f.Field)
+		// It may be a name that someone else chose: of an attribute, or of a field that is none.
+		if len(f.Field) > maxShown+len("attributes.") {
+			b.WriteString(shown(f.Field))
+		} else {
+			b.WriteString(f.Field)
+		}
 		b.WriteByte(' ')
 	}
 	if f.Value != "" {
@@ -50,13 +56,35 @@ func shown(v string) string {
 	return strconv.Quote(v)
 }
 
-// ValidationError holds every fault of one event.
-type ValidationError struct{ Faults []*Fault }
+// MaxFaults is how many faults of one event are told. The text of them all has to fit into the header of
+// a dead letter, of which the broker takes 64 KiB, or an event with thousands of bad attributes could
+// neither be stored nor be put aside.
+const MaxFaults = 32
+
+// ValidationError holds the faults of one event.
+type ValidationError struct {
+	Faults []*Fault
+	More   int // faults beyond the first MaxFaults
+}
+
+// Add adds f, if it is one.
+func (e *ValidationError) Add(f *Fault) {
+	switch {
+	case f == nil:
+	case len(e.Faults) < MaxFaults:
+		e.Faults = append(e.Faults, f)
+	default:
+		e.More++
+	}
+}
 
 func (e *ValidationError) Error() string {
 	parts := make([]string, len(e.Faults))
 	for i, f := range e.Faults {
 		parts[i] = f.Error()
+	}
+	if e.More > 0 {
+		parts = append(parts, fmt.Sprintf("and %d more", e.More))
 	}
 	return strings.Join(parts, "; ")
 }
@@ -65,38 +93,43 @@ func (e *ValidationError) Error() string {
 func (e *ValidationError) Is(target error) bool { return target == ErrInvalid }
 
 // Validate checks e against every rule and returns a [*ValidationError] with one fault for each
-// thing that is wrong, or nil. now is the clock of the one who checks.
+// thing that is wrong, or nil. The faults are in the order of Fields, those of attributes in that of their
+// names. now is the clock of the one who checks.
 func (e *Event) Validate(now time.Time) error {
-	var faults []*Fault
-	add := func(f *Fault) {
-		if f != nil {
-			faults = append(faults, f)
-		}
-	}
-	add(CheckOrganization(e.Organization))
-	add(CheckTrail(e.Trail))
+	var faults ValidationError
+	faults.Add(CheckOrganization(e.Organization))
+	faults.Add(CheckTrail(e.Trail))
 	size := 0
 	for i := range Fields {
 		switch f := &Fields[i]; f.Kind {
+		case KindID: // any is good
 		case KindTime:
-			add(CheckTime(e.OccurredAt, now))
+			faults.Add(CheckTime(e.OccurredAt, now))
 		case KindText, KindJSON:
 			v := f.Text(e)
 			size += len(v)
-			add(f.CheckText(v))
+			faults.Add(f.CheckText(v))
 		case KindMap:
-			add(CheckAttributeCount(len(e.Attributes)))
+			faults.Add(CheckAttributeCount(len(e.Attributes)))
+			var bad []string
 			for k, v := range e.Attributes {
 				size += len(k) + len(v)
-				add(CheckAttribute(k, v))
+				if CheckAttribute(k, v) != nil {
+					bad = append(bad, k)
+				}
+			}
+			slices.Sort(bad) // the same event has the same faults in the same order
+			for _, k := range bad {
+				faults.Add(CheckAttribute(k, e.Attributes[k]))
 			}
 		}
 	}
-	add(CheckSize(size))
-	if len(faults) == 0 {
+	faults.Add(CheckSize(size))
+	if len(faults.Faults) == 0 {
 		return nil
 	}
-	return &ValidationError{Faults: faults}
+	out := faults // so that only an event with faults costs memory
+	return &out
 }
 
 // CheckOrganization applies the rules of an organization's name, which is a token of subjects, keys

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"strconv"
 	"time"
 	"unsafe"
 
@@ -80,8 +81,8 @@ func (b *Block) Reset() {
 // Append adds e, which is valid and complete: see schema.Event's Validate and Complete. Its
 // organization and trail are not kept: a message's subject says both.
 func (b *Block) Append(e *schema.Event) {
-	before := b.size()
 	for i := range schema.Fields {
+		before := len(b.cols[i])
 		switch f := &schema.Fields[i]; f.Kind {
 		case schema.KindID:
 			b.cols[i] = appendUUID(b.cols[i], e.ID)
@@ -90,11 +91,11 @@ func (b *Block) Append(e *schema.Event) {
 		case schema.KindText, schema.KindJSON:
 			b.cols[i] = appendString(b.cols[i], f.Text(e))
 		case schema.KindMap:
-			b.appendAttributes(e.Attributes)
+			before -= b.appendAttributes(e.Attributes)
 		}
+		b.bytes += len(b.cols[i]) - before
 	}
 	b.rows++
-	b.bytes += b.size() - before
 }
 
 func (b *Block) size() int {
@@ -105,21 +106,26 @@ func (b *Block) size() int {
 	return n
 }
 
-func (b *Block) appendAttributes(m map[string]string) {
+// appendAttributes returns by how much keys and values have grown; they are not among the columns.
+func (b *Block) appendAttributes(m map[string]string) (grown int) {
 	if len(m) > 0 {
 		// Sorted, so that equal events have equal bytes.
-		keys := make([]string, 0, len(m))
+		var few [16]string // seldom more
+		keys := few[:0]
 		for k := range m {
 			keys = append(keys, k)
 		}
 		slices.Sort(keys)
+		before := len(b.attrKeys) + len(b.attrValues)
 		for _, k := range keys {
 			b.attrKeys = appendString(b.attrKeys, k)
 			b.attrValues = appendString(b.attrValues, m[k])
 		}
+		grown = len(b.attrKeys) + len(b.attrValues) - before
 		b.attrs += len(m)
 	}
 	b.cols[colAttributes] = binary.LittleEndian.AppendUint64(b.cols[colAttributes], uint64(b.attrs))
+	return grown
 }
 
 // ClickHouse keeps a UUID as two little-endian 64-bit halves, the more significant first.
@@ -230,47 +236,50 @@ type RowFault struct {
 }
 
 // Check applies schema's rules to every event of b, column by column, and returns the faulty ones in
-// order, each with all its faults. now is the clock of the one who checks.
+// order, each with its faults: those that Event.Validate finds, and one more that only a block can have,
+// attributes out of order. now is the clock of the one who checks.
 func (b *Block) Check(now time.Time) []RowFault {
 	faults := map[int]*schema.ValidationError{}
 	add := func(row int, f *schema.Fault) {
-		if f == nil {
-			return
-		}
 		if faults[row] == nil {
 			faults[row] = new(schema.ValidationError)
 		}
-		faults[row].Faults = append(faults[row].Faults, f)
+		faults[row].Add(f)
 	}
 	sizes := make([]int, b.rows)
 	for i := range schema.Fields {
 		switch f := &schema.Fields[i]; f.Kind {
+		case schema.KindID: // any is good
 		case schema.KindTime:
 			for row := range b.rows {
-				add(row, schema.CheckTime(b.occurredAt(row), now))
+				if f := schema.CheckTime(b.occurredAt(row), now); f != nil {
+					add(row, f)
+				}
 			}
 		case schema.KindText, schema.KindJSON:
+			check := f.CheckText
+			if isASCII(b.cols[i]) { // most columns are, and it is quicker to see for all values at once
+				check = f.CheckASCII
+			}
 			r := reader{data: b.cols[i]}
 			for row := range b.rows {
 				v := r.string()
+				if v == "" && !f.Required {
+					continue
+				}
 				sizes[row] += len(v)
-				if f.Required || v != "" {
-					add(row, f.CheckText(v))
+				if f := check(v); f != nil {
+					add(row, f)
 				}
 			}
 		case schema.KindMap:
-			b.eachAttribute(func(row int, k, v string) {
-				sizes[row] += len(k) + len(v)
-				add(row, schema.CheckAttribute(k, v))
-			})
-			for row := range b.rows {
-				first, end := b.attrRange(row)
-				add(row, schema.CheckAttributeCount(end-first))
-			}
+			b.checkAttributes(sizes, add)
 		}
 	}
 	for row, n := range sizes {
-		add(row, schema.CheckSize(n))
+		if f := schema.CheckSize(n); f != nil {
+			add(row, f)
+		}
 	}
 	if len(faults) == 0 {
 		return nil
@@ -281,6 +290,51 @@ func (b *Block) Check(now time.Time) []RowFault {
 	}
 	slices.SortFunc(out, func(x, y RowFault) int { return x.Row - y.Row })
 	return out
+}
+
+func (b *Block) checkAttributes(sizes []int, add func(int, *schema.Fault)) {
+	if b.attrs == 0 {
+		return
+	}
+	keys, values := reader{data: b.attrKeys}, reader{data: b.attrValues}
+	for row := range b.rows {
+		first, end := b.attrRange(row)
+		if f := schema.CheckAttributeCount(end - first); f != nil {
+			add(row, f)
+		}
+		last := ""
+		for i := first; i < end; i++ {
+			k, v := keys.string(), values.string()
+			sizes[row] += len(k) + len(v)
+			if f := schema.CheckAttribute(k, v); f != nil {
+				add(row, f)
+			}
+			// An attribute that is there twice would be two in ClickHouse and one wherever the event
+			// becomes a map: what is exported would not be what was recorded.
+			if i > first && k <= last {
+				add(row, &schema.Fault{
+					Field: "attributes", Value: k, Problem: "comes after " + strconv.Quote(last[:min(len(last), 64)]),
+					Remedy: "give each attribute once, in ascending order of names",
+				})
+			}
+			last = k
+		}
+	}
+}
+
+// isASCII reports whether all of data is. Of a column it says so only if no length in it takes two bytes.
+func isASCII(data []byte) bool {
+	for ; len(data) >= 8; data = data[8:] {
+		if binary.LittleEndian.Uint64(data)&0x8080808080808080 != 0 {
+			return false
+		}
+	}
+	for _, c := range data {
+		if c >= 0x80 {
+			return false
+		}
+	}
+	return true
 }
 
 func (b *Block) occurredAt(row int) time.Time {
@@ -386,6 +440,33 @@ func (b *Block) Without(rows []int) *Block {
 		}
 		out.Append(&e)
 	}
+	return out
+}
+
+// row returns a block of the one event at a row, byte for byte. It walks all columns: it is for the rare
+// event that can't be told otherwise.
+func (b *Block) row(row int) *Block {
+	out := &Block{rows: 1, cols: make([][]byte, len(b.cols))}
+	for i := range schema.Fields {
+		switch schema.Fields[i].Kind {
+		case schema.KindID:
+			out.cols[i] = b.cols[i][16*row : 16*row+16]
+		case schema.KindTime:
+			out.cols[i] = b.cols[i][8*row : 8*row+8]
+		case schema.KindText, schema.KindJSON:
+			r := reader{data: b.cols[i]}
+			r.strings(row)
+			out.cols[i] = r.strings(1)
+		case schema.KindMap:
+			first, end := b.attrRange(row)
+			keys, values := reader{data: b.attrKeys}, reader{data: b.attrValues}
+			keys.strings(first)
+			values.strings(first)
+			out.attrs, out.attrKeys, out.attrValues = end-first, keys.strings(end-first), values.strings(end-first)
+			out.cols[i] = binary.LittleEndian.AppendUint64(nil, uint64(out.attrs))
+		}
+	}
+	out.bytes = out.size()
 	return out
 }
 

@@ -2,12 +2,12 @@ package codec
 
 import (
 	"bytes"
-	"encoding/json"
 	"fmt"
 	"mime"
 	"strings"
 	"time"
 	"unicode/utf8"
+	"unsafe"
 
 	"github.com/google/uuid"
 	"github.com/klauspost/compress/zstd"
@@ -42,7 +42,9 @@ type Message struct {
 type Reject struct {
 	Index int // within the message
 	Raw   []byte
-	Err   error
+	// ContentType is that of Raw: JSON, or a block of one event where JSON can't say what was in it.
+	ContentType string
+	Err         error
 }
 
 // Decoded is what a message holds.
@@ -73,7 +75,7 @@ func Decode(m *Message, now time.Time) (*Decoded, error) {
 	}
 	kind, _, err := mime.ParseMediaType(m.ContentType)
 	if err != nil && m.ContentType != "" {
-		return nil, fmt.Errorf("%w: content type %q: %w", ErrMalformed, m.ContentType, err)
+		return nil, fmt.Errorf("%w: content type %.64q: %w", ErrMalformed, m.ContentType, err)
 	}
 	var d *Decoded
 	switch kind {
@@ -84,7 +86,7 @@ func Decode(m *Message, now time.Time) (*Decoded, error) {
 	case ContentJSON, "":
 		d, err = m.decodeJSON(payload, now)
 	default:
-		return nil, fmt.Errorf("%w: content type %q is not known: use %s, %s or %s",
+		return nil, fmt.Errorf("%w: content type %.64q is not known: use %s, %s or %s",
 			ErrMalformed, m.ContentType, ContentBlock, ContentNDJSON, ContentJSON)
 	}
 	if err != nil {
@@ -116,7 +118,7 @@ func (m *Message) decompress() ([]byte, error) {
 		}
 		return payload, nil
 	default:
-		return nil, fmt.Errorf("%w: content encoding %q is not known: use %s or none", ErrMalformed, m.ContentEncoding, EncodingZstd)
+		return nil, fmt.Errorf("%w: content encoding %.64q is not known: use %s or none", ErrMalformed, m.ContentEncoding, EncodingZstd)
 	}
 }
 
@@ -134,26 +136,40 @@ func decodeBlock(payload []byte, now time.Time) (*Decoded, error) {
 	rows := make([]int, len(faults))
 	for i, f := range faults {
 		rows[i] = f.Row
-		d.Rejects = append(d.Rejects, Reject{Index: f.Row, Raw: rawEvent(&events[f.Row]), Err: f.Err})
+		raw, kind := rawEvent(b, f.Row, &events[f.Row])
+		d.Rejects = append(d.Rejects, Reject{Index: f.Row, Raw: raw, ContentType: kind, Err: f.Err})
 	}
 	d.Block = b.Without(rows)
 	d.Index = indexWithout(b.Rows(), rows)
 	return d, nil
 }
 
-// rawEvent is a rejected event of a block as JSON for a person to read. A value that is not JSON
-// where JSON is due is kept as a string of it.
-func rawEvent(e *schema.Event) []byte {
-	for _, raw := range []*json.RawMessage{&e.Before, &e.After, &e.Data} {
-		if len(*raw) > 0 && !json.Valid(*raw) {
-			*raw, _ = json.Marshal(string(*raw))
+// rawEvent is a rejected event of a block: as JSON, for a person to read, if that says all that was in
+// it; or else as a block of its own.
+func rawEvent(b *Block, row int, e *schema.Event) (raw []byte, contentType string) {
+	whole := true
+	for i := range schema.Fields {
+		f := &schema.Fields[i]
+		switch f.Kind {
+		case schema.KindID, schema.KindTime:
+		case schema.KindText:
+			whole = whole && utf8.ValidString(f.Text(e))
+		case schema.KindJSON:
+			whole = whole && utf8.ValidString(f.Text(e)) && (f.Text(e) == "" || schema.ValidJSON(f.Text(e)))
+		case schema.KindMap:
+			first, end := b.attrRange(row)
+			whole = whole && len(e.Attributes) == end-first // none was there twice
+			for k, v := range e.Attributes {
+				whole = whole && utf8.ValidString(k) && utf8.ValidString(v)
+			}
 		}
 	}
-	out, err := AppendJSON(nil, e)
-	if err != nil {
-		return fmt.Appendf(nil, "%+v", *e)
+	if whole {
+		if out, err := AppendJSON(nil, e); err == nil {
+			return out, ContentJSON
+		}
 	}
-	return out
+	return b.row(row).AppendNative(nil), ContentBlock
 }
 
 func indexWithout(n int, rows []int) []uint32 {
@@ -182,27 +198,34 @@ func (m *Message) decodeLines(payload []byte, now time.Time) (*Decoded, error) {
 
 func (m *Message) decodeJSON(payload []byte, now time.Time) (*Decoded, error) {
 	c := collector{m: m, now: now, d: &Decoded{Block: NewBlock()}}
-	payload = bytes.TrimSpace(payload)
-	if !utf8.Valid(payload) || len(payload) == 0 || payload[0] != '[' {
-		c.add(payload)
+	text := unsafe.String(unsafe.SliceData(payload), len(payload))
+	i := schema.SkipSpace(text, 0)
+	if i == len(text) || text[i] != '[' {
+		c.add(bytes.TrimSpace(payload))
 		return c.done()
 	}
-	var items []json.RawMessage
-	if err := json.Unmarshal(payload, &items); err != nil {
-		return nil, fmt.Errorf("%w: %w", ErrMalformed, err)
+	// One event that is no JSON leaves no way to tell where the next begins.
+	if !schema.ValidJSON(text) {
+		return nil, fmt.Errorf("%w: it is no JSON array", ErrMalformed)
 	}
-	for _, item := range items {
-		c.add(item)
+	for i = schema.SkipSpace(text, i+1); text[i] != ']'; {
+		end, _ := schema.SkipJSON(text, i)
+		c.add(payload[i:end:end])
+		if i = schema.SkipSpace(text, end); text[i] == ',' {
+			i = schema.SkipSpace(text, i+1)
+		}
 	}
 	return c.done()
 }
 
 // collector gathers the events of a JSON message.
 type collector struct {
-	m   *Message
-	now time.Time
-	d   *Decoded
-	n   int
+	m      *Message
+	now    time.Time
+	d      *Decoded
+	n      int
+	parser parser
+	e      schema.Event // the one at hand
 }
 
 func (c *collector) add(raw []byte) {
@@ -211,29 +234,30 @@ func (c *collector) add(raw []byte) {
 	if c.n > schema.MaxMessageEvents {
 		return
 	}
-	e, err := c.parse(raw)
-	if err != nil {
-		c.d.Rejects = append(c.d.Rejects, Reject{Index: i, Raw: raw, Err: err})
+	if err := c.parse(raw); err != nil {
+		c.d.Rejects = append(c.d.Rejects, Reject{Index: i, Raw: raw, ContentType: ContentJSON, Err: err})
+		c.parser.scratch = nil // err may quote what lies there
 		return
 	}
-	c.d.Block.Append(&e)
+	c.d.Block.Append(&c.e)
 	c.d.Index = append(c.d.Index, uint32(i))
 }
 
-func (c *collector) parse(raw []byte) (schema.Event, error) {
-	e, err := ParseEvent(raw)
-	if err != nil {
-		return e, err
+// parse reads raw into c.e, whose texts are good until the next.
+func (c *collector) parse(raw []byte) error {
+	e := &c.e
+	if f := c.parser.parse(raw, e); f != nil {
+		return f
 	}
 	if e.Organization != c.m.Organization && e.Organization != "" {
-		return e, schema.Disagreement("organization", e.Organization, c.m.Organization)
+		return schema.Disagreement("organization", e.Organization, c.m.Organization)
 	}
 	if e.Trail != c.m.Trail && e.Trail != "" {
-		return e, schema.Disagreement("trail", string(e.Trail), string(c.m.Trail))
+		return schema.Disagreement("trail", string(e.Trail), string(c.m.Trail))
 	}
 	e.Organization, e.Trail = c.m.Organization, c.m.Trail
 	e.OccurredAt = e.OccurredAt.UTC().Truncate(time.Microsecond)
-	return e, e.Validate(c.now)
+	return e.Validate(c.now)
 }
 
 func (c *collector) done() (*Decoded, error) {

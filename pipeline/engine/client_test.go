@@ -373,28 +373,3 @@ func TestWrongPassword(t *testing.T) {
 		wantCode(t, conn.Ping(t.Context()), codeAuthenticationFailed)
 	}
 }
-
-func TestReader(t *testing.T) {
-	t.Parallel()
-	e := sharedEngine(t)
-	owner := open(t, e, nil)
-	run(t, owner, "CREATE TABLE readers_rows (org UInt8) ENGINE = MergeTree ORDER BY org")
-	run(t, owner, "INSERT INTO readers_rows VALUES (1), (2), (3)")
-	reader := open(t, e, func(o *clickhouse.Options) {
-		o.Auth = clickhouse.Auth{Username: "reader", Password: "look"}
-		o.Settings = clickhouse.Settings{"additional_table_filters": "{}", "readonly": 0}
-		o.Compression = &clickhouse.Compression{Method: clickhouse.CompressionLZ4}
-	})
-	if got := one[uint64](t, reader, "SELECT count() FROM readers_rows"); got != 1 {
-		t.Errorf("the reader sees %d rows, want 1", got)
-	}
-	for _, query := range []string{
-		"INSERT INTO readers_rows VALUES (1)", "INSERT INTO readers_rows SELECT 1", "DROP TABLE readers_rows", "CREATE TABLE x (n UInt8) ENGINE = Memory",
-		"SELECT * FROM file('/etc/hostname', 'LineAsString')", "SET readonly = 0", "SELECT count() FROM readers_rows SETTINGS additional_table_filters = {}",
-	} {
-		wantCode(t, reader.Exec(t.Context(), query), 164)
-	}
-	if got := one[uint64](t, owner, "SELECT count() FROM readers_rows"); got != 3 {
-		t.Errorf("there are %d rows, want 3", got)
-	}
-}

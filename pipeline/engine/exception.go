@@ -15,6 +15,7 @@ const (
 	codeNotImplemented       = 48
 	codeSyntaxError          = 62
 	codeUnknownSetting       = 115
+	codeReadonly             = 164
 	codeLimitExceeded        = 290
 	codeCannotDecompress     = 271
 	codeAuthenticationFailed = 516
@@ -63,7 +64,7 @@ func (e *exception) httpStatus() int {
 	switch e.code {
 	case 194: // REQUIRED_PASSWORD
 		return http.StatusUnauthorized
-	case 192, 193, 497, codeAuthenticationFailed, 164: // unknown user, wrong password, access denied, read-only
+	case 192, 193, 497, codeAuthenticationFailed, codeReadonly: // unknown user, wrong password, access denied, read-only
 		return http.StatusForbidden
 	case 6, 26, 27, 38, 41, 42, 43, 44, 53, 62, 69, 70, 72, 33, 107, 117, 130, 131, 271, 349, 386, 456, 457,
 		codeBadArguments:

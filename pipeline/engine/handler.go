@@ -32,6 +32,8 @@ type handler struct {
 	version  string
 	host     string
 	timezone string
+	// tableFunctions are all that the engine has, in lower case.
+	tableFunctions map[string]bool
 }
 
 func (h *handler) ServeHTTP(w http.ResponseWriter, r *http.Request) {
@@ -95,6 +97,11 @@ func (h *handler) serve(r *http.Request, q *request, out *response) (err error) 
 	st, data, err := q.statement()
 	if err != nil {
 		return err
+	}
+	if q.reader != nil {
+		if err := q.checkReader(st, h.tableFunctions); err != nil {
+			return err
+		}
 	}
 	select {
 	case h.slots <- struct{}{}:
@@ -194,13 +201,12 @@ func (h *handler) prepare(s *session, q *request) error {
 			return err
 		}
 	}
-	if q.readonly && q.settings["readonly"] == "" {
+	if q.reader == nil && q.readonly && q.settings["readonly"] == "" {
 		q.settings["readonly"] = "2" // as GET on a server: settings may change, data may not
 	}
 	if q.reader == nil {
 		return s.apply(q.settings)
 	}
-	delete(q.settings, "readonly")
 	if err := s.apply(q.settings); err != nil {
 		return err
 	}

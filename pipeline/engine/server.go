@@ -23,15 +23,6 @@ const (
 	stopTimeout        = 10 * time.Second
 )
 
-// Reader is a further user, who may only read.
-type Reader struct {
-	Username string
-	Password string
-	// Settings hold for all of the reader's queries, whatever they ask for; additional_table_filters
-	// confines a reader to some rows.
-	Settings map[string]string
-}
-
 // ServeOptions say what Serve serves.
 type ServeOptions struct {
 	Library  string       // path of libchdb
@@ -143,6 +134,18 @@ func (h *handler) introduce(s *session) error {
 		return fmt.Errorf("ask the engine for its version: got %q", fields)
 	}
 	h.version, h.host, h.timezone = fields[0], fields[1], fields[2]
+	names, err := s.query("SELECT lower(name) FROM system.table_functions", "TabSeparated", nil)
+	if err != nil {
+		return fmt.Errorf("ask the engine for its table functions: %w", err)
+	}
+	defer names.close()
+	h.tableFunctions = map[string]bool{}
+	for _, name := range strings.Fields(string(names.data())) {
+		h.tableFunctions[name] = true
+	}
+	if !h.tableFunctions["merge"] {
+		return errors.New("ask the engine for its table functions: merge is missing, so the answer is wrong")
+	}
 	return nil
 }
 

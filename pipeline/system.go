@@ -295,6 +295,10 @@ func (s *System) startRollup(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	// Hours may have closed while nobody was here; the next tick may be an hour away.
+	if err := s.Client.Tick(ctx); err != nil {
+		return err
+	}
 	return s.work(ctx, broker.StreamHours, broker.ConsumerRollup, consumers.Work{Handle: s.Rollup.Tick, Logger: log})
 }
 

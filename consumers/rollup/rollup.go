@@ -102,7 +102,7 @@ func (r *Rollup) Tick(ctx context.Context, _ jetstream.Msg) error {
 }
 
 // Advance rolls up every hour that is closed and not yet done, and returns the first instant that is
-// not rolled up; zero if there never was an event.
+// not rolled up.
 func (r *Rollup) Advance(ctx context.Context) (time.Time, error) {
 	until, err := r.floor.ClosedUntil(ctx)
 	if err != nil {
@@ -113,11 +113,17 @@ func (r *Rollup) Advance(ctx context.Context) (time.Time, error) {
 		return time.Time{}, err
 	}
 	if next.IsZero() {
-		first, any, err := r.table.FirstRecorded(ctx)
-		if err != nil || !any {
+		// Nothing was recorded in the hours that are closed but before the first event.
+		next = until.Truncate(r.cfg.Hour)
+		switch first, any, err := r.table.FirstRecorded(ctx); {
+		case err != nil:
 			return time.Time{}, err
+		case any && first.Before(next):
+			next = first.Truncate(r.cfg.Hour)
 		}
-		next = first.Truncate(r.cfg.Hour)
+		if err := r.progress.setNext(ctx, next); err != nil {
+			return next, err
+		}
 	}
 	for !next.Add(r.cfg.Hour).After(until) {
 		if err := r.hour(ctx, next); err != nil {

@@ -191,6 +191,14 @@ func (c *Client) Schedule(ctx context.Context, s Schedule) error {
 	return nil
 }
 
+// Tick puts a tick among those of the schedule.
+func (c *Client) Tick(ctx context.Context) error {
+	if _, err := c.JS.Publish(ctx, subjectTick, nil); err != nil {
+		return fmt.Errorf("put a tick on %s: %w", subjectTick, err)
+	}
+	return nil
+}
+
 // ExportSchedule is the schedule of a destination: when it is due, data is put among the export requests
 // of its organization.
 func ExportSchedule(destination, organization, cron, zone string, every time.Duration, data []byte) Schedule {

@@ -8,12 +8,14 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"maps"
 	"net"
 	"net/http"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"runtime"
+	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -336,6 +338,28 @@ func (e *Engine) await(ctx context.Context, exited <-chan struct{}) bool {
 	return res.StatusCode == http.StatusOK
 }
 
+// relog writes a line of the child's own log as one of ours, if it is that and no warning.
+func (e *Engine) relog(line string) bool {
+	var record map[string]any
+	if json.Unmarshal([]byte(line), &record) != nil {
+		return false
+	}
+	msg, _ := record[slog.MessageKey].(string)
+	text, _ := record[slog.LevelKey].(string)
+	var level slog.Level
+	if msg == "" || level.UnmarshalText([]byte(text)) != nil || level >= slog.LevelWarn {
+		return false
+	}
+	var attrs []slog.Attr
+	for _, k := range slices.Sorted(maps.Keys(record)) {
+		if k != slog.MessageKey && k != slog.LevelKey && k != slog.TimeKey {
+			attrs = append(attrs, slog.Any(k, record[k]))
+		}
+	}
+	e.log.LogAttrs(context.Background(), level, "engine: "+msg, attrs...)
+	return true
+}
+
 // forward passes the child's output on to the log, and keeps the last lines for the error that its end may
 // become.
 func (e *Engine) forward(output io.Reader) []string {
@@ -347,13 +371,8 @@ func (e *Engine) forward(output io.Reader) []string {
 		if line == "" {
 			continue
 		}
-		var record struct{ Level, Msg string }
-		if json.Unmarshal([]byte(line), &record) == nil && record.Msg != "" {
-			var level slog.Level
-			if level.UnmarshalText([]byte(record.Level)) == nil && level < slog.LevelWarn {
-				e.log.Info("engine: "+record.Msg, "record", json.RawMessage(line))
-				continue
-			}
+		if e.relog(line) {
+			continue
 		}
 		e.log.Warn("engine output", "line", line)
 		if last = append(last, line); len(last) > errorLines {

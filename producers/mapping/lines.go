@@ -58,11 +58,11 @@ func Lines(input io.Reader, o Options) iter.Seq2[Line, error] {
 		}
 		for n := 1; ; n++ {
 			raw, long, err := readLine(r)
-			if err != nil && err != io.EOF {
+			last := errors.Is(err, io.EOF)
+			if err != nil && !last {
 				yield(Line{}, fmt.Errorf("read line %d: %w", n, err))
 				return
 			}
-			last := err == io.EOF
 			if n == 1 {
 				raw = bytes.TrimPrefix(raw, []byte("\xef\xbb\xbf")) // what Windows puts first
 			}

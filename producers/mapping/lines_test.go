@@ -33,8 +33,8 @@ func zipped(t *testing.T, text string) string {
 }
 
 // read lists the lines of an input: the number, and "ok" or what is wrong; and how the input ended.
-func read(r io.Reader, o Options) (lines []string, ids []uuid.UUID, err error) {
-	o.Now = func() time.Time { return testNow }
+func read(r io.Reader) (lines []string, ids []uuid.UUID, err error) {
+	o := Options{Now: func() time.Time { return testNow }}
 	for line, err := range Lines(r, o) {
 		if err != nil {
 			return lines, ids, err
@@ -73,7 +73,7 @@ func TestLines(t *testing.T) {
 			if form == "gzip" && strings.HasPrefix(c.text, "\x1f\x8b") {
 				continue // one layer is taken off, no more
 			}
-			got, _, err := read(iotest.OneByteReader(strings.NewReader(text)), Options{})
+			got, _, err := read(iotest.OneByteReader(strings.NewReader(text)))
 			if diff := cmp.Diff(c.want, got); err != nil || diff != "" {
 				t.Errorf("%s, %s: %v (-want +got):\n%s", name, form, err, diff)
 			}
@@ -115,7 +115,7 @@ func TestInputThatBreaksOff(t *testing.T) {
 		"gzip of another sum":   {strings.NewReader(text[:len(text)-8] + "12345678"), gzip.ErrChecksum},
 		"an error of the input": {io.MultiReader(strings.NewReader(event+"\n"+event[:9]), iotest.ErrReader(io.ErrNoProgress)), io.ErrNoProgress},
 	} {
-		lines, _, err := read(c.input, Options{})
+		lines, _, err := read(c.input)
 		if !errors.Is(err, c.want) {
 			t.Errorf("%s: %v after %d lines, want %v", name, err, len(lines), c.want)
 		}
@@ -131,11 +131,11 @@ func TestInputThatBreaksOff(t *testing.T) {
 func TestIDsAreStable(t *testing.T) {
 	t.Parallel()
 	text := event + "\n" + event + "\n" + strings.Replace(event, "{", `{"id":"0193500b-7c00-7abc-8def-0123456789ab",`, 1)
-	_, first, err := read(strings.NewReader(text), Options{})
+	_, first, err := read(strings.NewReader(text))
 	if err != nil {
 		t.Fatal(err)
 	}
-	_, again, err := read(strings.NewReader(zipped(t, "\ufeff"+text)), Options{})
+	_, again, err := read(strings.NewReader(zipped(t, "\ufeff"+text)))
 	if diff := cmp.Diff(first, again); err != nil || diff != "" {
 		t.Errorf("%v (-first +again):\n%s", err, diff)
 	}

@@ -272,7 +272,7 @@ func (c *collector) done() (*Decoded, error) {
 	return c.d, nil
 }
 
-// Strings cut from a message may live long; a reason is for a header, which has one line.
+// OneLine is s with blanks for its control characters: a reason is for a header, which has one line.
 func OneLine(s string) string {
 	return strings.Map(func(r rune) rune {
 		if r < 0x20 || r == 0x7f {

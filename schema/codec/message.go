@@ -186,9 +186,14 @@ func indexWithout(n int, rows []int) []uint32 {
 
 func (m *Message) decodeLines(payload []byte, now time.Time) (*Decoded, error) {
 	c := collector{m: m, now: now, d: &Decoded{Block: NewBlock()}}
+	const few = 64 // events tell how large the rest will be; a payload is small enough to believe them
+	whole := len(payload)
 	for len(payload) > 0 {
 		line, rest, _ := bytes.Cut(payload, []byte{'\n'})
 		payload = rest
+		if c.n == few && len(line) > 0 {
+			c.d.Block.grow(len(rest)/(whole-len(rest)) + 1)
+		}
 		if line = bytes.TrimSpace(line); len(line) > 0 {
 			c.add(line)
 		}

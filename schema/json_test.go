@@ -1,6 +1,7 @@
 package schema_test
 
 import (
+	"bytes"
 	"encoding/json"
 	"strings"
 	"testing"
@@ -38,4 +39,21 @@ func FuzzValidJSON(f *testing.F) {
 			t.Errorf("%q: got %t, want %t", s, got, want)
 		}
 	})
+}
+
+// A string is looked at eight bytes at a time: each byte has to be told wherever it stands.
+func TestValidJSONOfEachByteInEachPlace(t *testing.T) {
+	t.Parallel()
+	for c := range 256 {
+		for place := range 20 {
+			for _, filler := range []byte{'x', 0x20, 0x21, 0x23, 0x5b, 0x5d, 0x7f, 0x80, 0xff} {
+				b := bytes.Repeat([]byte{filler}, 20)
+				b[place] = byte(c)
+				s := `"` + string(b) + `"`
+				if got, want := schema.ValidJSON(s), json.Valid([]byte(s)); got != want {
+					t.Fatalf("%q: got %t, want %t", s, got, want)
+				}
+			}
+		}
+	}
 }

@@ -27,8 +27,10 @@ func (p Partition) Path() string {
 	return fmt.Sprintf("%s/%s/%s", p.Organization, p.Trail, p.Hour.UTC().Format(layout))
 }
 
-// CSVKey and ManifestKey are where the partition and its manifest lie in the partition store.
-func (p Partition) CSVKey() string      { return p.Path() + ".csv.gz" }
+// CSVKey is where the partition lies in the partition store.
+func (p Partition) CSVKey() string { return p.Path() + ".csv.gz" }
+
+// ManifestKey is where its manifest lies.
 func (p Partition) ManifestKey() string { return p.Path() + ".manifest.json" }
 
 func (p Partition) String() string { return p.Path() }

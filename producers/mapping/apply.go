@@ -3,6 +3,7 @@ package mapping
 import (
 	"encoding/json"
 	"fmt"
+	"math"
 	"strconv"
 	"strings"
 	"time"
@@ -33,8 +34,11 @@ func (m *Mapping) Apply(record []byte) (schema.Event, error) {
 		}
 		switch f.Kind {
 		case schema.KindID:
-			// A foreign id that is no UUID is no reason to refuse the event: one is derived.
-			e.ID, _ = uuid.Parse(rule.value(doc))
+			// A foreign id that is no UUID is no reason to refuse the event: one is derived. With an error
+			// Parse returns what it has read so far, which other ids have in common.
+			if id, err := uuid.Parse(rule.value(doc)); err == nil {
+				e.ID = id
+			}
 		case schema.KindTime:
 			t, err := rule.time(doc)
 			if err != nil {
@@ -139,12 +143,16 @@ func (r *Rule) time(doc gjson.Result) (time.Time, error) {
 	switch r.Time {
 	case "unix", "unix_ms", "unix_us":
 		unit := map[string]float64{"unix": 1e6, "unix_ms": 1e3, "unix_us": 1}[r.Time]
+		// What lies beyond all calendars is of another unit than the rule says, and would wrap around into
+		// a time that looks right.
+		f, err := strconv.ParseFloat(v, 64)
+		if err != nil || !(math.Abs(f*unit) < 1<<61) {
+			break
+		}
 		if n, err := strconv.ParseInt(v, 10, 64); err == nil {
 			return time.UnixMicro(n * int64(unit)).UTC(), nil
 		}
-		if f, err := strconv.ParseFloat(v, 64); err == nil {
-			return time.UnixMicro(int64(f * unit)).UTC(), nil
-		}
+		return time.UnixMicro(int64(math.Round(f * unit))).UTC(), nil
 	case "", "rfc3339":
 		for _, layout := range []string{time.RFC3339Nano, "2006-01-02T15:04:05.999999999", "2006-01-02 15:04:05.999999999"} {
 			if t, err := time.Parse(layout, v); err == nil {

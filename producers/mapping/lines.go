@@ -58,16 +58,16 @@ func Lines(input io.Reader, o Options) iter.Seq2[Line, error] {
 		}
 		for n := 1; ; n++ {
 			raw, long, err := readLine(r)
-			if err != nil && err != io.EOF {
+			last := errors.Is(err, io.EOF)
+			if err != nil && !last {
 				yield(Line{}, fmt.Errorf("read line %d: %w", n, err))
 				return
 			}
-			last := err == io.EOF
+			if n == 1 {
+				raw = bytes.TrimPrefix(raw, []byte("\xef\xbb\xbf")) // what Windows puts first
+			}
 			if text := bytes.TrimSpace(raw); len(text) > 0 {
 				line := Line{Number: n, Raw: text}
-				if n == 1 {
-					text = bytes.TrimPrefix(text, []byte("\xef\xbb\xbf")) // what Windows puts first
-				}
 				if long {
 					line.Err = &schema.Fault{Problem: fmt.Sprintf("the line is longer than %d bytes", maxLine), Remedy: "put one record in a line"}
 				} else {
@@ -89,7 +89,7 @@ func readLine(r *bufio.Reader) (line []byte, long bool, err error) {
 	for {
 		chunk, err := r.ReadSlice('\n')
 		switch {
-		case len(line)+len(chunk) <= maxLine:
+		case !long && len(line)+len(chunk) <= maxLine:
 			line = append(line, chunk...)
 		default:
 			long = true

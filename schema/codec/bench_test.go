@@ -9,10 +9,10 @@ import (
 )
 
 // benchEvents are about 500 bytes of JSON each. All are of one organization and trail, as a message's are.
-func benchEvents(n int) []schema.Event {
+func benchEvents() []schema.Event {
 	now := time.Date(2026, 11, 22, 4, 5, 6, 0, time.UTC)
 	src := sample.New(1, func() time.Time { now = now.Add(time.Millisecond); return now })
-	events := make([]schema.Event, n)
+	events := make([]schema.Event, benchRows)
 	for i := range events {
 		events[i] = src.Next()
 		events[i].Organization, events[i].Trail = "acme", schema.Activity
@@ -32,7 +32,7 @@ func perEvent(b *testing.B, n, bytes int) {
 }
 
 func BenchmarkAppend(b *testing.B) {
-	events := benchEvents(benchRows)
+	events := benchEvents()
 	block := NewBlock()
 	for b.Loop() {
 		block.Reset()
@@ -45,7 +45,7 @@ func BenchmarkAppend(b *testing.B) {
 
 func BenchmarkAppendNative(b *testing.B) {
 	block := NewBlock()
-	for _, e := range benchEvents(benchRows) {
+	for _, e := range benchEvents() {
 		block.Append(&e)
 	}
 	var dst []byte
@@ -57,7 +57,7 @@ func BenchmarkAppendNative(b *testing.B) {
 
 func benchNative() []byte {
 	block := NewBlock()
-	for _, e := range benchEvents(benchRows) {
+	for _, e := range benchEvents() {
 		block.Append(&e)
 	}
 	return block.AppendNative(nil)
@@ -92,7 +92,7 @@ func BenchmarkDecodeBlock(b *testing.B) {
 
 func BenchmarkDecodeNDJSON(b *testing.B) {
 	var w sliceWriter
-	if err := EncodeNDJSON(&w, benchEvents(benchRows)); err != nil {
+	if err := EncodeNDJSON(&w, benchEvents()); err != nil {
 		b.Fatal(err)
 	}
 	benchDecode(b, &Message{ContentType: ContentNDJSON, Payload: w.buf})

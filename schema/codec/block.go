@@ -98,6 +98,16 @@ func (b *Block) Append(e *schema.Event) {
 	b.rows++
 }
 
+// grow makes room for times as many events like those in b, so that its columns need not be moved again
+// and again.
+func (b *Block) grow(times int) {
+	for i := range b.cols {
+		b.cols[i] = slices.Grow(b.cols[i], times*len(b.cols[i]))
+	}
+	b.attrKeys = slices.Grow(b.attrKeys, times*len(b.attrKeys))
+	b.attrValues = slices.Grow(b.attrValues, times*len(b.attrValues))
+}
+
 func (b *Block) size() int {
 	n := len(b.attrKeys) + len(b.attrValues)
 	for _, c := range b.cols {

@@ -186,9 +186,14 @@ func indexWithout(n int, rows []int) []uint32 {
 
 func (m *Message) decodeLines(payload []byte, now time.Time) (*Decoded, error) {
 	c := collector{m: m, now: now, d: &Decoded{Block: NewBlock()}}
+	const few = 64 // events tell how large the rest will be; a payload is small enough to believe them
+	whole := len(payload)
 	for len(payload) > 0 {
 		line, rest, _ := bytes.Cut(payload, []byte{'\n'})
 		payload = rest
+		if c.n == few && len(line) > 0 {
+			c.d.Block.grow(len(rest)/(whole-len(rest)) + 1)
+		}
 		if line = bytes.TrimSpace(line); len(line) > 0 {
 			c.add(line)
 		}
@@ -272,7 +277,7 @@ func (c *collector) done() (*Decoded, error) {
 	return c.d, nil
 }
 
-// Strings cut from a message may live long; a reason is for a header, which has one line.
+// OneLine is s with blanks for its control characters: a reason is for a header, which has one line.
 func OneLine(s string) string {
 	return strings.Map(func(r rune) rune {
 		if r < 0x20 || r == 0x7f {

@@ -1,0 +1,253 @@
+package mapping
+
+import (
+	"errors"
+	"os"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+	"github.com/google/uuid"
+
+	"github.com/kansa-audit/kansa/schema"
+)
+
+var testNow = time.Date(2026, 11, 22, 5, 0, 0, 0, time.UTC)
+
+// required has rules for the fields an event must have; more are appended.
+const required = `
+fields:
+  occurred_at: t
+  organization: {const: acme}
+  trail: {const: access}
+  source: {const: s}
+  event: {const: e}
+  action: {const: a}
+`
+
+func mustParse(t testing.TB, more string) *Mapping {
+	t.Helper()
+	m, err := Parse("test", []byte(required+more))
+	if err != nil {
+		t.Fatal(err)
+	}
+	return m
+}
+
+func TestRules(t *testing.T) {
+	t.Parallel()
+	const record = `{"t":"2026-11-22T04:05:06Z","a":{"b":["x","Y"]},"n":7,"f":1.50,"yes":true,"nil":null,"empty":"","dot.ted":"d","@at":"at","o":{"k": [1, 2]}}`
+	for rule, want := range map[string]string{
+		`a.b.0`:      "x",
+		`n`:          "7",
+		`yes`:        "true",
+		`'dot\.ted'`: "d",
+		`'\@at'`:     "at",
+		`nil`:        "",
+		`missing`:    "",
+		`{path: [nil, empty, a.b.1], lower: true}`:     "y",
+		`{path: [nil, empty, missing], default: dflt}`: "dflt",
+		`{const: C}`: "C",
+		`{template: '${n}-${a.b.0}-${missing}.'}`: "7-x-.",
+		`{template: 'plain'}`:                     "plain",
+		`{path: n, match: [{pattern: '^8', value: eight}, {pattern: '^7', value: seven}, {pattern: '.*', value: any}]}`: "seven",
+		`{path: n, match: [{pattern: '^8', value: eight}]}`:                                                             "7",
+		`{path: missing, match: [{pattern: '.+', value: failure}], default: success}`:                                   "success",
+		`{path: n, match: [{pattern: '7', value: ''}], default: none}`:                                                  "none",
+		`{const: ABC, lower: true}`: "abc",
+	} {
+		e, err := mustParse(t, "  description: "+rule+"\n").Apply([]byte(record))
+		if err != nil || e.Description != want {
+			t.Errorf("%s: %q, %v, want %q", rule, e.Description, err, want)
+		}
+	}
+	for rule, want := range map[string]string{
+		`'@this'`:                            record,
+		`o`:                                  `{"k": [1, 2]}`,
+		`f`:                                  `1.50`,
+		`nil`:                                ``,
+		`a.b.0`:                              `"x"`,
+		`{const: "say \"x\""}`:               `"say \"x\""`,
+		`{path: [nil, missing], default: d}`: `"d"`,
+	} {
+		e, err := mustParse(t, "  data: "+rule+"\n").Apply([]byte(record))
+		if err != nil || string(e.Data) != want {
+			t.Errorf("data %s: %s, %v, want %s", rule, e.Data, err, want)
+		}
+	}
+	e, err := mustParse(t, "attributes: {n: n, none: nil, c: {const: x}}\n").Apply([]byte(record))
+	if diff := cmp.Diff(map[string]string{"n": "7", "c": "x"}, e.Attributes); err != nil || diff != "" {
+		t.Errorf("attributes: %v (-want +got):\n%s", err, diff)
+	}
+}
+
+func TestTimes(t *testing.T) {
+	t.Parallel()
+	second := time.Date(2026, 11, 22, 4, 5, 6, 0, time.UTC)
+	for _, c := range []struct {
+		form, value string
+		want        time.Time // zero: refused
+	}{
+		{"", `"2026-11-22T04:05:06Z"`, second},
+		{"rfc3339", `"2026-11-22T13:05:06.123456+09:00"`, second.Add(123456 * time.Microsecond)},
+		{"", `"2026-11-22T04:05:06.5"`, second.Add(500 * time.Millisecond)},
+		{"", `"2026-11-22 04:05:06"`, second},
+		{"unix", `1795320306`, second},
+		{"unix", `"1795320306"`, second},
+		{"unix", `1795320306.123457`, second.Add(123457 * time.Microsecond)},
+		{"unix_ms", `1795320306001`, second.Add(time.Millisecond)},
+		{"unix_us", `1795320306000001`, second.Add(time.Microsecond)},
+		{"unix", `0`, time.Unix(0, 0).UTC()},
+		{"02/Jan/2006:15:04:05 -0700", `"22/Nov/2026:13:05:06 +0900"`, second},
+		{"", `"yesterday"`, time.Time{}},
+		{"", `1795320306`, time.Time{}},
+		{"unix", `"soon"`, time.Time{}},
+		{"unix", `1795320306000001000`, time.Time{}}, // nanoseconds: times a million it wraps around
+		{"unix", `1e300`, time.Time{}},
+		{"unix", `"NaN"`, time.Time{}},
+		{"unix", `"Inf"`, time.Time{}},
+		{"2006", `"26"`, time.Time{}},
+	} {
+		m, err := Parse("test", []byte(strings.Replace(required, "occurred_at: t", "occurred_at: {path: t, time: '"+c.form+"'}", 1)))
+		if err != nil {
+			t.Fatal(err)
+		}
+		e, err := m.Apply([]byte(`{"t":` + c.value + `}`))
+		var fault *schema.Fault
+		switch {
+		case c.want.IsZero():
+			if !errors.As(err, &fault) || fault.Field != "occurred_at" || fault.Remedy == "" {
+				t.Errorf("%s %s: %v, %v", c.form, c.value, e.OccurredAt, err)
+			}
+		case err != nil || e.OccurredAt != c.want:
+			t.Errorf("%s %s: %v, %v, want %v", c.form, c.value, e.OccurredAt, err, c.want)
+		}
+	}
+}
+
+func TestForeignIDs(t *testing.T) {
+	t.Parallel()
+	m := mustParse(t, "  id: id\n")
+	for id, want := range map[string]uuid.UUID{
+		"6f1c2a34-0b5d-4e6f-8a90-1b2c3d4e5f60": uuid.MustParse("6f1c2a34-0b5d-4e6f-8a90-1b2c3d4e5f60"),
+		"6f1c2a34-0b5d-4e6f-8a90-1b2c3d4e5fxx": uuid.Nil,
+		"7":                                    uuid.Nil,
+		"":                                     uuid.Nil,
+	} {
+		e, err := m.Apply([]byte(`{"t":"2026-11-22T04:05:06Z","id":"` + id + `"}`))
+		if err != nil || e.ID != want {
+			t.Errorf("%q: %s, %v, want %s", id, e.ID, err, want)
+		}
+	}
+}
+
+func TestBuiltinMappings(t *testing.T) {
+	t.Parallel()
+	type row struct {
+		Org     string
+		Trail   schema.Trail
+		Source  string
+		Event   string
+		Action  string
+		Outcome schema.Outcome
+		Actor   string
+		Target  string
+		IP      string
+		Time    string
+	}
+	for name, want := range map[string][]row{
+		"cloudtrail": {
+			{"000000000001", schema.Activity, "s3.amazonaws.com", "s3.amazonaws.com.DeleteBucket", "delete", schema.Denied, "arn:aws:iam::000000000001:user/aiko", "made-up-bucket", "192.0.2.7", "04:05:06"},
+			{"000000000001", schema.Access, "ec2.amazonaws.com", "ec2.amazonaws.com.DescribeInstances", "read", schema.Success, "autoscaling.amazonaws.com", "", "2001:db8::7", "04:05:07.25"},
+			{"aws", schema.Access, "signin.amazonaws.com", "signin.amazonaws.com.ConsoleLogin", "sign_in", schema.Success, "000000000002", "", "192.0.2.8", "04:05:08"},
+		},
+		"windows": {
+			{"windows", schema.Access, "Microsoft-Windows-Security-Auditing", "windows.4624", "sign_in", schema.Success, "S-1-5-18", "", "192.0.2.9", "04:05:06.789"},
+			{"windows", schema.Access, "Microsoft-Windows-Security-Auditing", "windows.4663", "read", schema.Failure, "S-1-5-21-1", `C:\made "up".txt`, "", "04:05:07"},
+			{"windows", schema.Activity, "Microsoft-Windows-Sysmon", "windows.1", "create", schema.Success, `MADE-UP\aiko`, `C:\Windows\made-up.exe`, "", "04:05:08"},
+		},
+	} {
+		m, err := Load(name)
+		if err != nil {
+			t.Fatal(err)
+		}
+		text, err := os.ReadFile("testdata/" + name + ".ndjson")
+		if err != nil {
+			t.Fatal(err)
+		}
+		var got []row
+		for line, err := range Lines(strings.NewReader(string(text)), Options{Mapping: m, Now: func() time.Time { return testNow }}) {
+			if err != nil || line.Err != nil {
+				t.Fatalf("%s: %v, %v", name, err, line.Err)
+			}
+			e := line.Event
+			got = append(got, row{e.Organization, e.Trail, e.Source, e.Event, e.Action, e.Outcome, e.Actor.ID, e.Target.ID, e.Context.IP, e.OccurredAt.Format("15:04:05.999")})
+		}
+		if diff := cmp.Diff(want, got); diff != "" {
+			t.Errorf("%s (-want +got):\n%s", name, diff)
+		}
+	}
+}
+
+func TestApplyRefuses(t *testing.T) {
+	t.Parallel()
+	for record, want := range map[string]string{
+		``:                 `the record is not JSON: give one JSON object a line`,
+		`{"a":`:            `the record is not JSON: give one JSON object a line`,
+		`[{}]`:             `the record is no JSON object: give one JSON object a line`,
+		`"x"`:              `the record is no JSON object: give one JSON object a line`,
+		`{"t":"tomorrow"}`: `occurred_at "tomorrow" is no time of the form rfc3339: set time in the mapping's rule to rfc3339, unix, unix_ms, unix_us or a Go layout`,
+	} {
+		_, err := mustParse(t, "").Apply([]byte(record))
+		if err == nil || err.Error() != want || !errors.Is(err, schema.ErrInvalid) {
+			t.Errorf("%s\ngot  %v\nwant %s", record, err, want)
+		}
+	}
+}
+
+func TestParseRefuses(t *testing.T) {
+	t.Parallel()
+	for text, want := range map[string]string{
+		`fields: {}`:                                                "fields.occurred_at is missing: every event needs it",
+		required + "  colour: x\n":                                  "fields.colour is no field of an event: use organization, trail, id",
+		required + "  attributes: x\n":                              "fields.attributes is no field of an event",
+		required + "  app_id: {path: a, const: b}\n":                "fields.app_id has 2 of path, const and template: give one",
+		required + "  app_id: {default: b}\n":                       "fields.app_id has 0 of path, const and template: give one",
+		required + "  app_id: {path: a, match: [{pattern: '('}]}\n": "fields.app_id: match 0: error parsing regexp",
+		required + "  app_id: {path: [a, [b]]}\n":                   "path [b] is no text",
+		required + "  app_id: {path: 7}\n":                          "path 7: give a text or a list of texts",
+		required + "attributes: {x: {}}\n":                          "attributes.x has 0 of path, const and template",
+		required + "colour: x\n":                                    `unknown field "colour"`,
+		"fields: [":                                                 "test",
+	} {
+		m, err := Parse("test", []byte(text))
+		if !errors.Is(err, ErrInvalid) || m != nil || !strings.Contains(err.Error(), want) {
+			t.Errorf("%s\ngot  %v\nwant %s", text, err, want)
+		}
+	}
+	if _, err := Load("nowhere"); !errors.Is(err, ErrInvalid) || !strings.Contains(err.Error(), "cloudtrail, windows") {
+		t.Errorf("got %v", err)
+	}
+}
+
+func FuzzParse(f *testing.F) {
+	f.Add([]byte(required), []byte(`{"t":"2026-11-22T04:05:06Z"}`))
+	f.Add([]byte(required+"  data: '@this'\n  app_id: {template: '${a'}\nattributes: {x: {path: [a, b], match: [{pattern: '.', value: y}]}}\n"), []byte(`{"a":{}}`))
+	for _, name := range Builtin() {
+		text, _ := builtin.ReadFile("builtin/" + name + ".yaml")
+		f.Add(text, []byte(`{"eventTime":"2026-11-22T04:05:06Z","EventID":1,"TimeCreated":"x"}`))
+	}
+	f.Fuzz(func(t *testing.T, text, record []byte) {
+		m, err := Parse("fuzz", text)
+		if err != nil {
+			if !errors.Is(err, ErrInvalid) {
+				t.Errorf("%v is no ErrInvalid", err)
+			}
+			return
+		}
+		if _, err := m.Apply(record); err != nil && !errors.Is(err, schema.ErrInvalid) {
+			t.Errorf("%v is no fault", err)
+		}
+	})
+}

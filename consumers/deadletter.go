@@ -26,6 +26,9 @@ type DeadLetter struct {
 	Data            []byte // its bytes, whole
 }
 
+// maxHeader bounds one header; the broker takes 64 KiB of all together.
+const maxHeader = 8 << 10
+
 // DeadLetters puts dead letters on the DEADLETTER stream.
 type DeadLetters struct{ JS jetstream.JetStream }
 
@@ -64,12 +67,13 @@ func (l *DeadLetter) message() *nats.Msg {
 	msg := nats.NewMsg(schema.SubjectDeadLetter + "." + org)
 	msg.Data = l.Data
 	id := strconv.FormatUint(l.StreamSeq, 10)
+	// What a stranger wrote is cut and has one line, so that the headers stay within what the broker takes.
 	set := func(k, v string) {
-		if v != "" {
+		if v = codec.OneLine(v[:min(len(v), maxHeader)]); v != "" {
 			msg.Header.Set(k, v)
 		}
 	}
-	set(schema.HeaderReason, codec.OneLine(l.Reason.Error()))
+	set(schema.HeaderReason, l.Reason.Error())
 	set(schema.HeaderSubject, l.Subject)
 	set(schema.HeaderStreamSeq, id)
 	if l.BatchIndex >= 0 {
@@ -77,8 +81,8 @@ func (l *DeadLetter) message() *nats.Msg {
 		set(schema.HeaderBatchIndex, strconv.Itoa(l.BatchIndex))
 	}
 	set(schema.HeaderRecordedAt, l.RecordedAt.UTC().Format(time.RFC3339Nano))
-	set(schema.HeaderContentType, codec.OneLine(l.ContentType))
-	set(schema.HeaderContentEncoding, codec.OneLine(l.ContentEncoding))
+	set(schema.HeaderContentType, l.ContentType)
+	set(schema.HeaderContentEncoding, l.ContentEncoding)
 	set(nats.MsgIdHdr, id)
 	return msg
 }

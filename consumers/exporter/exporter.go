@@ -182,11 +182,11 @@ func (x *Exporter) deliverSFTP(ctx context.Context, e *Export, cfg *sftp.Config,
 	if err != nil {
 		return classify(err, sftp.Permanent(err))
 	}
-	defer client.Close() //nolint:errcheck // the upload is verified by then
+	defer client.Close()
 	var sent atomic.Int64
 	stop := x.showProgress(ctx, *e, &sent)
 	body := plan.NewReader(ctx)
-	defer body.Close() //nolint:errcheck // it was read
+	defer body.Close()
 	_, err = client.Upload(ctx, plan.Name, plan.Size(), body, func(n int64) { sent.Store(n) })
 	stop()
 	if err != nil {

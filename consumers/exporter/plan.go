@@ -2,6 +2,7 @@ package exporter
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"slices"
@@ -93,7 +94,7 @@ func findPartitions(ctx context.Context, bucket *blob.Bucket, org string, trail 
 	list := bucket.List(&blob.ListOptions{Prefix: org + "/" + string(trail) + "/"})
 	for {
 		o, err := list.Next(ctx)
-		if err == io.EOF {
+		if errors.Is(err, io.EOF) {
 			break
 		}
 		if err != nil {

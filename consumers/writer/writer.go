@@ -2,6 +2,7 @@ package writer
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"log/slog"
 	"runtime"
@@ -211,7 +212,7 @@ func (w *Writer) fetch(ctx context.Context, out chan<- *item) {
 			}
 			err = batch.Error()
 		}
-		if err != nil && ctx.Err() == nil && err != nats.ErrTimeout {
+		if err != nil && ctx.Err() == nil && !errors.Is(err, nats.ErrTimeout) {
 			w.cfg.Logger.Warn("fetch failed, trying again", slog.Any("error", err))
 			select {
 			case <-ctx.Done():
@@ -274,7 +275,7 @@ func (w *Writer) decodeOne(ctx context.Context, it *item) error {
 		for i, r := range d.Rejects {
 			letters[i] = letter
 			letters[i].Reason, letters[i].BatchIndex, letters[i].Data = r.Err, r.Index, r.Raw
-			letters[i].ContentType, letters[i].ContentEncoding = codec.ContentJSON, ""
+			letters[i].ContentType, letters[i].ContentEncoding = r.ContentType, ""
 		}
 		if err := w.bury(ctx, letters); err != nil {
 			return err

@@ -51,7 +51,7 @@ func (d *downloads) serve(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	body := plan.NewReader(r.Context())
-	defer body.Close() //nolint:errcheck // it was read
+	defer body.Close()
 	h.Set("Content-Type", "application/zip")
 	h.Set("Content-Disposition", mime.FormatMediaType("attachment", map[string]string{"filename": plan.Name}))
 	h.Set("ETag", plan.ETag())

@@ -64,14 +64,22 @@ type Demo struct {
 	began  time.Time
 }
 
-// Folders below Options.Dir.
-func (d *Demo) SFTPDir() string     { return filepath.Join(d.o.Dir, "sftp") }
-func (d *Demo) MailDir() string     { return filepath.Join(d.o.Dir, "mail") }
-func (d *Demo) DownloadDir() string { return filepath.Join(d.o.Dir, "downloads") }
-func (d *Demo) DataDir() string     { return filepath.Join(d.o.Dir, "data") }
+// SFTPDir has the archives that arrived on the SSH server.
+func (d *Demo) SFTPDir() string { return filepath.Join(d.o.Dir, "sftp") }
 
-// SFTPAddr and MailAddr are where the servers inside listen.
+// MailDir has the mails that arrived.
+func (d *Demo) MailDir() string { return filepath.Join(d.o.Dir, "mail") }
+
+// DownloadDir has the archives that were downloaded by the links in them.
+func (d *Demo) DownloadDir() string { return filepath.Join(d.o.Dir, "downloads") }
+
+// DataDir is the pipeline's data_dir.
+func (d *Demo) DataDir() string { return filepath.Join(d.o.Dir, "data") }
+
+// SFTPAddr is where the SSH server listens.
 func (d *Demo) SFTPAddr() string { return d.sshd.Addr() }
+
+// MailAddr is where the mail server listens.
 func (d *Demo) MailAddr() string { return d.smtpd.Addr() }
 
 // Start starts the servers and the pipeline.

@@ -48,10 +48,15 @@ func TestRoundTrip(t *testing.T) {
 				if n%2 == 0 {
 					null = &text
 				}
-				return []any{uint64(n), int32(-n), float64(n) / 4, n%2 == 0, text, "abcd", uuid.MustParse("018f3d2e-0000-7000-8000-0000000000ff"),
+				return []any{
+					uint64(n), int32(-n), float64(n) / 4, n%2 == 0, text, "abcd", uuid.MustParse("018f3d2e-0000-7000-8000-0000000000ff"),
 					now.Truncate(24 * time.Hour), now.Truncate(time.Second), now.Add(time.Duration(n) * time.Microsecond), fmt.Sprint("lc", n%300), null,
 					"it's, (odd", null, []string{"a", text}[:n%3%2+1], []string{"x", "y", "x"}[:n%4%3],
-					map[string]string{"k": text}, map[string]any{"x": uint8(n), "y": null}, netip.MustParseAddr("2001:db8::1"), "12.345", [][]uint16{{1, uint16(n)}, {}}}
+					map[string]string{"k": text},
+					map[string]any{"x": uint8(n), "y": null},
+					netip.MustParseAddr("2001:db8::1"), "12.345",
+					[][]uint16{{1, uint16(n)}, {}},
+				}
 			}
 			batch, err := conn.PrepareBatch(t.Context(), "INSERT INTO "+table)
 			if err != nil {

@@ -242,7 +242,8 @@ func (e *Engine) supervise(ctx context.Context, ready chan<- error) {
 
 // runChild runs one child to its end and reports whether it has ever answered.
 func (e *Engine) runChild(ctx context.Context, onReady func()) (answered bool, err error) {
-	cmd := exec.Command(e.options.Command[0], e.options.Command[1:]...)
+	// Not tied to a context: the child is asked to end, and ended by its own id if it does not.
+	cmd := exec.Command(e.options.Command[0], e.options.Command[1:]...) //nolint:noctx // see above
 	cmd.Env = append(os.Environ(), "TZ=UTC")
 	cmd.Dir = e.options.Dir // libchdb reads a config.xml of the working directory; there is none here
 	cmd.ExtraFiles = []*os.File{e.socket, e.lock}

@@ -18,7 +18,7 @@ import (
 // get asks without clickhouse-go.
 func get(t testing.TB, e *Engine, method, path, body string) (io.Reader, func()) {
 	t.Helper()
-	res := do(t, e, method, path, body, nil)
+	res := do(t, e, method, path, body, nil) //nolint:bodyclose // the caller closes it
 	if res.StatusCode != http.StatusOK {
 		text, _ := io.ReadAll(res.Body)
 		t.Fatalf("%s %s: %s: %s", method, path, res.Status, text)

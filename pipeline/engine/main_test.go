@@ -62,7 +62,8 @@ var shared struct {
 func sharedEngine(t testing.TB) *Engine {
 	t.Helper()
 	shared.once.Do(func() {
-		if shared.dir, shared.err = os.MkdirTemp("", "kansa-engine-test-*"); shared.err != nil {
+		// It outlives the test that happens to be the first.
+		if shared.dir, shared.err = os.MkdirTemp("", "kansa-engine-test-*"); shared.err != nil { //nolint:usetesting // see above
 			return
 		}
 		shared.engine, shared.err = Start(context.Background(), Options{

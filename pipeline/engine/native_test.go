@@ -27,8 +27,13 @@ func nativeBlock(t testing.TB, revision int) []byte {
 		dict.Append(map[string]uint8{v: 1})
 	}
 	input := proto.Input{
-		{Name: "n", Data: n}, {Name: "s", Data: s}, {Name: "nullable", Data: nullable}, {Name: "low", Data: low},
-		{Name: "low array", Data: lowArray}, {Name: "empty", Data: empty}, {Name: "dict", Data: dict},
+		{Name: "n", Data: n},
+		{Name: "s", Data: s},
+		{Name: "nullable", Data: nullable},
+		{Name: "low", Data: low},
+		{Name: "low array", Data: lowArray},
+		{Name: "empty", Data: empty},
+		{Name: "dict", Data: dict},
 		{Name: "id", Data: proto.ColUUID{{1}, {2}, {3}}},
 	}
 	block := proto.Block{Info: proto.BlockInfo{BucketNum: -1}, Columns: len(input), Rows: 3}

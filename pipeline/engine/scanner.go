@@ -47,12 +47,12 @@ func (s *scanner) next() token {
 		return token{kind: tokenEnd, start: start, end: start}
 	}
 	c := s.text[start]
-	switch {
-	case c == '\'':
+	switch c {
+	case '\'':
 		return s.quoted(tokenString, "string")
-	case c == '"' || c == '`':
+	case '"', '`':
 		return s.quoted(tokenQuoted, "quoted name")
-	case c == '$':
+	case '$':
 		if t, ok := s.heredoc(); ok {
 			return t
 		}

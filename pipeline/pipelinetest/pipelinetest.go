@@ -4,6 +4,7 @@ package pipelinetest
 
 import (
 	"context"
+	"fmt"
 	"log/slog"
 	"os"
 	"testing"
@@ -24,7 +25,7 @@ func Main() {
 		return
 	}
 	if err := engine.Main(context.Background(), os.Stdin, os.Stderr); err != nil {
-		os.Stderr.WriteString(err.Error() + "\n")
+		fmt.Fprintln(os.Stderr, err)
 		os.Exit(1)
 	}
 	os.Exit(0)

@@ -51,7 +51,7 @@ func (s *Store) insertNative(ctx context.Context, in *codec.Insert) error {
 	if err != nil {
 		return fmt.Errorf("prepare insert: %w", err)
 	}
-	defer batch.Close() //nolint:errcheck // its error is that of Send
+	defer batch.Close()
 	for i, c := range in.Columns() {
 		if err := appendColumn(batch.Column(i), c, in.Rows()); err != nil {
 			return fmt.Errorf("insert column %s: %w", c.Name, err)

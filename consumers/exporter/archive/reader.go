@@ -100,9 +100,9 @@ func (r *reader) readBody(p []byte) (int, error) {
 	r.bodyPos += int64(n)
 	left -= int64(n)
 	switch {
-	case err == io.EOF && left > 0:
+	case errors.Is(err, io.EOF) && left > 0:
 		return n, fmt.Errorf("%w: entry %q ends %d bytes early (%d were expected)", ErrSource, e.Name, left, e.CompressedSize)
-	case err != nil && err != io.EOF:
+	case err != nil && !errors.Is(err, io.EOF):
 		return n, fmt.Errorf("archive: read entry %q: %w", e.Name, err)
 	case left > 0:
 		return n, nil
@@ -128,7 +128,7 @@ func (r *reader) expectEnd(e *Entry) error {
 	switch {
 	case n > 0:
 		return fmt.Errorf("%w: entry %q has more than its %d bytes", ErrSource, e.Name, e.CompressedSize)
-	case err != io.EOF:
+	case !errors.Is(err, io.EOF):
 		return fmt.Errorf("archive: read the end of entry %q: %w", e.Name, err)
 	}
 	return nil

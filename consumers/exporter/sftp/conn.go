@@ -74,7 +74,7 @@ func (c *guardedConn) note(action string, err error) {
 		return
 	}
 	switch {
-	case err == io.EOF:
+	case errors.Is(err, io.EOF):
 		c.cause = fmt.Errorf("the server closed the connection: %w", err)
 	case errors.Is(err, os.ErrDeadlineExceeded) && c.limit.IsZero():
 		c.cause = fmt.Errorf("nothing happened for %v: %w", c.idle, err)

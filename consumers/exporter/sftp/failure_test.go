@@ -133,7 +133,7 @@ func TestSilentServer(t *testing.T) {
 		t.Errorf("it took %v", d)
 	}
 	start = time.Now()
-	refused(t, cfg, sftp.ErrTimeout, false) // the hole is still there
+	_ = refused(t, cfg, sftp.ErrTimeout, false) // the hole is still there
 	if d := time.Since(start); d > 5*time.Second {
 		t.Errorf("it took %v", d)
 	}
@@ -145,7 +145,7 @@ func TestSilentServer(t *testing.T) {
 	defer l.Close()
 	mute := cfg
 	mute.Port = l.Addr().(*net.TCPAddr).Port
-	refused(t, mute, sftp.ErrTimeout, false)
+	_ = refused(t, mute, sftp.ErrTimeout, false)
 	proxy.Heal()
 	// Nothing to do is not nothing happening: keepalives hold the session beyond the idle timeout.
 	alive := dial(t, cfg)
@@ -165,7 +165,7 @@ func TestNobodyThere(t *testing.T) {
 	if err := l.Close(); err != nil {
 		t.Fatal(err)
 	}
-	refused(t, cfg, sftp.ErrConnection, false)
+	_ = refused(t, cfg, sftp.ErrConnection, false)
 }
 
 func TestSourceThatLies(t *testing.T) {

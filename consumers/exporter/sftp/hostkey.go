@@ -106,7 +106,7 @@ func knownHosts(lines []string) (ssh.HostKeyCallback, error) {
 	if err != nil {
 		return nil, fmt.Errorf("keep host keys: %w", err)
 	}
-	defer os.Remove(f.Name())
+	defer func() { _ = os.Remove(f.Name()) }()
 	_, err = f.WriteString(strings.Join(lines, "\n") + "\n")
 	if cerr := f.Close(); err == nil {
 		err = cerr

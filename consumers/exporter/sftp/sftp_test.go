@@ -172,17 +172,17 @@ func TestHostKeys(t *testing.T) {
 	// A line for another host says nothing about this one.
 	elsewhere := unknown
 	elsewhere.HostKeys = []string{other.KnownHosts}
-	refused(t, elsewhere, sftp.ErrHostKeyUnknown, true, s.Fingerprint)
+	_ = refused(t, elsewhere, sftp.ErrHostKeyUnknown, true, s.Fingerprint)
 
 	changed := unknown
 	changed.HostKeys = []string{other.Fingerprint}
-	refused(t, changed, sftp.ErrHostKeyChanged, true, s.Fingerprint, other.Fingerprint, "IN BETWEEN")
+	_ = refused(t, changed, sftp.ErrHostKeyChanged, true, s.Fingerprint, other.Fingerprint, "IN BETWEEN")
 	changed.HostKeys = []string{strings.Replace(other.KnownHosts, other.Addr()[len("127.0.0.1:"):], s.Addr()[len("127.0.0.1:"):], 1)}
-	refused(t, changed, sftp.ErrHostKeyChanged, true, s.Fingerprint, other.Fingerprint)
+	_ = refused(t, changed, sftp.ErrHostKeyChanged, true, s.Fingerprint, other.Fingerprint)
 
 	revoked := unknown
 	revoked.HostKeys = []string{"@revoked " + s.KnownHosts, s.Fingerprint}
-	refused(t, revoked, sftp.ErrHostKeyChanged, true, "revoked")
+	_ = refused(t, revoked, sftp.ErrHostKeyChanged, true, "revoked")
 
 	// The server's other key is found although the client would rather have seen the first.
 	rsa := unknown
@@ -199,22 +199,22 @@ func TestLoginRefused(t *testing.T) {
 	s := sftptest.StartOpenSSH(t)
 	wrong := config(s)
 	wrong.Password = "not-the-password"
-	refused(t, wrong, sftp.ErrAuth, true)
+	_ = refused(t, wrong, sftp.ErrAuth, true)
 	stranger := config(s)
 	stranger.User = "nobody-here"
-	refused(t, stranger, sftp.ErrAuth, true)
+	_ = refused(t, stranger, sftp.ErrAuth, true)
 	// A server that has had enough after one attempt and closes.
 	impatient := sftptest.StartOpenSSH(t, sftptest.WithConfig("MaxAuthTries 1"))
 	wrong = config(impatient)
 	wrong.Password = "not-the-password"
-	refused(t, wrong, sftp.ErrAuth, true)
+	_ = refused(t, wrong, sftp.ErrAuth, true)
 }
 
 func TestAlgorithms(t *testing.T) {
 	old := sftptest.StartOpenSSH(t, sftptest.WithConfig(
 		"KexAlgorithms diffie-hellman-group14-sha1,diffie-hellman-group-exchange-sha1", "Ciphers aes192-ctr", "MACs hmac-sha1"))
 	cfg := config(old)
-	refused(t, cfg, sftp.ErrAlgorithms, true, "diffie-hellman-group14-sha1")
+	_ = refused(t, cfg, sftp.ErrAlgorithms, true, "diffie-hellman-group14-sha1")
 	for _, kex := range []string{"diffie-hellman-group14-sha1", "diffie-hellman-group-exchange-sha1"} {
 		cfg.KeyExchanges, cfg.Ciphers, cfg.MACs = []string{kex}, []string{"aes192-ctr"}, []string{"hmac-sha1"}
 		report, err := dial(t, cfg).Check(t.Context())

@@ -75,7 +75,7 @@ func (c *demoCmd) Run(e *env) error {
 	if err != nil {
 		return err
 	}
-	defer d.Close() //nolint:errcheck // closed below where it matters
+	defer d.Close()
 	r, err := d.Run(e.ctx)
 	bar.clear()
 	if err != nil {

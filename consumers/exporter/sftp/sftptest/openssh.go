@@ -63,7 +63,7 @@ func StartOpenSSH(t testing.TB, options ...Option) *Server {
 	sshd := findSSHD(t)
 	account := testUser(t)
 	// Not t.TempDir, through which only root can pass.
-	base, err := os.MkdirTemp("", "kansa-sshd-")
+	base, err := os.MkdirTemp("", "kansa-sshd-") //nolint:usetesting // see above
 	if err != nil {
 		t.Fatal(err)
 	}

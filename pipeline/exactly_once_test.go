@@ -48,7 +48,7 @@ func TestKillTheEngine(t *testing.T) {
 			t.Error(err)
 		}
 	})
-	pipelinetest.UntilStored(t, s.Store, many, 2*time.Minute)
+	pipelinetest.UntilStored(t, s.Store, many, 5*time.Minute)
 	if s.Engine.Restarts() == 0 {
 		t.Error("the engine was not killed")
 	}
@@ -73,7 +73,7 @@ func TestStopAndStart(t *testing.T) {
 		t.Errorf("it took %s to stop", took)
 	}
 	second := pipelinetest.Start(t, cfg, pipeline.RoleWriter)
-	pipelinetest.UntilStored(t, second.Store, many/4, 2*time.Minute)
+	pipelinetest.UntilStored(t, second.Store, many/4, 5*time.Minute)
 }
 
 // Two publishers publish the same events in the same order: they are stored once.

@@ -96,7 +96,7 @@ func Serve(ctx context.Context, o ServeOptions) (err error) {
 		// A handler within the engine cannot be interrupted, and closing the engine under it would crash.
 		return fmt.Errorf("stop: requests are still at work: %w", errors.Join(err, <-served))
 	}
-	_ = <-served // it says only that the server was closed
+	<-served //nolint:errcheck // it says only that the server was closed
 	return nil
 }
 

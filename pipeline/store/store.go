@@ -89,8 +89,6 @@ func options(o Options) (*clickhouse.Options, error) {
 	opt := &clickhouse.Options{
 		Addr: []string{u.Host}, MaxOpenConns: 16, MaxIdleConns: 8, DialTimeout: 10 * time.Second, ReadTimeout: 5 * time.Minute,
 		Auth: clickhouse.Auth{Username: o.Username, Password: o.Password, Database: o.Database},
-		// One that checks a block before it is merged away would cost two thirds of the rate.
-		Settings: clickhouse.Settings{"async_insert": 0},
 	}
 	secure := u.Query().Get("secure") == "true"
 	switch u.Scheme {
@@ -192,7 +190,8 @@ ENGINE = ReplacingMergeTree ORDER BY version`
 				return fmt.Errorf("migration %d (%s): %w", m.Version, m.Name, err)
 			}
 		}
-		if err := s.conn.Exec(ctx, "INSERT INTO kansa_migrations (version, name) VALUES (?, ?)", uint32(m.Version), m.Name); err != nil {
+		now := clickhouse.Context(ctx, clickhouse.WithSettings(clickhouse.Settings{"async_insert": 0}))
+		if err := s.conn.Exec(now, "INSERT INTO kansa_migrations (version, name) VALUES (?, ?)", uint32(m.Version), m.Name); err != nil {
 			return fmt.Errorf("record migration %d: %w", m.Version, err)
 		}
 		s.log.Info("migrated", slog.Int("version", m.Version), slog.String("name", m.Name))

@@ -136,7 +136,7 @@ func TestKillTheWriter(t *testing.T) {
 			start(t, "run", "writer", "--config", s.config)
 		},
 	})
-	pipelinetest.UntilStored(t, s.store, many, 2*time.Minute)
+	pipelinetest.UntilStored(t, s.store, many, 5*time.Minute)
 }
 
 // NATS is stopped in the middle and started again on the same port and files.
@@ -153,7 +153,7 @@ func TestRestartTheBroker(t *testing.T) {
 		s.broker.Close()
 		s.startBroker(t, port)
 	}})
-	pipelinetest.UntilStored(t, s.store, many, 2*time.Minute)
+	pipelinetest.UntilStored(t, s.store, many, 5*time.Minute)
 }
 
 // SIGTERM drains and ends within seconds, and nothing acknowledged is lost by it.
@@ -178,5 +178,5 @@ func TestTermDrains(t *testing.T) {
 		t.Fatalf("it does not end:\n%s", out)
 	}
 	start(t, "run", "writer", "--config", s.config)
-	pipelinetest.UntilStored(t, s.store, many/4, 2*time.Minute)
+	pipelinetest.UntilStored(t, s.store, many/4, 5*time.Minute)
 }

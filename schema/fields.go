@@ -118,6 +118,9 @@ func (f *Field) SetText(e *Event, value string) {
 	}
 }
 
+// Plain reports whether the field has no rules but its length and UTF-8.
+func (f *Field) Plain() bool { return f.Kind == KindText && f.check == nil }
+
 // CheckText applies the field's rules to a value of KindText or KindJSON. It makes nothing unless
 // there is a fault, so it can stand in the path of every event.
 func (f *Field) CheckText(value string) *Fault {

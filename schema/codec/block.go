@@ -6,7 +6,6 @@ import (
 	"errors"
 	"fmt"
 	"slices"
-	"strconv"
 	"time"
 	"unsafe"
 
@@ -32,6 +31,14 @@ type Block struct {
 	attrKeys   []byte
 	attrValues []byte
 	attrs      int // entries in attrKeys
+	// spans is parallel to cols, for a block that was parsed and not appended to; nil otherwise.
+	spans []span
+}
+
+// span is what walking over a column of strings finds out about it.
+type span struct {
+	longest int
+	empty   bool // some value is
 }
 
 // Positions of the columns that have their own treatment.
@@ -75,12 +82,13 @@ func (b *Block) Reset() {
 		b.cols[i] = b.cols[i][:0]
 	}
 	b.attrKeys, b.attrValues = b.attrKeys[:0], b.attrValues[:0]
-	b.rows, b.bytes, b.attrs = 0, 0, 0
+	b.rows, b.bytes, b.attrs, b.spans = 0, 0, 0, nil
 }
 
 // Append adds e, which is valid and complete: see schema.Event's Validate and Complete. Its
 // organization and trail are not kept: a message's subject says both.
 func (b *Block) Append(e *schema.Event) {
+	b.spans = nil
 	for i := range schema.Fields {
 		before := len(b.cols[i])
 		switch f := &schema.Fields[i]; f.Kind {
@@ -188,7 +196,7 @@ func ParseNative(data []byte) (*Block, error) {
 		return nil, fmt.Errorf("%w: %d events, want 1 to %d", ErrMalformed, nrows, schema.MaxMessageEvents)
 	}
 	b := NewBlock()
-	b.rows = int(nrows)
+	b.rows, b.spans = int(nrows), make([]span, len(schema.Fields))
 	for i := range schema.Fields {
 		f := &schema.Fields[i]
 		name, typ := r.bytes(), r.bytes()
@@ -202,7 +210,7 @@ func ParseNative(data []byte) (*Block, error) {
 		case schema.KindTime:
 			b.cols[i] = r.take(8 * b.rows)
 		case schema.KindText, schema.KindJSON:
-			b.cols[i] = r.strings(b.rows)
+			b.cols[i], b.spans[i] = r.strings(b.rows)
 		case schema.KindMap:
 			if err := b.parseAttributes(&r); err != nil {
 				return nil, err
@@ -234,117 +242,9 @@ func (b *Block) parseAttributes(r *reader) error {
 		last = end
 	}
 	b.attrs = int(last)
-	b.attrKeys = r.strings(b.attrs)
-	b.attrValues = r.strings(b.attrs)
+	b.attrKeys, _ = r.strings(b.attrs)
+	b.attrValues, _ = r.strings(b.attrs)
 	return nil
-}
-
-// RowFault says that the event at Row may not be stored, and why.
-type RowFault struct {
-	Row int
-	Err error
-}
-
-// Check applies schema's rules to every event of b, column by column, and returns the faulty ones in
-// order, each with its faults: those that Event.Validate finds, and one more that only a block can have,
-// attributes out of order. now is the clock of the one who checks.
-func (b *Block) Check(now time.Time) []RowFault {
-	faults := map[int]*schema.ValidationError{}
-	add := func(row int, f *schema.Fault) {
-		if faults[row] == nil {
-			faults[row] = new(schema.ValidationError)
-		}
-		faults[row].Add(f)
-	}
-	sizes := make([]int, b.rows)
-	for i := range schema.Fields {
-		switch f := &schema.Fields[i]; f.Kind {
-		case schema.KindID: // any is good
-		case schema.KindTime:
-			for row := range b.rows {
-				if f := schema.CheckTime(b.occurredAt(row), now); f != nil {
-					add(row, f)
-				}
-			}
-		case schema.KindText, schema.KindJSON:
-			check := f.CheckText
-			if isASCII(b.cols[i]) { // most columns are, and it is quicker to see for all values at once
-				check = f.CheckASCII
-			}
-			r := reader{data: b.cols[i]}
-			for row := range b.rows {
-				v := r.string()
-				if v == "" && !f.Required {
-					continue
-				}
-				sizes[row] += len(v)
-				if f := check(v); f != nil {
-					add(row, f)
-				}
-			}
-		case schema.KindMap:
-			b.checkAttributes(sizes, add)
-		}
-	}
-	for row, n := range sizes {
-		if f := schema.CheckSize(n); f != nil {
-			add(row, f)
-		}
-	}
-	if len(faults) == 0 {
-		return nil
-	}
-	out := make([]RowFault, 0, len(faults))
-	for row, err := range faults {
-		out = append(out, RowFault{Row: row, Err: err})
-	}
-	slices.SortFunc(out, func(x, y RowFault) int { return x.Row - y.Row })
-	return out
-}
-
-func (b *Block) checkAttributes(sizes []int, add func(int, *schema.Fault)) {
-	if b.attrs == 0 {
-		return
-	}
-	keys, values := reader{data: b.attrKeys}, reader{data: b.attrValues}
-	for row := range b.rows {
-		first, end := b.attrRange(row)
-		if f := schema.CheckAttributeCount(end - first); f != nil {
-			add(row, f)
-		}
-		last := ""
-		for i := first; i < end; i++ {
-			k, v := keys.string(), values.string()
-			sizes[row] += len(k) + len(v)
-			if f := schema.CheckAttribute(k, v); f != nil {
-				add(row, f)
-			}
-			// An attribute that is there twice would be two in ClickHouse and one wherever the event
-			// becomes a map: what is exported would not be what was recorded.
-			if i > first && k <= last {
-				add(row, &schema.Fault{
-					Field: "attributes", Value: k, Problem: "comes after " + strconv.Quote(last[:min(len(last), 64)]),
-					Remedy: "give each attribute once, in ascending order of names",
-				})
-			}
-			last = k
-		}
-	}
-}
-
-// isASCII reports whether all of data is. Of a column it says so only if no length in it takes two bytes.
-func isASCII(data []byte) bool {
-	for ; len(data) >= 8; data = data[8:] {
-		if binary.LittleEndian.Uint64(data)&0x8080808080808080 != 0 {
-			return false
-		}
-	}
-	for _, c := range data {
-		if c >= 0x80 {
-			return false
-		}
-	}
-	return true
 }
 
 func (b *Block) occurredAt(row int) time.Time {
@@ -405,7 +305,7 @@ func (b *Block) Complete(id func(row int) uuid.UUID) {
 			}
 		}
 		b.bytes += len(filled) - len(b.cols[colOutcome])
-		b.cols[colOutcome] = filled
+		b.cols[colOutcome], b.spans = filled, nil
 	}
 }
 
@@ -466,13 +366,15 @@ func (b *Block) row(row int) *Block {
 		case schema.KindText, schema.KindJSON:
 			r := reader{data: b.cols[i]}
 			r.strings(row)
-			out.cols[i] = r.strings(1)
+			out.cols[i], _ = r.strings(1)
 		case schema.KindMap:
 			first, end := b.attrRange(row)
 			keys, values := reader{data: b.attrKeys}, reader{data: b.attrValues}
 			keys.strings(first)
 			values.strings(first)
-			out.attrs, out.attrKeys, out.attrValues = end-first, keys.strings(end-first), values.strings(end-first)
+			out.attrs = end - first
+			out.attrKeys, _ = keys.strings(out.attrs)
+			out.attrValues, _ = values.strings(out.attrs)
 			out.cols[i] = binary.LittleEndian.AppendUint64(nil, uint64(out.attrs))
 		}
 	}
@@ -528,15 +430,34 @@ func (r *reader) string() string {
 	return unsafe.String(unsafe.SliceData(v), len(v))
 }
 
-// strings walks over n strings and returns their bytes.
-func (r *reader) strings(n int) []byte {
-	all := r.data
+// strings walks over n strings and returns their bytes. It is the one walk that every column of every
+// message gets, so it does by hand what bytes does.
+func (r *reader) strings(n int) (all []byte, s span) {
+	data, pos := r.data, 0
 	for range n {
-		r.bytes()
-		if r.bad {
-			return nil
+		if pos >= len(data) {
+			r.bad, r.data = true, nil
+			return nil, span{}
 		}
+		size := int(data[pos])
+		pos++
+		if size >= 0x80 {
+			v, k := binary.Uvarint(data[pos-1:])
+			if k <= 0 || v > uint64(len(data)) {
+				r.bad, r.data = true, nil
+				return nil, span{}
+			}
+			size = int(v)
+			pos += k - 1
+		}
+		if size > len(data)-pos {
+			r.bad, r.data = true, nil
+			return nil, span{}
+		}
+		pos += size
+		s.longest = max(s.longest, size)
+		s.empty = s.empty || size == 0
 	}
-	used := len(all) - len(r.data)
-	return all[:used:used]
+	r.data = data[pos:]
+	return data[:pos:pos], s
 }

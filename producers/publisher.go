@@ -29,9 +29,10 @@ type Publisher struct {
 	ctx     context.Context
 	senders sync.WaitGroup
 
-	mu     sync.Mutex
-	closed bool
-	lanes  map[lane]*laneState
+	mu      sync.Mutex
+	closed  bool
+	lanes   map[lane]*laneState
+	blocked int // callers that wait for room in the buffer
 	// pending holds the batches that are sealed and have no outcome yet.
 	pending map[*batch]struct{}
 	failed  error // first failure of an asynchronous event since the last Flush
@@ -53,12 +54,13 @@ type laneState struct {
 
 // batch is the events of one message. It is sealed before it is sent.
 type batch struct {
-	lane  lane
-	block *codec.Block
-	held  int64 // bytes taken from Publisher.buffer
-	async bool  // some of its events have nobody waiting
-	done  chan struct{}
-	err   error // valid once done is closed
+	lane   lane
+	block  *codec.Block
+	held   int64 // bytes taken from Publisher.buffer
+	async  bool  // some of its events have nobody waiting
+	waited bool  // some have
+	done   chan struct{}
+	err    error // valid once done is closed
 }
 
 // New returns a publisher on js. The stream has to exist.
@@ -131,9 +133,7 @@ func (p *Publisher) add(ctx context.Context, e schema.Event, async bool) (Ack, e
 	}
 	size := int64(eventSize(&e))
 	if !p.buffer.TryAcquire(size) {
-		// What waits for company is sent now, or a full buffer could wait for itself.
-		p.sealAll()
-		if err := p.buffer.Acquire(ctx, size); err != nil {
+		if err := p.waitForRoom(ctx, size); err != nil {
 			return Ack{}, fmt.Errorf("wait for room in the publisher's buffer: %w", err)
 		}
 	}
@@ -153,10 +153,16 @@ func (p *Publisher) add(ctx context.Context, e schema.Event, async bool) (Ack, e
 		p.seal(key, l)
 	}
 	if l.open == nil {
-		l.open = &batch{lane: key, block: codec.NewBlock(), done: make(chan struct{})}
+		l.open = &batch{lane: key, block: blocks.Get().(*codec.Block), waited: !async, done: make(chan struct{})}
 		p.lingerLocked(key, l)
 	}
 	b := l.open
+	if !async && !b.waited {
+		b.waited = true
+		if l.timer != nil {
+			l.timer.Reset(p.cfg.Linger)
+		}
+	}
 	b.block.Append(&e)
 	b.held += size
 	b.async = b.async || async
@@ -164,6 +170,31 @@ func (p *Publisher) add(ctx context.Context, e schema.Event, async bool) (Ack, e
 		p.seal(key, l)
 	}
 	return Ack{b}, nil
+}
+
+// blocks are used again: a block has a slice for each of its columns, and they have grown to their size.
+var blocks = sync.Pool{New: func() any { return codec.NewBlock() }}
+
+// waitForRoom takes size bytes of the buffer. While something is on its way, room will come; otherwise
+// what waits for company is sent now, or a full buffer could wait for itself.
+func (p *Publisher) waitForRoom(ctx context.Context, size int64) error {
+	p.mu.Lock()
+	p.blocked++
+	p.unblockLocked()
+	p.mu.Unlock()
+	err := p.buffer.Acquire(ctx, size)
+	p.mu.Lock()
+	p.blocked--
+	p.mu.Unlock()
+	return err
+}
+
+func (p *Publisher) unblockLocked() {
+	if p.blocked > 0 && len(p.pending) == 0 {
+		for key, l := range p.lanes {
+			p.seal(key, l)
+		}
+	}
 }
 
 // eventSize estimates what e holds in memory and in a message.
@@ -184,8 +215,11 @@ func (p *Publisher) lingerLocked(key lane, l *laneState) {
 	if l.inFly > 0 {
 		return
 	}
-	b := l.open
-	l.timer = time.AfterFunc(p.cfg.Linger, func() {
+	b, linger := l.open, p.cfg.LingerAsync
+	if b.waited {
+		linger = p.cfg.Linger
+	}
+	l.timer = time.AfterFunc(linger, func() {
 		p.mu.Lock()
 		defer p.mu.Unlock()
 		if l.open == b {
@@ -229,6 +263,9 @@ func (p *Publisher) sent(key lane, l *laneState, b *batch, err error) {
 	if err == nil {
 		p.acked.Add(uint64(b.block.Rows()))
 	}
+	b.block.Reset()
+	blocks.Put(b.block)
+	b.block = nil
 	p.buffer.Release(b.held)
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -245,6 +282,7 @@ func (p *Publisher) sent(key lane, l *laneState, b *batch, err error) {
 	default:
 		delete(p.lanes, key)
 	}
+	p.unblockLocked()
 }
 
 // Flush sends what waits and returns when everything taken before it has its outcome. Its error is

@@ -81,7 +81,7 @@ func TestMessagesAreBounded(t *testing.T) {
 func TestLargestEventsFitIntoMessages(t *testing.T) {
 	t.Parallel()
 	s := start(t, 0)
-	p := s.publisher(t, producers.Config{MaxBytes: 3 << 20, NoCompression: true, Linger: time.Hour})
+	p := s.publisher(t, producers.Config{MaxBytes: 3 << 20, Compression: producers.NoCompression, Linger: time.Hour})
 	all := events(4, 30, true)
 	for i := range all {
 		all[i].Data = json.RawMessage(`"` + filler(schema.MaxEventBytes-4096) + `"`)
@@ -244,7 +244,7 @@ func TestFullStreamPushesBack(t *testing.T) {
 	s := start(t, limit)
 	refused := newTold()
 	p := s.publisher(t, producers.Config{
-		NoCompression: true, MaxBytes: 16 << 10, MaxBuffered: schema.MaxEventBytes, Logger: slog.New(refused),
+		Compression: producers.NoCompression, MaxBytes: 16 << 10, MaxBuffered: schema.MaxEventBytes, Logger: slog.New(refused),
 	})
 	c := s.connect(t)
 	all := events(8, 2000, true) // about 600 KB: more than stream and buffer hold

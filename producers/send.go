@@ -57,12 +57,12 @@ func (p *Publisher) message(b *batch) *nats.Msg {
 	payload := b.block.AppendNative(nil)
 	msg.Header.Set(nats.MsgIdHdr, messageID(msg.Subject, payload))
 	msg.Header.Set(schema.HeaderContentType, codec.ContentBlock)
-	if p.cfg.NoCompression {
-		msg.Data = payload
+	if p.cfg.Compression != NoCompression {
+		msg.Header.Set(schema.HeaderContentEncoding, p.cfg.Compression)
+		msg.Data = codec.Compress(p.cfg.Compression, payload)
 		return msg
 	}
-	msg.Header.Set(schema.HeaderContentEncoding, codec.EncodingZstd)
-	msg.Data = codec.Compress(nil, payload)
+	msg.Data = payload
 	return msg
 }
 

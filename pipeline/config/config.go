@@ -98,6 +98,7 @@ type Writer struct {
 	MaxRows       int           `yaml:"max_rows"`
 	MaxBytes      int           `yaml:"max_bytes"`
 	Linger        time.Duration `yaml:"linger"`
+	MaxLinger     time.Duration `yaml:"max_linger"`
 	Inserts       int           `yaml:"inserts"`
 	Memory        int64         `yaml:"memory"`
 	AckWait       time.Duration `yaml:"ack_wait"`
@@ -158,7 +159,7 @@ func Default() *Config {
 		Streams:    Streams{Replicas: 1, AuditMaxAge: 7 * 24 * time.Hour, DuplicateWindow: 10 * time.Minute},
 		ClickHouse: ClickHouse{Database: "kansa"},
 		Writer: Writer{
-			MaxRows: 200_000, MaxBytes: 64 << 20, Linger: 50 * time.Millisecond, Inserts: 4, Memory: 256 << 20,
+			MaxRows: 200_000, MaxBytes: 64 << 20, Linger: 50 * time.Millisecond, MaxLinger: 400 * time.Millisecond, Inserts: 4, Memory: 256 << 20,
 			AckWait: time.Minute, InsertTimeout: 20 * time.Second,
 		},
 		Retention: Retention{Days: 730},

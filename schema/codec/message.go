@@ -10,7 +10,6 @@ import (
 	"unsafe"
 
 	"github.com/google/uuid"
-	"github.com/klauspost/compress/zstd"
 
 	"github.com/kansa-audit/kansa/schema"
 )
@@ -22,9 +21,6 @@ const (
 	// ContentBlock is a columnar block: ClickHouse's Native format with the columns of schema.Fields.
 	ContentBlock = "application/vnd.kansa.block"
 )
-
-// EncodingZstd is the one content encoding (RFC 8878) of a message; none is the other choice.
-const EncodingZstd = "zstd"
 
 // Message is one message of events as it lies on the broker.
 type Message struct {
@@ -55,21 +51,11 @@ type Decoded struct {
 	Rejects []Reject
 }
 
-// A shared decoder is safe for concurrent DecodeAll. Its limit is what makes a small payload that
-// claims to be huge harmless.
-var zstdDecoder, _ = zstd.NewReader(nil,
-	zstd.WithDecoderConcurrency(0), zstd.WithDecoderMaxMemory(schema.MaxMessageBytes), zstd.WithDecodeAllCapLimit(false))
-
-var zstdEncoder, _ = zstd.NewWriter(nil, zstd.WithEncoderLevel(zstd.SpeedFastest), zstd.WithEncoderCRC(true))
-
-// Compress appends the zstd frame of data to dst.
-func Compress(dst, data []byte) []byte { return zstdEncoder.EncodeAll(data, dst) }
-
 // Decode reads m. Events that break a rule are in Rejects and their neighbours in Block, which is
 // then ready to be stored: valid, complete. The error is for a message that can't be read at all,
 // and answers to [ErrMalformed] or schema.ErrInvalid. now is the clock of the one who checks.
 func Decode(m *Message, now time.Time) (*Decoded, error) {
-	payload, err := m.decompress()
+	payload, err := decompress(m.ContentEncoding, m.Payload)
 	if err != nil {
 		return nil, err
 	}
@@ -99,27 +85,6 @@ func Decode(m *Message, now time.Time) (*Decoded, error) {
 		return DerivedID(m.RecordedAt, m.StreamSeq, row)
 	})
 	return d, nil
-}
-
-func (m *Message) decompress() ([]byte, error) {
-	switch m.ContentEncoding {
-	case "":
-		if len(m.Payload) > schema.MaxMessageBytes {
-			return nil, fmt.Errorf("%w: %d bytes, at most %d", ErrMalformed, len(m.Payload), schema.MaxMessageBytes)
-		}
-		return m.Payload, nil
-	case EncodingZstd:
-		payload, err := zstdDecoder.DecodeAll(m.Payload, nil)
-		if err != nil {
-			return nil, fmt.Errorf("%w: decompress: %w", ErrMalformed, err)
-		}
-		if len(payload) > schema.MaxMessageBytes {
-			return nil, fmt.Errorf("%w: %d bytes when decompressed, at most %d", ErrMalformed, len(payload), schema.MaxMessageBytes)
-		}
-		return payload, nil
-	default:
-		return nil, fmt.Errorf("%w: content encoding %.64q is not known: use %s or none", ErrMalformed, m.ContentEncoding, EncodingZstd)
-	}
 }
 
 func decodeBlock(payload []byte, now time.Time) (*Decoded, error) {

@@ -1,0 +1,76 @@
+package writer
+
+import "time"
+
+// busyRate is the number of events a second from which on an insert waits for as long as it may.
+const busyRate = 20_000
+
+// gathering is the insert that is being formed.
+type gathering struct {
+	items       []*item
+	rows, bytes int
+	due         *time.Timer
+	ready       bool // the first item has waited long enough
+	rate        float64
+	last        time.Time // when the one before was handed over
+}
+
+// gather forms inserts: by size under load, by age otherwise, and in both cases when someone is free to
+// insert. The age grows with the rate at which events come.
+func (w *Writer) gather(in <-chan *item, out chan<- []*item) {
+	g := gathering{due: time.NewTimer(time.Hour), last: w.cfg.Now()}
+	defer g.due.Stop()
+	for {
+		full := g.rows >= w.cfg.MaxRows || g.bytes >= w.cfg.MaxBytes
+		// A send is on offer only if there is something that should go, and nothing more is taken beyond
+		// the bounds until this much is gone.
+		var offer chan<- []*item
+		if len(g.items) > 0 && (g.ready || full) {
+			offer = out
+		}
+		take := in
+		if full {
+			take = nil
+		}
+		select {
+		case it, ok := <-take:
+			if !ok {
+				if len(g.items) > 0 {
+					out <- g.items
+				}
+				return
+			}
+			// An insert goes to one table partition, which is a month.
+			if len(g.items) > 0 && monthOf(g.items[0]) != monthOf(it) {
+				out <- g.items
+				g.sent(w.cfg.Now())
+			}
+			if len(g.items) == 0 {
+				g.due.Reset(w.linger(g.rate))
+			}
+			g.items = append(g.items, it)
+			g.rows += it.part.Block.Rows()
+			g.bytes += it.part.Block.Bytes()
+		case <-g.due.C:
+			g.ready = len(g.items) > 0
+		case offer <- g.items:
+			g.sent(w.cfg.Now())
+		}
+	}
+}
+
+// sent begins another insert, and has the rate follow the last one half-way.
+func (g *gathering) sent(now time.Time) {
+	rate := float64(g.rows) / max(now.Sub(g.last).Seconds(), 0.001)
+	g.rate = (g.rate + rate) / 2
+	g.items, g.rows, g.bytes, g.ready, g.last = nil, 0, 0, false, now
+}
+
+func (w *Writer) linger(rate float64) time.Duration {
+	return w.cfg.Linger + time.Duration(float64(w.cfg.MaxLinger-w.cfg.Linger)*min(1, rate/busyRate))
+}
+
+func monthOf(it *item) int {
+	y, m, _ := it.part.RecordedAt.Date()
+	return 12*y + int(m)
+}

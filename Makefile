@@ -54,11 +54,32 @@ fuzz: engine ## every fuzz target for FUZZTIME each
 		for f in $$(go test -list '^Fuzz' "$$pkg" | grep '^Fuzz' || true); do \
 			echo "== $$pkg $$f"; go test -run '^$$' -fuzz "^$$f$$" -fuzztime $(FUZZTIME) "$$pkg"; done; done
 
+# Options of the benchmark, such as --only ingest,latency --pprof profiles (BENCH="…").
+BENCH ?=
+bench: build/kansabench engine bench-tools ## measure everything; bench/results gets the figures
+	build/kansabench $(BENCH)
+
+bench-quick: build/kansabench engine bench-tools ## the same with smaller numbers, in five minutes
+	build/kansabench --quick $(BENCH)
+
+build/kansabench: $(GO_FILES) go.mod go.sum
+	@mkdir -p build
+	go build -trimpath -o $@ ./bench/kansabench
+
+# Peers; what is missing is null in the result, so nothing fails without them.
+BENCH_TOOLS := sshd:openssh-server sftp:openssh-client zip:zip rclone:rclone
+bench-tools:
+	@missing=(); for t in $(BENCH_TOOLS); do \
+		PATH="$$PATH:/usr/sbin:/sbin" command -v "$${t%%:*}" >/dev/null || missing+=("$${t##*:}"); done; \
+	if [ $${#missing[@]} -gt 0 ] && [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
+		export DEBIAN_FRONTEND=noninteractive; apt-get update -q >/dev/null || true; \
+		for p in "$${missing[@]}"; do apt-get install -qy --no-install-recommends "$$p" >/dev/null || echo "no $$p here: its figures will be null" >&2; done; fi
+
 tidy: ## go.mod, go.sum and formatting
 	go mod tidy
-	gofmt -w schema producers consumers pipeline
+	gofmt -w schema producers consumers pipeline bench
 
 clean: ## remove what was built
 	rm -rf build
 
-.PHONY: help build engine run test test-tools lint fuzz tidy clean
+.PHONY: help build engine run test test-tools lint fuzz bench bench-quick bench-tools tidy clean

@@ -1,0 +1,134 @@
+package main
+
+import (
+	"fmt"
+	"time"
+
+	"github.com/kansa-audit/kansa/schema"
+	"github.com/kansa-audit/kansa/schema/codec"
+	"github.com/kansa-audit/kansa/schema/sample"
+)
+
+// poolEvents is how many different events there are; the same everywhere, so that the pipeline and its
+// ceilings get the same rows. More than one insert holds, so that no compressor sees a row twice.
+const poolEvents = 1 << 18
+
+// blockEvents and blockBytes are the SDK's own bounds of a message.
+const (
+	blockEvents = 5000
+	blockBytes  = 1 << 20
+)
+
+// eachEvent makes the first n events of the pool.
+func eachEvent(n int, visit func(e *schema.Event)) {
+	source := sample.New(1, nil)
+	for range n {
+		e := source.Next()
+		visit(&e)
+	}
+}
+
+type lane struct {
+	organization string
+	trail        schema.Trail
+}
+
+// preparedBlock is what one columnar message holds.
+type preparedBlock struct {
+	lane
+	block *codec.Block
+}
+
+// prepareBlocks packs n events of the pool as the SDK does under load.
+func prepareBlocks(n int) []preparedBlock {
+	var full []preparedBlock
+	open := map[lane]*codec.Block{}
+	eachEvent(n, func(e *schema.Event) {
+		l := lane{e.Organization, e.Trail}
+		b := open[l]
+		if b == nil {
+			b = codec.NewBlock()
+			open[l] = b
+		}
+		b.Append(e)
+		if b.Rows() >= blockEvents || b.Bytes() >= blockBytes {
+			full = append(full, preparedBlock{l, b})
+			delete(open, l)
+		}
+	})
+	for _, org := range sample.Organizations {
+		for _, trail := range schema.Trails {
+			if b := open[lane{org, trail}]; b != nil {
+				full = append(full, preparedBlock{lane{org, trail}, b})
+			}
+		}
+	}
+	return full
+}
+
+// preparedMessage is a message ready to be sent, but for its id.
+type preparedMessage struct {
+	subject, contentType, encoding string
+	data                           []byte
+	events                         int
+}
+
+// ndjsonEvents is how many events an NDJSON message holds.
+const ndjsonEvents = 2000
+
+// prepareMessages makes n events of the pool into messages of one kind.
+func prepareMessages(n int, kind string) ([]preparedMessage, error) {
+	var all []preparedMessage
+	if kind == kindColumnar {
+		for _, b := range prepareBlocks(n) {
+			all = append(all, preparedMessage{
+				schema.EventSubject(b.organization, b.trail), codec.ContentBlock, codec.EncodingZstd,
+				codec.Compress(nil, b.block.AppendNative(nil)), b.block.Rows(),
+			})
+		}
+		return all, nil
+	}
+	perMessage, contentType := ndjsonEvents, codec.ContentNDJSON
+	if kind == kindSingle {
+		perMessage, contentType = 1, codec.ContentJSON
+	}
+	open := map[lane]*preparedMessage{}
+	var err error
+	eachEvent(n, func(e *schema.Event) {
+		l := lane{e.Organization, e.Trail}
+		m := open[l]
+		if m == nil {
+			m = &preparedMessage{subject: schema.EventSubject(l.organization, l.trail), contentType: contentType}
+			open[l] = m
+		}
+		var failed error
+		if m.data, failed = codec.AppendJSON(m.data, e); failed != nil {
+			err = fmt.Errorf("encode an event: %w", failed)
+		}
+		if perMessage > 1 {
+			m.data = append(m.data, '\n')
+		}
+		if m.events++; m.events == perMessage {
+			all = append(all, *m)
+			delete(open, l)
+		}
+	})
+	return all, err // what is left in open would be small messages, which the stream has none of under load
+}
+
+// jsonBytes is the mean size of the pool's events as JSON, the measure of MB/s.
+func jsonBytes() float64 {
+	const n = 5000
+	total := 0
+	var buf []byte
+	eachEvent(n, func(e *schema.Event) {
+		if out, err := codec.AppendJSON(buf[:0], e); err == nil {
+			buf = out
+			total += len(out)
+		}
+	})
+	return float64(total) / n
+}
+
+// expires is when the rows of a ceiling do.
+func expires(recorded time.Time) time.Time { return recorded.AddDate(2, 0, 0) }

@@ -124,9 +124,7 @@ func (p *Publisher) Stats() Stats {
 }
 
 func (p *Publisher) add(ctx context.Context, e schema.Event, async bool) (Ack, error) {
-	if err := e.Complete(); err != nil {
-		return Ack{}, fmt.Errorf("complete event: %w", err)
-	}
+	e.Complete()
 	if err := e.Validate(p.cfg.Now()); err != nil {
 		p.rejected.Add(1)
 		return Ack{}, err

@@ -82,8 +82,8 @@ func prepareMessages(n int, kind string) ([]preparedMessage, error) {
 	if kind == kindColumnar {
 		for _, b := range prepareBlocks(n) {
 			all = append(all, preparedMessage{
-				schema.EventSubject(b.organization, b.trail), codec.ContentBlock, codec.EncodingZstd,
-				codec.Compress(nil, b.block.AppendNative(nil)), b.block.Rows(),
+				schema.EventSubject(b.organization, b.trail), codec.ContentBlock, codec.EncodingSnappy,
+				codec.Compress(codec.EncodingSnappy, b.block.AppendNative(nil)), b.block.Rows(),
 			})
 		}
 		return all, nil

@@ -118,9 +118,7 @@ func (o *Options) parse(text []byte, n int) (e schema.Event, err error) {
 	if e.ID == uuid.Nil {
 		e.ID = contentID(text, n)
 	}
-	if err := e.Complete(); err != nil {
-		return e, err
-	}
+	e.Complete()
 	return e, e.Validate(o.Now())
 }
 

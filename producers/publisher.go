@@ -124,8 +124,9 @@ func (p *Publisher) Stats() Stats {
 }
 
 func (p *Publisher) add(ctx context.Context, e schema.Event, async bool) (Ack, error) {
-	e.Complete()
-	if err := e.Validate(p.cfg.Now()); err != nil {
+	now := p.cfg.Now()
+	e.Complete(now)
+	if err := e.Validate(now); err != nil {
 		p.rejected.Add(1)
 		return Ack{}, err
 	}

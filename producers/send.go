@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"sync"
 	"time"
 
 	"github.com/nats-io/nats.go"
@@ -52,14 +53,20 @@ func (p *Publisher) attempt(ctx context.Context, msg *nats.Msg) error {
 	return err
 }
 
+// payloads are those of messages before they are compressed; they are used again.
+var payloads = sync.Pool{New: func() any { return new([]byte) }}
+
 func (p *Publisher) message(b *batch) *nats.Msg {
 	msg := nats.NewMsg(schema.EventSubject(b.lane.organization, b.lane.trail))
-	payload := b.block.AppendNative(nil)
+	buf := payloads.Get().(*[]byte)
+	payload := b.block.AppendNative((*buf)[:0])
 	msg.Header.Set(nats.MsgIdHdr, messageID(msg.Subject, payload))
 	msg.Header.Set(schema.HeaderContentType, codec.ContentBlock)
 	if p.cfg.Compression != NoCompression {
 		msg.Header.Set(schema.HeaderContentEncoding, p.cfg.Compression)
 		msg.Data = codec.Compress(p.cfg.Compression, payload)
+		*buf = payload
+		payloads.Put(buf)
 		return msg
 	}
 	msg.Data = payload

@@ -90,11 +90,11 @@ const (
 	Denied  Outcome = "denied"
 )
 
-// Complete fills in what an event may leave out: a UUIDv7 for the id, success for the outcome. It
+// Complete fills in what an event may leave out: a UUIDv7 of now for the id, success for the outcome. It
 // brings OccurredAt to UTC and to the microsecond, which is all that is stored.
-func (e *Event) Complete() {
+func (e *Event) Complete(now time.Time) {
 	if e.ID == uuid.Nil {
-		e.ID = NewID(time.Now())
+		e.ID = NewID(now)
 	}
 	if e.Outcome == "" {
 		e.Outcome = Success

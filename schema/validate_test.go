@@ -234,7 +234,7 @@ func sizeWithoutDescription() int {
 func TestComplete(t *testing.T) {
 	t.Parallel()
 	e := schema.Event{OccurredAt: time.Date(2026, 11, 22, 13, 5, 6, 123456789, time.FixedZone("JST", 9*3600))}
-	e.Complete()
+	e.Complete(time.Now())
 	if e.ID.Version() != 7 || e.Outcome != schema.Success {
 		t.Errorf("id %s, outcome %q", e.ID, e.Outcome)
 	}
@@ -243,7 +243,7 @@ func TestComplete(t *testing.T) {
 	}
 	before := e
 	e.Outcome = schema.Denied
-	if e.Complete(); e.ID != before.ID || e.Outcome != schema.Denied {
+	if e.Complete(time.Now()); e.ID != before.ID || e.Outcome != schema.Denied {
 		t.Errorf("what is there is replaced: %+v", e)
 	}
 }

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"log/slog"
 	"runtime"
+	"sync"
 	"sync/atomic"
 	"time"
 
@@ -165,7 +166,14 @@ type item struct {
 	suspect bool
 	size    int64
 	until   time.Time // the end of the lease
+	scratch *[]byte   // what the block's memory is, if the message was compressed
 }
+
+// scratches are used again: clearing new memory would cost as much as decompressing into it. They are for
+// messages that are large, so that a small one does not hold on to one.
+var scratches = sync.Pool{New: func() any { b := make([]byte, 0, 2<<20); return &b }}
+
+const largeMessage = 64 << 10 // compressed
 
 // Run fetches until ctx ends, then stores and acknowledges what it has fetched, and returns.
 func (w *Writer) Run(ctx context.Context) error {
@@ -249,7 +257,14 @@ func (w *Writer) decode(ctx context.Context, in <-chan *item, out chan<- *item) 
 	}
 }
 
-func (w *Writer) release(it *item) { w.memory.Release(it.size) }
+func (w *Writer) release(it *item) {
+	w.memory.Release(it.size)
+	if it.scratch != nil {
+		it.part.Block = nil
+		scratches.Put(it.scratch)
+		it.scratch = nil
+	}
+}
 
 func (w *Writer) decodeOne(ctx context.Context, it *item) error {
 	meta, err := it.msg.Metadata()
@@ -261,6 +276,10 @@ func (w *Writer) decodeOne(ctx context.Context, it *item) error {
 		ContentEncoding: it.msg.Headers().Get(schema.HeaderContentEncoding),
 		Payload:         it.msg.Data(), StreamSeq: meta.Sequence.Stream, RecordedAt: meta.Timestamp.UTC().Truncate(time.Microsecond),
 	}
+	if m.ContentEncoding != "" && len(m.Payload) >= largeMessage {
+		it.scratch = scratches.Get().(*[]byte)
+		m.Scratch = *it.scratch
+	}
 	it.suspect = meta.NumDelivered > 1 || m.StreamSeq <= w.suspect.Load()
 	letter := consumers.DeadLetter{
 		Subject: it.msg.Subject(), StreamSeq: m.StreamSeq, RecordedAt: m.RecordedAt, BatchIndex: -1,
@@ -270,6 +289,9 @@ func (w *Writer) decodeOne(ctx context.Context, it *item) error {
 	var d *codec.Decoded
 	if err == nil {
 		d, err = codec.Decode(&m, w.cfg.Now())
+	}
+	if err != nil || len(d.Rejects) > 0 {
+		it.scratch = nil // what is rejected may lie in it
 	}
 	if err != nil {
 		letter.Reason = err
@@ -293,9 +315,13 @@ func (w *Writer) decodeOne(ctx context.Context, it *item) error {
 		Organization: m.Organization, Trail: m.Trail, RecordedAt: m.RecordedAt, StreamSeq: m.StreamSeq,
 		ExpiresAt: w.cfg.Retention(m.Organization, m.RecordedAt), Block: d.Block, Index: d.Index,
 	}
-	size := min(int64(d.Block.Bytes()+len(m.Payload)), it.size)
-	w.memory.Release(it.size - size)
-	it.size = size
+	size := d.Block.Bytes()
+	if it.scratch != nil {
+		size = cap(*it.scratch)
+	}
+	held := min(int64(size+len(m.Payload)), it.size)
+	w.memory.Release(it.size - held)
+	it.size = held
 	return nil
 }
 

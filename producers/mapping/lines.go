@@ -118,8 +118,9 @@ func (o *Options) parse(text []byte, n int) (e schema.Event, err error) {
 	if e.ID == uuid.Nil {
 		e.ID = contentID(text, n)
 	}
-	e.Complete()
-	return e, e.Validate(o.Now())
+	now := o.Now()
+	e.Complete(now)
+	return e, e.Validate(now)
 }
 
 // contentID is a UUIDv8 (RFC 9562) of a line and its number: equal lines of one input are different events.

@@ -38,8 +38,8 @@ func Compress(encoding string, data []byte) []byte {
 	panic("codec: encoding " + encoding + " is not known")
 }
 
-// decompress returns what a payload holds, up to schema.MaxMessageBytes of it.
-func decompress(encoding string, payload []byte) (data []byte, err error) {
+// decompress returns what a payload holds, up to schema.MaxMessageBytes of it, in scratch if there is room.
+func decompress(encoding string, payload, scratch []byte) (data []byte, err error) {
 	switch encoding {
 	case "":
 		data = payload
@@ -50,10 +50,10 @@ func decompress(encoding string, payload []byte) (data []byte, err error) {
 			err = errors.New("it is too long")
 		}
 		if err == nil {
-			data, err = s2.Decode(nil, payload)
+			data, err = s2.Decode(scratch[:cap(scratch)], payload)
 		}
 	case EncodingZstd:
-		data, err = zstdDecoder.DecodeAll(payload, nil)
+		data, err = zstdDecoder.DecodeAll(payload, scratch[:0])
 	default:
 		return nil, fmt.Errorf("%w: content encoding %.64q is not known: use %s, %s or none", ErrMalformed, encoding, EncodingSnappy, EncodingZstd)
 	}

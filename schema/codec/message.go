@@ -29,6 +29,9 @@ type Message struct {
 	ContentType     string
 	ContentEncoding string
 	Payload         []byte
+	// Scratch, if there is any, takes what Payload holds when it is decompressed. It is not to be used
+	// again before the block is.
+	Scratch []byte
 	// Where and when the broker stored it.
 	StreamSeq  uint64
 	RecordedAt time.Time
@@ -55,7 +58,7 @@ type Decoded struct {
 // then ready to be stored: valid, complete. The error is for a message that can't be read at all,
 // and answers to [ErrMalformed] or schema.ErrInvalid. now is the clock of the one who checks.
 func Decode(m *Message, now time.Time) (*Decoded, error) {
-	payload, err := decompress(m.ContentEncoding, m.Payload)
+	payload, err := decompress(m.ContentEncoding, m.Payload, m.Scratch)
 	if err != nil {
 		return nil, err
 	}

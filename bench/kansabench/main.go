@@ -48,6 +48,9 @@ type measurement struct {
 
 var measurements = []measurement{
 	{"ingest", (*bench).ingest},
+	{"latency", (*bench).latency},
+	{"query", (*bench).query},
+	{"rollup", (*bench).rollup},
 }
 
 func names() []string {

@@ -51,6 +51,9 @@ var measurements = []measurement{
 	{"latency", (*bench).latency},
 	{"query", (*bench).query},
 	{"rollup", (*bench).rollup},
+	{"archive", (*bench).archive},
+	{"upload", (*bench).upload},
+	{"growth", (*bench).growth},
 }
 
 func names() []string {

@@ -102,6 +102,7 @@ var parts = map[string]func(context.Context, *session) (report, error){
 	"producer": producerPart,
 	"inserter": inserterPart,
 	"rollup":   rollupPart,
+	"archive":  archivePart,
 }
 
 func (c *partCmd) run(ctx context.Context, stdin io.Reader, stdout, stderr io.Writer) (err error) {

@@ -48,6 +48,12 @@ type measurement struct {
 
 var measurements = []measurement{
 	{"ingest", (*bench).ingest},
+	{"latency", (*bench).latency},
+	{"query", (*bench).query},
+	{"rollup", (*bench).rollup},
+	{"archive", (*bench).archive},
+	{"upload", (*bench).upload},
+	{"growth", (*bench).growth},
 }
 
 func names() []string {

@@ -101,6 +101,8 @@ var parts = map[string]func(context.Context, *session) (report, error){
 	"writer":   writerPart,
 	"producer": producerPart,
 	"inserter": inserterPart,
+	"rollup":   rollupPart,
+	"archive":  archivePart,
 }
 
 func (c *partCmd) run(ctx context.Context, stdin io.Reader, stdout, stderr io.Writer) (err error) {

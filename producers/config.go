@@ -87,7 +87,7 @@ func (c Config) withDefaults() (Config, error) {
 	switch c.Compression {
 	case codec.EncodingSnappy, codec.EncodingZstd, NoCompression:
 	default:
-		errs = append(errs, fmt.Errorf("Compression is %q: use %s, %s or %s", c.Compression, codec.EncodingSnappy, codec.EncodingZstd, NoCompression))
+		errs = append(errs, fmt.Errorf("compression is %q: use %s, %s or %s", c.Compression, codec.EncodingSnappy, codec.EncodingZstd, NoCompression))
 	}
 	bound("MaxEvents", c.MaxEvents, 1, schema.MaxMessageEvents)
 	bound("MaxBytes", c.MaxBytes, 1, maxMessageColumns)

@@ -48,7 +48,7 @@ func (w *Writer) store(ctx context.Context, items []*item) {
 
 // leased returns those of items that are ours long enough for an insert to end.
 func (w *Writer) leased(items []*item) []*item {
-	least := w.cfg.Now().Add(w.cfg.InsertTimeout + time.Second)
+	least := w.cfg.Now().Add(w.cfg.InsertTimeout + leaseMargin)
 	kept := make([]*item, 0, len(items))
 	for _, it := range items {
 		if it.until.After(least) {

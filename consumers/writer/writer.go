@@ -65,6 +65,9 @@ type Config struct {
 	Now       func() time.Time
 }
 
+// leaseMargin is kept between the end of an insert's time limit and the end of a lease.
+const leaseMargin = time.Second
+
 func (c Config) withDefaults() (Config, error) {
 	if c.MaxRows == 0 {
 		c.MaxRows = 200_000
@@ -105,6 +108,9 @@ func (c Config) withDefaults() (Config, error) {
 	if c.InsertTimeout > c.AckWait/2 {
 		return c, fmt.Errorf("insert timeout %s is more than half of the consumer's ack wait %s: a stalled writer could finish after another took over",
 			c.InsertTimeout, c.AckWait)
+	}
+	if least := c.InsertTimeout + leaseMargin + consumers.FetchWait + time.Second; c.AckWait < least {
+		return c, fmt.Errorf("the consumer's ack wait %s leaves no time to insert in: give %s at least, or a shorter insert timeout", c.AckWait, least)
 	}
 	if least := int64(2 * schema.MaxMessageBytes); c.Memory < least {
 		return c, fmt.Errorf("writer memory %d is too little for two messages: give %d at least", c.Memory, least)

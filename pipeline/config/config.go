@@ -212,6 +212,9 @@ func (c *Config) Check() error {
 	if c.Writer.InsertTimeout > c.Writer.AckWait/2 {
 		fault("writer.insert_timeout is %s: at most half of writer.ack_wait, which is %s", c.Writer.InsertTimeout, c.Writer.AckWait)
 	}
+	if c.Writer.AckWait < c.Writer.InsertTimeout+3*time.Second {
+		fault("writer.ack_wait is %s: give it 3s more than writer.insert_timeout at least, which is %s", c.Writer.AckWait, c.Writer.InsertTimeout)
+	}
 	for key, v := range map[string]int{
 		"writer.max_rows": c.Writer.MaxRows, "writer.max_bytes": c.Writer.MaxBytes, "writer.inserts": c.Writer.Inserts,
 		"retention.days": c.Retention.Days, "exports.link_days": c.Exports.LinkDays, "exports.parallel": c.Exports.Parallel,

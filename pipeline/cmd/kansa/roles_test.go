@@ -49,7 +49,7 @@ func startServers(t *testing.T) *servers {
 	text := fmt.Sprintf(`data_dir: %s
 nats: {url: %q, assume_sync_always: true}
 clickhouse: {url: %q, username: %s, password_file: %s}
-writer: {ack_wait: 6s, insert_timeout: 3s}
+writer: {ack_wait: 10s, insert_timeout: 4s}
 rollup: {hour: 1s}
 api: {listen: "127.0.0.1:0"}
 `, filepath.Join(s.dir, "data"), s.broker.URL(), s.engine.URL(), s.engine.Username(), password)

@@ -1,0 +1,277 @@
+package writer_test
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/nats-io/nats.go"
+	"github.com/nats-io/nats.go/jetstream"
+	"go.uber.org/goleak"
+
+	"github.com/kansa-audit/kansa/consumers"
+	"github.com/kansa-audit/kansa/consumers/writer"
+	"github.com/kansa-audit/kansa/pipeline/broker"
+	"github.com/kansa-audit/kansa/schema"
+	"github.com/kansa-audit/kansa/schema/codec"
+)
+
+func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+
+// table is a small working store that fails as it is told. The real one is in the tests of package
+// pipeline.
+type table struct {
+	mu     sync.Mutex
+	rows   map[string]int // by sequence and index
+	tokens map[string]bool
+	// next says what becomes of the next inserts; after them all is well.
+	next   []outcome
+	lookUp int // times it was asked what is stored
+}
+
+type outcome int
+
+const (
+	fails     outcome = iota // nothing is stored, and an error says so
+	persists                 // stored all the same: the answer was lost
+	forgotten                // stored; and the token is forgotten, as ClickHouse's log may be after a crash
+)
+
+var errLost = errors.New("connection lost")
+
+func (f *table) Insert(_ context.Context, token string, in *codec.Insert) error {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	o := outcome(-1)
+	if len(f.next) > 0 {
+		o, f.next = f.next[0], f.next[1:]
+	}
+	if o == fails {
+		return errLost
+	}
+	if !f.tokens[token] {
+		for _, p := range in.Parts() {
+			for row := range p.Block.Rows() {
+				f.rows[fmt.Sprint(p.StreamSeq, "-", row)]++
+			}
+		}
+	}
+	f.tokens[token] = o != forgotten
+	if o == persists || o == forgotten {
+		return errLost
+	}
+	return nil
+}
+
+func (f *table) StoredRows(_ context.Context, parts []codec.Part) (map[uint64]int, error) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.lookUp++
+	stored := map[uint64]int{}
+	for _, p := range parts {
+		for row := range p.Block.Rows() {
+			if f.rows[fmt.Sprint(p.StreamSeq, "-", row)] > 0 {
+				stored[p.StreamSeq]++
+			}
+		}
+	}
+	return stored, nil
+}
+
+func (f *table) counts() (rows, twice int) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	for _, n := range f.rows {
+		rows++
+		if n > 1 {
+			twice++
+		}
+	}
+	return rows, twice
+}
+
+type fixture struct {
+	client *broker.Client
+	stream jetstream.Consumer
+	table  *table
+}
+
+func newFixture(t *testing.T, ackWait time.Duration) *fixture {
+	t.Helper()
+	s, err := broker.StartServer(t.Context(), broker.ServerOptions{Dir: t.TempDir()})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(s.Close)
+	c, err := broker.Connect(t.Context(), broker.Options{URL: s.URL()})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(c.Close)
+	if err := c.Setup(t.Context(), broker.Settings{DuplicateWindow: time.Minute, AckWait: ackWait, Hour: time.Hour}); err != nil {
+		t.Fatal(err)
+	}
+	consumer, err := c.JS.Consumer(t.Context(), broker.StreamAudit, broker.ConsumerWriter)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return &fixture{client: c, stream: consumer, table: &table{rows: map[string]int{}, tokens: map[string]bool{}}}
+}
+
+// publish puts messages of three events each on the stream.
+func (f *fixture) publish(t *testing.T, messages int) {
+	t.Helper()
+	event := `{"occurred_at":"2026-11-22T04:05:06Z","source":"s","event":"e","action":"a"}`
+	for range messages {
+		msg := nats.NewMsg(schema.EventSubject("acme", schema.Activity))
+		msg.Header.Set(schema.HeaderContentType, codec.ContentNDJSON)
+		msg.Data = []byte(strings.Repeat(event+"\n", 3))
+		if _, err := f.client.JS.PublishMsg(t.Context(), msg); err != nil {
+			t.Fatal(err)
+		}
+	}
+}
+
+// run starts a writer and returns what stops it and waits for it.
+func (f *fixture) run(t *testing.T, cfg writer.Config) (w *writer.Writer, stop func()) {
+	t.Helper()
+	cfg.Linger, cfg.Logger = 5*time.Millisecond, slog.New(slog.DiscardHandler)
+	w, err := writer.New(f.stream, f.table, consumers.DeadLetters{JS: f.client.JS}, cfg)
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(context.Background())
+	ended := make(chan error, 1)
+	go func() { ended <- w.Run(ctx) }()
+	return w, sync.OnceFunc(func() {
+		cancel()
+		if err := <-ended; err != nil {
+			t.Error(err)
+		}
+	})
+}
+
+// settled waits until nothing is unacknowledged.
+func (f *fixture) settled(t *testing.T) {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+	defer cancel()
+	for {
+		info, err := f.stream.Info(ctx)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if info.NumPending == 0 && info.NumAckPending == 0 {
+			return
+		}
+	}
+}
+
+// Whatever an insert's error means, each event is stored once.
+func TestInsertsThatFail(t *testing.T) {
+	t.Parallel()
+	for name, next := range map[string][]outcome{
+		"nothing stored": {fails, fails}, "answer lost": {persists, fails, persists}, "token forgotten": {forgotten, forgotten},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			f := newFixture(t, time.Minute)
+			f.table.next = next
+			f.publish(t, 20)
+			w, stop := f.run(t, writer.Config{})
+			defer stop()
+			w.Suspect(0) // so that only failures make it look up
+			f.settled(t)
+			stop()
+			if rows, twice := f.table.counts(); rows != 60 || twice != 0 {
+				t.Errorf("%d events are stored, %d of them twice; want 60 once", rows, twice)
+			}
+			if s := w.Stats(); s.Failures == 0 || s.Stored+s.Skipped != 60 {
+				t.Errorf("counted %+v", s)
+			}
+		})
+	}
+}
+
+// A writer that stored and died before it acknowledged: the next one finds the rows and leaves them out,
+// though the broker has forgotten that it ever delivered the messages.
+func TestNextWriterLooksUpWhatItMayHaveBefore(t *testing.T) {
+	t.Parallel()
+	f := newFixture(t, time.Minute)
+	f.publish(t, 10)
+	_, stop := f.run(t, writer.Config{})
+	f.settled(t)
+	stop()
+	// Another consumer of the same stream begins at the start: every message comes as if for the first time.
+	stream, err := f.client.JS.Stream(t.Context(), broker.StreamAudit)
+	if err != nil {
+		t.Fatal(err)
+	}
+	f.stream, err = stream.CreateConsumer(t.Context(), jetstream.ConsumerConfig{Durable: "again", AckPolicy: jetstream.AckExplicitPolicy, AckWait: time.Minute})
+	if err != nil {
+		t.Fatal(err)
+	}
+	f.table.tokens = map[string]bool{}
+	w, stop := f.run(t, writer.Config{})
+	defer stop()
+	f.settled(t)
+	stop()
+	if rows, twice := f.table.counts(); rows != 30 || twice != 0 {
+		t.Errorf("%d events are stored, %d of them twice; want 30 once", rows, twice)
+	}
+	if s := w.Stats(); s.Skipped != 30 || s.Stored != 0 {
+		t.Errorf("counted %+v", s)
+	}
+}
+
+// What is held longer than the lease allows is not inserted: the broker may have given it to someone else.
+func TestLeaseThatEndsIsNotUsed(t *testing.T) {
+	t.Parallel()
+	f := newFixture(t, 5*time.Second)
+	f.publish(t, 5)
+	var mu sync.Mutex
+	stalled := true
+	now := func() time.Time {
+		mu.Lock()
+		defer mu.Unlock()
+		if stalled {
+			return time.Now()
+		}
+		return time.Now().Add(time.Hour) // the process was stopped, and goes on
+	}
+	w, stop := f.run(t, writer.Config{AckWait: 5 * time.Second, InsertTimeout: time.Second, Now: func() time.Time {
+		at := now()
+		mu.Lock()
+		stalled = false
+		mu.Unlock()
+		return at
+	}})
+	defer stop()
+	// The first fetch's lease was counted before the stall, and is over when its messages are to be stored.
+	f.settled(t)
+	stop()
+	if rows, twice := f.table.counts(); rows != 15 || twice != 0 {
+		t.Errorf("%d events are stored, %d of them twice; want 15 once", rows, twice)
+	}
+	if s := w.Stats(); s.Stored != 15 {
+		t.Errorf("counted %+v", s)
+	}
+}
+
+func TestConfigThatWouldBreakAGuarantee(t *testing.T) {
+	t.Parallel()
+	for says, cfg := range map[string]writer.Config{
+		"half of the consumer's ack wait": {AckWait: 10 * time.Second, InsertTimeout: 6 * time.Second},
+		"leaves no time to insert in":     {AckWait: 2 * time.Second, InsertTimeout: time.Second},
+		"too little for two messages":     {Memory: 1 << 20},
+	} {
+		if _, err := writer.New(nil, nil, nil, cfg); err == nil || !strings.Contains(err.Error(), says) {
+			t.Errorf("got %v, want %q", err, says)
+		}
+	}
+}

@@ -160,7 +160,7 @@ func (b *bench) telegraf(ctx context.Context, program string, batch int) (l load
 		return l, fmt.Errorf("configure Telegraf: %w", err)
 	}
 	var log bytes.Buffer
-	cmd := exec.Command(program, "--config", config)
+	cmd := exec.CommandContext(context.WithoutCancel(ctx), program, "--config", config)
 	cmd.Stdout, cmd.Stderr = &log, &log
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
 	if err := cmd.Start(); err != nil {

@@ -56,15 +56,22 @@ fuzz: engine ## every fuzz target for FUZZTIME each
 
 # Options of the benchmark, such as --only ingest,latency --pprof profiles (BENCH="…").
 BENCH ?=
-bench: build/kansabench engine bench-tools ## measure everything; bench/results gets the figures
+bench: build/kansabench build/telegraf engine bench-tools ## measure everything; bench/results gets the figures
 	build/kansabench $(BENCH)
 
-bench-quick: build/kansabench engine bench-tools ## the same with smaller numbers, in five minutes
+bench-quick: build/kansabench build/telegraf engine bench-tools ## the same with smaller numbers, in five minutes
 	build/kansabench --quick $(BENCH)
 
 build/kansabench: $(GO_FILES) go.mod go.sum
 	@mkdir -p build
 	go build -trimpath -o $@ ./bench/kansabench
+
+# A module of its own, and only the plugins the benchmark needs: it has hundreds of dependencies.
+TELEGRAF_TAGS := custom,inputs.nats_consumer,outputs.sql,parsers.json
+build/telegraf: bench/peers/telegraf/go.mod bench/peers/telegraf/go.sum
+	@mkdir -p build
+	@go build -C bench/peers/telegraf -tags $(TELEGRAF_TAGS) -o $(CURDIR)/$@ github.com/influxdata/telegraf/cmd/telegraf || \
+		echo "Telegraf can't be built: its figures will be null" >&2
 
 # Peers; what is missing is null in the result, so nothing fails without them.
 BENCH_TOOLS := sshd:openssh-server sftp:openssh-client zip:zip rclone:rclone

@@ -51,7 +51,7 @@ func archivePart(ctx context.Context, s *session) (r report, err error) {
 	if err != nil {
 		return r, fmt.Errorf("open the partition store: %w", err)
 	}
-	defer bucket.Close() //nolint:errcheck // it was only read
+	defer bucket.Close()
 	plan, err := exporter.PlanArchive(ctx, bucket, &exporter.Request{
 		ID: "bench", Organization: archiveOrganization, Trails: []schema.Trail{archiveTrail},
 		From: set.From, To: set.From.Add(time.Duration(set.Hours) * time.Hour),

@@ -19,7 +19,7 @@ type distance struct {
 }
 
 func newDistance(ctx context.Context, target string, delay time.Duration) (*distance, error) {
-	l, err := net.Listen("tcp", "127.0.0.1:0")
+	l, err := (&net.ListenConfig{}).Listen(ctx, "tcp", "127.0.0.1:0")
 	if err != nil {
 		return nil, fmt.Errorf("listen: %w", err)
 	}

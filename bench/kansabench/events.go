@@ -89,8 +89,12 @@ func prepareMessages(n int, kind string) ([]preparedMessage, error) {
 		return all, nil
 	}
 	perMessage, contentType := ndjsonEvents, codec.ContentNDJSON
-	if kind == kindSingle {
-		perMessage, contentType = 1, codec.ContentJSON
+	before, after := "", "\n"
+	switch kind {
+	case kindSingle:
+		perMessage, contentType, after = 1, codec.ContentJSON, ""
+	case kindFlat:
+		perMessage, contentType, before, after = flatEvents, codec.ContentJSON, ",", ""
 	}
 	open := map[lane]*preparedMessage{}
 	var err error
@@ -101,14 +105,24 @@ func prepareMessages(n int, kind string) ([]preparedMessage, error) {
 			m = &preparedMessage{subject: schema.EventSubject(l.organization, l.trail), contentType: contentType}
 			open[l] = m
 		}
+		m.data = append(m.data, before...)
 		var failed error
-		if m.data, failed = codec.AppendJSON(m.data, e); failed != nil {
+		if kind == kindFlat {
+			var one []byte
+			one, failed = flatJSON(e)
+			m.data = append(m.data, one...)
+		} else {
+			m.data, failed = codec.AppendJSON(m.data, e)
+		}
+		if failed != nil {
 			err = fmt.Errorf("encode an event: %w", failed)
 		}
-		if perMessage > 1 {
-			m.data = append(m.data, '\n')
-		}
+		m.data = append(m.data, after...)
 		if m.events++; m.events == perMessage {
+			if kind == kindFlat { // an array: the first comma becomes its beginning
+				m.data[0] = '['
+				m.data = append(m.data, ']')
+			}
 			all = append(all, *m)
 			delete(open, l)
 		}

@@ -25,12 +25,12 @@ func (b *bench) growth(ctx context.Context) error {
 		time **float64
 		mem  **float64
 	}{
-		{"ingest", scale(b, uint64(2_000_000), 150_000), b.ingestSome, &b.result.Summary.GrowthIngestLinear, &b.result.Summary.GrowthIngestMemory},
-		{"rollup", scale(b, uint64(625_000), 50_000), func(ctx context.Context, n uint64) (step, error) {
+		{"ingest", scale(b, uint64(2_000_000), 75_000), b.ingestSome, &b.result.Summary.GrowthIngestLinear, &b.result.Summary.GrowthIngestMemory},
+		{"rollup", scale(b, uint64(625_000), 40_000), func(ctx context.Context, n uint64) (step, error) {
 			d, err := b.rollUp(ctx, "growth-rollup", n, false)
 			return step{Work: d.Rows, Seconds: d.Seconds, PeakMiB: d.PeakMiB}, err
 		}, &b.result.Summary.GrowthRollupLinear, &b.result.Summary.GrowthRollupMemory},
-		{"archive", scale(b, uint64(2_190), 400), func(ctx context.Context, n uint64) (step, error) {
+		{"archive", scale(b, uint64(2_190), 200), func(ctx context.Context, n uint64) (step, error) {
 			d, err := b.assemble(ctx, "growth-archive", int(n), false)
 			return step{Work: n, Seconds: d.Seconds, PeakMiB: d.PeakMiB}, err
 		}, &b.result.Summary.GrowthArchiveLinear, &b.result.Summary.GrowthArchiveMemory},
@@ -72,14 +72,13 @@ func (b *bench) ingestSome(ctx context.Context, n uint64) (st step, err error) {
 	if err := s.startAll(ctx); err != nil {
 		return st, err
 	}
-	began := time.Now()
-	p, err := s.start(ctx, "producer", producerSettings{Broker: s.broker.now().URL, Kind: kindColumnar, Limit: min(n, window)})
+	p, err := s.start(ctx, "producer", producerSettings{Broker: s.broker.now().URL, Kind: kindColumnar, Limit: min(n, b.window())})
 	if err != nil {
 		return st, err
 	}
-	began = time.Now() // what is published is made beforehand
+	began := time.Now() // what is published was made before
 	for limit := uint64(0); ; {
-		if to := min(n, s.writer.now().Stored+window); to > limit {
+		if to := min(n, s.writer.now().Stored+b.window()); to > limit {
 			limit = to
 			p.tell(order{Limit: limit})
 		}

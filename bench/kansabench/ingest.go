@@ -8,19 +8,24 @@ import (
 )
 
 // window bounds the events that are published and not yet stored, so that what is measured could go on for
-// ever: beyond it producers wait. It holds what the writer may have in flight and a second's worth more.
-const window = 1_500_000
+// ever: beyond it producers wait. In a full run it holds twice what the writer may have in flight.
+func (b *bench) window() uint64 { return scale(b, uint64(1_500_000), 500_000) }
 
 // load is what one stretch of time under load was like.
 type load struct {
-	Kind         string             `json:"kind"`
-	Seconds      float64            `json:"seconds"`
-	Events       uint64             `json:"events"`
-	EventsPerS   float64            `json:"events_per_s"`
-	MBPerS       float64            `json:"mb_per_s"` // of the events as JSON
-	CPUMicros    map[string]float64 `json:"cpu_us_per_event,omitempty"`
-	PeakMiB      map[string]float64 `json:"peak_mib,omitempty"`
-	RowsAnInsert float64            `json:"rows_an_insert,omitempty"`
+	Kind       string             `json:"kind"`
+	Seconds    float64            `json:"seconds"`
+	Events     uint64             `json:"events"`
+	EventsPerS float64            `json:"events_per_s"`
+	MBPerS     float64            `json:"mb_per_s"` // of the events as JSON
+	CPUMicros  map[string]float64 `json:"cpu_us_per_event,omitempty"`
+	PeakMiB    map[string]float64 `json:"peak_mib,omitempty"`
+	// OthersCores is what others on the machine used meanwhile: much of it, and the figures are of no use.
+	OthersCores  float64 `json:"others_cores"`
+	RowsAnInsert float64 `json:"rows_an_insert,omitempty"`
+	// Waiting is how many events were on the broker's disk and not yet in the table at the end: near the
+	// window, what comes after the broker is the bottleneck; near nothing, what comes before.
+	Waiting uint64 `json:"waiting,omitempty"`
 }
 
 // between makes a load of what was done between two looks.
@@ -30,10 +35,16 @@ func between(kind string, took time.Duration, events uint64, before, after map[s
 		CPUMicros: map[string]float64{}, PeakMiB: map[string]float64{},
 	}
 	l.MBPerS = l.EventsPerS * jsonBytes() / 1e6
+	others := after[machineUsage].CPU - before[machineUsage].CPU
 	for part, u := range after {
+		if part == machineUsage {
+			continue
+		}
+		others -= u.CPU - before[part].CPU
 		l.CPUMicros[part] = float64((u.CPU - before[part].CPU).Microseconds()) / float64(max(events, 1))
 		l.PeakMiB[part] = u.PeakMiB
 	}
+	l.OthersCores = max(others, 0).Seconds() / took.Seconds()
 	return l
 }
 
@@ -54,7 +65,7 @@ func (b *bench) ingest(ctx context.Context) error {
 	b.say("engine ceiling: %s rows/s", number(d.EngineCeiling.EventsPerS))
 	t := table{
 		title:  "Ingest: publish to stored, everything on this machine, fsync before ack",
-		header: []string{"", "events/s", "MB/s", "of the engine's ceiling", "of the broker's ceiling", "CPU µs an event (producer, broker, writer, engine)", "peak MiB (the same)"},
+		header: []string{"", "events/s", "MB/s", "of the engine's ceiling", "of the broker's ceiling", "CPU µs an event (producer, broker, writer, engine)", "peak MiB (the same)", "rows an insert", "cores used by others"},
 	}
 	for _, kind := range []string{kindColumnar, kindNDJSON, kindSingle} {
 		ceiling, err := b.brokerCeiling(ctx, kind)
@@ -68,9 +79,9 @@ func (b *bench) ingest(ctx context.Context) error {
 			return fmt.Errorf("%s: %w", kind, err)
 		}
 		d.Pipeline = append(d.Pipeline, l)
-		b.say("%s: %s events/s", kind, number(l.EventsPerS))
+		b.say("%s: %s events/s, %s rows an insert, %s events waiting", kind, number(l.EventsPerS), number(l.RowsAnInsert), number(float64(l.Waiting)))
 		ofEngine, ofBroker := l.EventsPerS/d.EngineCeiling.EventsPerS, l.EventsPerS/ceiling.EventsPerS
-		t.rows = append(t.rows, append([]string{kind, number(l.EventsPerS), number(l.MBPerS), number(ofEngine), number(ofBroker)}, costs(l)...))
+		t.rows = append(t.rows, append([]string{kind, number(l.EventsPerS), number(l.MBPerS), number(ofEngine), number(ofBroker)}, append(costs(l), number(l.RowsAnInsert), number(l.OthersCores))...))
 		switch s := &b.result.Summary; kind {
 		case kindColumnar:
 			s.IngestEventsPerS, s.IngestMBPerS = figure(l.EventsPerS), figure(l.MBPerS)
@@ -86,10 +97,10 @@ func (b *bench) ingest(ctx context.Context) error {
 	}
 	for i, kind := range []string{kindColumnar, kindNDJSON, kindSingle} {
 		l := d.BrokerCeiling[i]
-		t.rows = append(t.rows, append([]string{"ceiling: broker alone, " + kind, number(l.EventsPerS), number(l.MBPerS), "", ""}, costs(l)...))
+		t.rows = append(t.rows, append([]string{"ceiling: broker alone, " + kind, number(l.EventsPerS), number(l.MBPerS), "", ""}, append(costs(l), "", number(l.OthersCores))...))
 	}
 	l := d.EngineCeiling
-	t.rows = append(t.rows, append([]string{"ceiling: engine alone, prepared blocks", number(l.EventsPerS), number(l.MBPerS), "", ""}, costs(l)...))
+	t.rows = append(t.rows, append([]string{"ceiling: engine alone, prepared blocks", number(l.EventsPerS), number(l.MBPerS), "", ""}, append(costs(l), number(l.RowsAnInsert), number(l.OthersCores))...))
 	t.notes = []string{fmt.Sprintf("An event is %.0f bytes of JSON on average. Pipeline and engine for %.0f s each after a warm-up.", d.EventBytes, l.Seconds)}
 	b.result.miss("ingest through the gateway", "there is no gateway yet")
 	b.result.add("ingest", d, t)
@@ -130,7 +141,7 @@ func (b *bench) pipeline(ctx context.Context, kind string) (l load, err error) {
 	if err := s.startAll(ctx); err != nil {
 		return l, err
 	}
-	p, err := s.start(ctx, "producer", producerSettings{Broker: s.broker.now().URL, Kind: kind, Limit: window})
+	p, err := s.start(ctx, "producer", producerSettings{Broker: s.broker.now().URL, Kind: kind, Limit: b.window()})
 	if err != nil {
 		return l, err
 	}
@@ -144,6 +155,7 @@ func (b *bench) pipeline(ctx context.Context, kind string) (l load, err error) {
 	}
 	after, last := s.usages(), s.writer.now()
 	l = between(kind, time.Since(began), last.Stored-first.Stored, before, after)
+	l.Waiting = max(p.now().Acked, last.Stored) - last.Stored
 	if n := last.Inserts - first.Inserts; n > 0 {
 		l.RowsAnInsert = float64(l.Events) / float64(n)
 	}
@@ -156,7 +168,7 @@ func (s *stack) keepFed(ctx context.Context, p *process, span time.Duration) err
 	defer cancel()
 	for {
 		stored := s.writer.now().Stored
-		p.tell(order{Limit: stored + window})
+		p.tell(order{Limit: stored + s.b.window()})
 		_, err := s.writer.until(ctx, func(r report) bool { return r.Stored > stored })
 		switch {
 		case errors.Is(ctx.Err(), context.DeadlineExceeded):

@@ -25,11 +25,13 @@ type machine struct {
 	ClickHouse string  `json:"clickhouse"` // asked of the engine when one runs
 	OpenSSH    string  `json:"openssh,omitempty"`
 	Commit     string  `json:"commit,omitempty"`
+	// Load is the machine's load average when the run began: above a fraction, others were at work.
+	Load string `json:"load"`
 }
 
 func (m machine) String() string {
-	return fmt.Sprintf("%d × %s, %.0f GiB, %s; %s; nats-server %s; ClickHouse %s; %s; commit %s.",
-		m.Cores, m.CPU, m.MemoryGiB, m.Kernel, m.Go, m.NATSServer, m.ClickHouse, m.OpenSSH, m.Commit)
+	return fmt.Sprintf("%d × %s, %.0f GiB, %s; %s; nats-server %s; ClickHouse %s; %s; commit %s; load at the start %s.",
+		m.Cores, m.CPU, m.MemoryGiB, m.Kernel, m.Go, m.NATSServer, m.ClickHouse, m.OpenSSH, m.Commit, m.Load)
 }
 
 func thisMachine(ctx context.Context) machine {
@@ -43,6 +45,8 @@ func thisMachine(ctx context.Context) machine {
 	}
 	m.OpenSSH = said(ctx, "ssh", "-V")
 	m.Commit = said(ctx, "git", "describe", "--always", "--dirty")
+	load, _ := os.ReadFile("/proc/loadavg")
+	m.Load, _, _ = strings.Cut(string(load), " ")
 	return m
 }
 

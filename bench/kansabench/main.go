@@ -27,11 +27,12 @@ type cli struct {
 
 // bench is one run.
 type bench struct {
-	Quick bool     `help:"Smaller numbers: under five minutes in all."`
-	Only  []string `help:"Measure only these: ${measurements}."`
-	Pprof string   `help:"Write CPU and allocation profiles of every process to this directory." type:"path"`
-	Out   string   `help:"Where the dated results go." default:"bench/results" type:"path"`
-	Temp  string   `help:"Where the temporary directory is made; it needs 40 GB in a full run." type:"path"`
+	Quick    bool     `help:"Smaller numbers: under five minutes in all."`
+	Only     []string `help:"Measure only these: ${measurements}."`
+	Pprof    string   `help:"Write CPU and allocation profiles of every process to this directory." type:"path"`
+	Out      string   `help:"Where the dated results go." default:"bench/results" type:"path"`
+	Telegraf string   `help:"The peer's program; make build/telegraf builds it." default:"build/telegraf" type:"path"`
+	Temp     string   `help:"Where the temporary directory is made; it needs 40 GB in a full run." type:"path"`
 
 	self   string // this program
 	dir    string // temporary
@@ -48,6 +49,7 @@ type measurement struct {
 
 var measurements = []measurement{
 	{"ingest", (*bench).ingest},
+	{"peer", (*bench).peer},
 	{"latency", (*bench).latency},
 	{"query", (*bench).query},
 	{"rollup", (*bench).rollup},

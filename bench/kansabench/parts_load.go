@@ -233,7 +233,7 @@ func inserterPart(ctx context.Context, s *session) (r report, err error) {
 	if err != nil {
 		return r, err
 	}
-	defer table.Close() //nolint:errcheck // each insert has its own outcome
+	defer table.Close()
 	blocks := prepareBlocks(poolEvents)
 	if set.Lane != "" {
 		for i := range blocks {

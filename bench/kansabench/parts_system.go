@@ -86,7 +86,7 @@ func writerPart(ctx context.Context, s *session) (r report, err error) {
 	if err != nil {
 		return r, err
 	}
-	defer table.Close() //nolint:errcheck // nothing is written any more
+	defer table.Close()
 	stream, err := client.JS.Stream(ctx, broker.StreamAudit)
 	if err != nil {
 		return r, fmt.Errorf("look up the stream: %w", err)

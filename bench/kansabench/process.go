@@ -39,7 +39,8 @@ func (b *bench) start(ctx context.Context, measurement, name string, settings an
 	if b.Pprof != "" {
 		args = append(args, "--profile", filepath.Join(b.Pprof, measurement+"-"+name))
 	}
-	p := &process{name: name, cmd: exec.Command(b.self, args...), exited: make(chan struct{}), news: make(chan struct{})}
+	// Not ended with ctx: parts end in an order, and each is waited for.
+	p := &process{name: name, cmd: exec.CommandContext(context.WithoutCancel(ctx), b.self, args...), exited: make(chan struct{}), news: make(chan struct{})}
 	p.cmd.Stderr = &p.stderr
 	// The parts end by their input's end; the group keeps the terminal's interrupt from them.
 	p.cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
@@ -176,3 +177,17 @@ func usageOf(pid int) usage {
 }
 
 func (p *process) usage() usage { return usageOf(p.cmd.Process.Pid) }
+
+// busyCores is the CPU time that everybody on the machine has used since it was started.
+func busyCores() time.Duration {
+	stat, _ := os.ReadFile("/proc/stat")
+	line, _, _ := strings.Cut(string(stat), "\n")
+	var busy time.Duration
+	for i, f := range strings.Fields(line) {
+		// The name; then user, nice, system, idle, iowait, irq, softirq, steal; guests are in user already.
+		if n, err := strconv.ParseInt(f, 10, 64); err == nil && i != 4 && i != 5 && i <= 8 {
+			busy += time.Duration(n) * clockTick
+		}
+	}
+	return busy
+}

@@ -8,6 +8,7 @@ import (
 	"io"
 	"os"
 	"path/filepath"
+	"slices"
 	"time"
 )
 
@@ -81,7 +82,9 @@ func (r *result) fail(name string, err error) { r.Failed[name] = err.Error() }
 
 // miss says why a figure will be null.
 func (r *result) miss(what string, why any) {
-	r.Missing = append(r.Missing, fmt.Sprintf("%s: %v", what, why))
+	if text := fmt.Sprintf("%s: %v", what, why); !slices.Contains(r.Missing, text) {
+		r.Missing = append(r.Missing, text)
+	}
 }
 
 func (r *result) add(name string, details any, tables ...table) {

@@ -45,7 +45,7 @@ func rollupPart(ctx context.Context, s *session) (r report, err error) {
 	if err != nil {
 		return r, err
 	}
-	defer table.Close() //nolint:errcheck // it was only read
+	defer table.Close()
 	kv, err := client.JS.KeyValue(ctx, broker.BucketRollup)
 	if err != nil {
 		return r, fmt.Errorf("open the bucket of the rollup: %w", err)
@@ -54,7 +54,7 @@ func rollupPart(ctx context.Context, s *session) (r report, err error) {
 	if err != nil {
 		return r, fmt.Errorf("open the partition store: %w", err)
 	}
-	defer bucket.Close() //nolint:errcheck // each file has been closed
+	defer bucket.Close()
 	roll, err := rollup.New(table, closed(set.Until), rollup.Progress{KV: kv}, bucket, client.JS, rollup.Config{})
 	if err != nil {
 		return r, err

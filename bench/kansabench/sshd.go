@@ -88,7 +88,7 @@ func startSSHD(ctx context.Context, dir string) (*sshd, error) {
 }
 
 func (s *sshd) run(ctx context.Context, program, config string) error {
-	l, err := net.Listen("tcp", "127.0.0.1:0")
+	l, err := (&net.ListenConfig{}).Listen(ctx, "tcp", "127.0.0.1:0")
 	if err != nil {
 		return fmt.Errorf("find a free port: %w", err)
 	}
@@ -96,7 +96,7 @@ func (s *sshd) run(ctx context.Context, program, config string) error {
 	if err := l.Close(); err != nil {
 		return fmt.Errorf("find a free port: %w", err)
 	}
-	s.cmd = exec.Command(program, "-D", "-e", "-f", config, "-p", strconv.Itoa(s.port), "-o", "ListenAddress=127.0.0.1")
+	s.cmd = exec.CommandContext(context.WithoutCancel(ctx), program, "-D", "-e", "-f", config, "-p", strconv.Itoa(s.port), "-o", "ListenAddress=127.0.0.1")
 	s.cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
 	r, w, err := os.Pipe()
 	if err != nil {

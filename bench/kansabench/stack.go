@@ -7,6 +7,8 @@ import (
 	"os"
 	"path/filepath"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/kansa-audit/kansa/pipeline/engine"
 	"github.com/kansa-audit/kansa/pipeline/store"
 )
@@ -24,6 +26,8 @@ type stack struct {
 }
 
 func (b *bench) newStack(name string) (*stack, error) {
+	// What earlier measurements wrote must not be in the way of this one's fsyncs.
+	unix.Sync()
 	dir, err := os.MkdirTemp(b.dir, name+"-")
 	if err != nil {
 		return nil, fmt.Errorf("make a directory: %w", err)
@@ -103,6 +107,9 @@ func (s *stack) startAll(ctx context.Context) error {
 	return s.startWriter(ctx)
 }
 
+// machineUsage stands for everybody on the machine among usages.
+const machineUsage = "machine"
+
 // usages is what each process has used so far.
 func (s *stack) usages() map[string]usage {
 	all := map[string]usage{}
@@ -112,6 +119,7 @@ func (s *stack) usages() map[string]usage {
 	if s.engine != nil {
 		all["engine"] = usageOf(s.engine.PID())
 	}
+	all[machineUsage] = usage{CPU: busyCores()}
 	return all
 }
 

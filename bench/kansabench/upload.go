@@ -53,7 +53,7 @@ func (b *bench) upload(ctx context.Context) (err error) {
 		name string
 		port int
 		size int64
-	}{{"0 ms", server.port, scale(b, int64(1<<30), 256<<20)}, {"20 ms", far.port(), scale(b, int64(1<<30), 96<<20)}} {
+	}{{"0 ms", server.port, scale(b, int64(1<<30), 192<<20)}, {"20 ms", far.port(), scale(b, int64(1<<30), 64<<20)}} {
 		u, err := b.uploadAll(ctx, s.dir, server, way.port, way.size)
 		if err != nil {
 			return err
@@ -107,7 +107,7 @@ func (b *bench) uploadAll(ctx context.Context, dir string, server *sshd, port in
 	}{{"sftp-f", "put -f", &u.SFTP}, {"sftp", "put", &u.SFTPPlain}} {
 		took, err := best(func(i int) error {
 			defer remove(c.client, i)
-			return server.sftp(ctx, port, fmt.Sprintf("%s %s %s\n", c.put, source, filepath.Join(server.incoming, name(c.client, i))), size)
+			return server.sftp(ctx, port, fmt.Sprintf("%s %s %s\n", c.put, source, filepath.Join(server.incoming, name(c.client, i))))
 		})
 		if errors.Is(err, exec.ErrNotFound) {
 			b.result.miss("sftp(1)", err)
@@ -163,7 +163,7 @@ func kansaUpload(ctx context.Context, server *sshd, port int, source, name strin
 }
 
 // sftp runs OpenSSH's own client in batch mode, with its defaults.
-func (s *sshd) sftp(ctx context.Context, port int, batch string, _ int64) error {
+func (s *sshd) sftp(ctx context.Context, port int, batch string) error {
 	program, err := exec.LookPath("sftp")
 	if err != nil {
 		return fmt.Errorf("find OpenSSH's client: %w", err)

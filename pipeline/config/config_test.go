@@ -1,0 +1,67 @@
+package config_test
+
+import (
+	"errors"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/kansa-audit/kansa/pipeline/config"
+)
+
+func TestDefaultsAreGood(t *testing.T) {
+	t.Parallel()
+	c, err := config.Load("")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if c.Rollup.Hour != time.Hour || c.Retention.Days != 730 || c.Exports.LinkDays != 7 {
+		t.Errorf("got %+v", c)
+	}
+}
+
+func TestExampleIsGood(t *testing.T) {
+	t.Parallel()
+	c, err := config.Load(filepath.Join("..", "..", "deploy", "config.example.yaml"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if len(c.Destinations) != 2 || c.Destinations[1].Trails == nil || c.Destinations[0].Schedule.TimeZone != "Asia/Tokyo" {
+		t.Errorf("got %+v", c.Destinations)
+	}
+}
+
+// Each fault names the key, the value and the remedy.
+func TestFaults(t *testing.T) {
+	t.Parallel()
+	for text, says := range map[string]string{
+		"data_dir: ''":                               "data_dir is empty: name a directory",
+		"log: {format: xml}":                         `log.format is "xml": use text or json`,
+		"log: {level: loud}":                         "loud",
+		"streams: {replicas: 9}":                     "streams.replicas is 9",
+		"streams: {duplicate_window: 1s}":            "streams.duplicate_window is 1s",
+		"streams: {audit_max_age: 1h}":               "streams.audit_max_age is 1h0m0s",
+		"writer: {insert_timeout: 50s}":              "writer.insert_timeout is 50s: at most half of writer.ack_wait",
+		"writer: {ack_wait: 2s, insert_timeout: 1s}": "writer.ack_wait is 2s",
+		"writer: {memory: 5}":                        "writer.memory is 5",
+		"writer: {linger: soon}":                     "soon",
+		"rollup: {hour: 500ms}":                      "rollup.hour is 500ms",
+		"exports: {public_url: audit}":               `exports.public_url is "audit"`,
+		"retention: {organizations: {a b: 1}}":       `"a b" is no name of an organization`,
+		"destinations: [{name: x, organization: o, mail: [a@b.example]}]": "mail needs mail.host and exports.public_url",
+		"destinations: [{name: x, organization: o}]":                      "neither sftp nor mail",
+		"mail: {host: 'smtp.example.com:25', from: a@b.example}":          "mail: ",
+		"kafka: {}": "unknown field",
+	} {
+		path := filepath.Join(t.TempDir(), "kansa.yaml")
+		if err := os.WriteFile(path, []byte(text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		_, err := config.Load(path)
+		if !errors.Is(err, config.ErrInvalid) || !strings.Contains(err.Error(), says) || !strings.Contains(err.Error(), path) {
+			t.Errorf("%s: got %v, want %q", text, err, says)
+		}
+	}
+}

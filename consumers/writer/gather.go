@@ -2,15 +2,23 @@ package writer
 
 import "time"
 
-// busyRate is the number of events a second from which on an insert waits for as long as it may.
-const busyRate = 20_000
+const (
+	// busyRate is the number of events a second from which on an insert waits for MaxLinger.
+	busyRate = 20_000
+	// behindBy is the share of MaxRows that waits in the stream from which on we are behind. Then nobody
+	// sees an event sooner for a smaller insert, and an insert waits until it is full, or for backlogLinger.
+	behindBy      = 0.25
+	backlogLinger = 2 * time.Second
+)
 
 // gathering is the insert that is being formed.
 type gathering struct {
 	items       []*item
 	rows, bytes int
 	due         *time.Timer
-	ready       bool // the first item has waited long enough
+	began       time.Time // when the first item came
+	ready       bool      // it has waited long enough
+	waiting     float64   // events in the stream behind the last item, guessed from the messages before it
 	rate        float64
 	last        time.Time // when the one before was handed over
 }
@@ -46,12 +54,20 @@ func (w *Writer) gather(in <-chan *item, out chan<- []*item) {
 				g.sent(w.cfg.Now())
 			}
 			if len(g.items) == 0 {
+				g.began = w.cfg.Now()
 				g.due.Reset(w.linger(g.rate))
 			}
 			g.items = append(g.items, it)
 			g.rows += it.part.Block.Rows()
-			g.bytes += it.part.Block.Bytes()
+			g.bytes += int(it.size)
+			g.waiting = float64(it.pending) * float64(g.rows) / float64(len(g.items))
 		case <-g.due.C:
+			if left := backlogLinger - w.cfg.Now().Sub(g.began); g.waiting > behindBy*float64(w.cfg.MaxRows) && left > 0 {
+				g.due.Reset(min(left, w.cfg.MaxLinger))
+				continue
+			}
+			g.ready = len(g.items) > 0
+		case <-w.pressure: // memory is short, and waiting for more of it here would be in vain
 			g.ready = len(g.items) > 0
 		case offer <- g.items:
 			g.sent(w.cfg.Now())

@@ -42,7 +42,8 @@ type DeadLetters interface {
 
 // Config of a writer. The zero value of a field means its default.
 type Config struct {
-	// MaxRows and MaxBytes bound one insert. Defaults 200,000 and 64 MiB.
+	// MaxRows and MaxBytes, of messages as they were received and decoded, bound one insert. Defaults
+	// 200,000 and 96 MiB.
 	MaxRows  int
 	MaxBytes int
 	// Linger is how long the first event of an insert waits for company when little is going on;
@@ -51,7 +52,8 @@ type Config struct {
 	MaxLinger time.Duration
 	// Inserts is the number of inserts in flight. Default 4: one uses about one core of the engine.
 	Inserts int
-	// Memory bounds the bytes of decoded messages held. Default 256 MiB.
+	// Memory bounds the bytes of decoded messages held. Default 192 MiB;
+	// the process may need twice as much.
 	Memory int64
 	// AckWait is the consumer's: how long a message is ours. Default 60 s.
 	AckWait time.Duration
@@ -73,7 +75,7 @@ func (c Config) withDefaults() (Config, error) {
 		c.MaxRows = 200_000
 	}
 	if c.MaxBytes == 0 {
-		c.MaxBytes = 64 << 20
+		c.MaxBytes = 96 << 20
 	}
 	if c.Linger == 0 {
 		c.Linger = 50 * time.Millisecond
@@ -85,7 +87,7 @@ func (c Config) withDefaults() (Config, error) {
 		c.Inserts = 4
 	}
 	if c.Memory == 0 {
-		c.Memory = 256 << 20
+		c.Memory = 192 << 20
 	}
 	if c.AckWait == 0 {
 		c.AckWait = 60 * time.Second
@@ -125,6 +127,8 @@ type Writer struct {
 	table  Table
 	dead   DeadLetters
 	memory *semaphore.Weighted
+	// pressure says that a message waits for memory.
+	pressure chan struct{}
 	// suspect is the stream sequence up to which a message may have been delivered before, whatever it
 	// says of itself: after a crash the broker may have forgotten.
 	suspect atomic.Uint64
@@ -148,7 +152,7 @@ func New(stream Stream, table Table, dead DeadLetters, cfg Config) (*Writer, err
 	if err != nil {
 		return nil, err
 	}
-	w := &Writer{cfg: cfg, stream: stream, table: table, dead: dead, memory: semaphore.NewWeighted(cfg.Memory)}
+	w := &Writer{cfg: cfg, stream: stream, table: table, dead: dead, memory: semaphore.NewWeighted(cfg.Memory), pressure: make(chan struct{}, 1)}
 	w.Suspect(^uint64(0))
 	return w, nil
 }
@@ -171,6 +175,7 @@ type item struct {
 	part    codec.Part
 	suspect bool
 	size    int64
+	pending uint64    // messages that waited in the stream behind it
 	until   time.Time // the end of the lease
 	scratch *[]byte   // what the block's memory is, if the message was compressed
 }
@@ -245,8 +250,14 @@ func (w *Writer) fetch(ctx context.Context, out chan<- *item) {
 func (w *Writer) decode(ctx context.Context, in <-chan *item, out chan<- *item) {
 	for it := range in {
 		// Taken before the size is known, and given back in part when it is.
-		if w.memory.Acquire(ctx, schema.MaxMessageBytes) != nil {
-			continue // told to stop
+		if !w.memory.TryAcquire(schema.MaxMessageBytes) {
+			select {
+			case w.pressure <- struct{}{}:
+			default:
+			}
+			if w.memory.Acquire(ctx, schema.MaxMessageBytes) != nil {
+				continue // told to stop
+			}
 		}
 		it.size = schema.MaxMessageBytes
 		if err := w.decodeOne(ctx, it); err != nil {
@@ -286,6 +297,7 @@ func (w *Writer) decodeOne(ctx context.Context, it *item) error {
 		it.scratch = scratches.Get().(*[]byte)
 		m.Scratch = *it.scratch
 	}
+	it.pending = meta.NumPending
 	it.suspect = meta.NumDelivered > 1 || m.StreamSeq <= w.suspect.Load()
 	letter := consumers.DeadLetter{
 		Subject: it.msg.Subject(), StreamSeq: m.StreamSeq, RecordedAt: m.RecordedAt, BatchIndex: -1,

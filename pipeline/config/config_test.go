@@ -36,32 +36,32 @@ func TestExampleIsGood(t *testing.T) {
 // Each fault names the key, the value and the remedy.
 func TestFaults(t *testing.T) {
 	t.Parallel()
-	for text, says := range map[string]string{
-		"data_dir: ''":                               "data_dir is empty: name a directory",
-		"log: {format: xml}":                         `log.format is "xml": use text or json`,
-		"log: {level: loud}":                         "loud",
-		"streams: {replicas: 9}":                     "streams.replicas is 9",
-		"streams: {duplicate_window: 1s}":            "streams.duplicate_window is 1s",
-		"streams: {audit_max_age: 1h}":               "streams.audit_max_age is 1h0m0s",
-		"writer: {insert_timeout: 50s}":              "writer.insert_timeout is 50s: at most half of writer.ack_wait",
-		"writer: {ack_wait: 2s, insert_timeout: 1s}": "writer.ack_wait is 2s",
-		"writer: {memory: 5}":                        "writer.memory is 5",
-		"writer: {linger: soon}":                     "soon",
-		"rollup: {hour: 500ms}":                      "rollup.hour is 500ms",
-		"exports: {public_url: audit}":               `exports.public_url is "audit"`,
-		"retention: {organizations: {a b: 1}}":       `"a b" is no name of an organization`,
-		"destinations: [{name: x, organization: o, mail: [a@b.example]}]": "mail needs mail.host and exports.public_url",
-		"destinations: [{name: x, organization: o}]":                      "neither sftp nor mail",
-		"mail: {host: 'smtp.example.com:25', from: a@b.example}":          "mail: ",
-		"kafka: {}": "unknown field",
+	for _, c := range []struct{ text, says string }{
+		{"data_dir: ''", "data_dir is empty: name a directory"},
+		{"log: {format: xml}", `log.format is "xml": use text or json`},
+		{"log: {level: loud}", "loud"},
+		{"streams: {replicas: 9}", "streams.replicas is 9"},
+		{"streams: {duplicate_window: 1s}", "streams.duplicate_window is 1s"},
+		{"streams: {audit_max_age: 1h}", "streams.audit_max_age is 1h0m0s"},
+		{"writer: {insert_timeout: 50s}", "writer.insert_timeout is 50s: at most half of writer.ack_wait"},
+		{"writer: {ack_wait: 2s, insert_timeout: 1s}", "writer.ack_wait is 2s"},
+		{"writer: {memory: 5}", "writer.memory is 5"},
+		{"writer: {linger: soon}", "soon"},
+		{"rollup: {hour: 500ms}", "rollup.hour is 500ms"},
+		{"exports: {public_url: audit}", `exports.public_url is "audit"`},
+		{"retention: {organizations: {a b: 1}}", `"a b" is no name of an organization`},
+		{"destinations: [{name: x, organization: o, mail: [a@b.example]}]", "mail needs mail.host and exports.public_url"},
+		{"destinations: [{name: x, organization: o}]", "neither sftp nor mail"},
+		{"mail: {host: 'smtp.example.com:25', from: a@b.example}", "mail: "},
+		{"kafka: {}", "unknown field"},
 	} {
 		path := filepath.Join(t.TempDir(), "kansa.yaml")
-		if err := os.WriteFile(path, []byte(text), 0o600); err != nil {
+		if err := os.WriteFile(path, []byte(c.text), 0o600); err != nil {
 			t.Fatal(err)
 		}
 		_, err := config.Load(path)
-		if !errors.Is(err, config.ErrInvalid) || !strings.Contains(err.Error(), says) || !strings.Contains(err.Error(), path) {
-			t.Errorf("%s: got %v, want %q", text, err, says)
+		if !errors.Is(err, config.ErrInvalid) || !strings.Contains(err.Error(), c.says) || !strings.Contains(err.Error(), path) {
+			t.Errorf("%s: got %v, want %q", c.text, err, c.says)
 		}
 	}
 }

@@ -43,7 +43,7 @@ func FuzzLayout(f *testing.F) {
 		}
 		a, err := archive.New(entries)
 		if err != nil {
-			t.Skip()
+			return // not an archive that anyone asks for
 		}
 		all := whole(t, a)
 		zr, err := zip.NewReader(bytes.NewReader(all), int64(len(all)))

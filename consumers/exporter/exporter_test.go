@@ -410,3 +410,36 @@ func TestBadRequestsAreGivenUp(t *testing.T) {
 		t.Errorf("a request on another organization's subject was taken: %v", err)
 	}
 }
+
+// A partition's file that is gone, or is another hour's, is found before a link to it is mailed.
+func TestPartitionThatIsNotItsManifests(t *testing.T) {
+	t.Parallel()
+	for name, spoil := range map[string]func(ctx context.Context, b *blob.Bucket, key, other string) error{
+		"gone": func(ctx context.Context, b *blob.Bucket, key, _ string) error { return b.Delete(ctx, key) },
+		"swapped": func(ctx context.Context, b *blob.Bucket, key, other string) error {
+			return b.Copy(ctx, key, other, nil)
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			f := newFixture(t, 24)
+			key := func(hour int) string {
+				return schema.Partition{Organization: "acme", Trail: schema.Access, Hour: start.Add(time.Duration(hour) * time.Hour), Length: time.Hour}.CSVKey()
+			}
+			if err := spoil(t.Context(), f.bucket, key(3), key(4)); err != nil {
+				t.Fatal(err)
+			}
+			f.run(t)
+			f.submit(t, day(name))
+			e := f.until(t, name, is(exporter.Retrying))
+			if !strings.Contains(e.Error, "2026/11/20/03.csv") {
+				t.Errorf("it does not name the file: %s", e.Error)
+			}
+			f.mails.mu.Lock()
+			defer f.mails.mu.Unlock()
+			if len(f.mails.sent) != 0 {
+				t.Error("a link to it was mailed")
+			}
+		})
+	}
+}

@@ -25,14 +25,16 @@ type Plan struct {
 	Modified time.Time // of the newest hour in it
 }
 
-// partition is a manifest as found in the store.
+// partition is a manifest as found in the store, and the file beside it if there are events.
 type partition struct {
 	manifest *seal.Manifest
 	text     []byte
+	csv      archive.Entry
 }
 
 // PlanArchive lays out the archive of a request. Nothing of the partitions is read but their
-// manifests. The same request gives the same bytes, as partitions never change.
+// manifests and the ends of their files, so that one that is missing or is not what its manifest says
+// is found before anything is sent. The same request gives the same bytes, as partitions never change.
 func PlanArchive(ctx context.Context, bucket *blob.Bucket, r *Request) (*Plan, error) {
 	plan := &Plan{Name: r.FileName()}
 	var entries []archive.Entry
@@ -46,7 +48,7 @@ func PlanArchive(ctx context.Context, bucket *blob.Bucket, r *Request) (*Plan, e
 		for _, f := range found {
 			p := f.manifest.Partition()
 			if f.manifest.Rows > 0 {
-				entries = append(entries, csvEntry(bucket, f.manifest))
+				entries = append(entries, f.csv)
 			}
 			entries = append(entries, archive.FromBytes(p.ManifestKey(), p.End(), f.text))
 			plan.Rows += f.manifest.Rows
@@ -67,21 +69,13 @@ func PlanArchive(ctx context.Context, bucket *blob.Bucket, r *Request) (*Plan, e
 	return plan, nil
 }
 
-// gzip's header and trailer around the deflate stream; rollup writes no optional fields.
-const (
-	gzipHeader  = 10
-	gzipTrailer = 8
-)
-
-func csvEntry(bucket *blob.Bucket, m *seal.Manifest) archive.Entry {
+// csvEntry makes an entry of a partition's file, which has to be the one that the manifest speaks of.
+func csvEntry(ctx context.Context, bucket *blob.Bucket, m *seal.Manifest) (archive.Entry, error) {
 	p := m.Partition()
-	return archive.Entry{
-		Name: p.Path() + ".csv", Modified: p.End(), Method: archive.Deflated, CRC32: m.CSVCRC32,
-		UncompressedSize: m.CSVBytes, CompressedSize: m.FileBytes - gzipHeader - gzipTrailer,
-		Open: func(ctx context.Context, offset, length int64) (io.ReadCloser, error) {
-			return bucket.NewRangeReader(ctx, p.CSVKey(), gzipHeader+offset, length, nil)
-		},
+	open := func(ctx context.Context, offset, length int64) (io.ReadCloser, error) {
+		return bucket.NewRangeReader(ctx, p.CSVKey(), offset, length, nil)
 	}
+	return archive.FromGzip(ctx, p.Path()+".csv", p.End(), m.FileBytes, open, &archive.Content{Size: m.CSVBytes, CRC32: m.CSVCRC32})
 }
 
 // findPartitions returns the manifests of the hours that begin in [from, to), in order.
@@ -120,8 +114,11 @@ func findPartitions(ctx context.Context, bucket *blob.Bucket, org string, trail 
 			if m.Partition().ManifestKey() != key || m.Organization != org {
 				return fmt.Errorf("manifest %s speaks of %s", key, m.Partition())
 			}
-			all[i] = partition{m, text}
-			return nil
+			all[i] = partition{manifest: m, text: text}
+			if m.Rows > 0 && !m.HourStart.Before(from) && m.HourStart.Before(to) {
+				all[i].csv, err = csvEntry(ctx, bucket, m)
+			}
+			return err
 		})
 	}
 	if err := g.Wait(); err != nil {

@@ -8,8 +8,6 @@ import (
 	"hash/crc32"
 	"io"
 	"time"
-
-	"github.com/klauspost/compress/flate"
 )
 
 const (
@@ -33,7 +31,7 @@ type Content struct {
 // FromGzip makes an entry of a gzip file of size bytes, of which it reads the header and the trailer
 // only. content, if not nil, is what is known about the file otherwise, and must agree with the
 // trailer; it is required where the trailer is ambiguous, that is, where a file could hold 4 GiB or
-// more (from about 4 MB on). See [ReadGzip] for finding out.
+// more (from about 4 MB on).
 //
 // Optional header fields are refused. So are several members, as far as that can be seen from the
 // outside: a trailer that tells of fewer bytes than the file can stand for.
@@ -109,45 +107,6 @@ func FromBytes(name string, modified time.Time, data []byte) Entry {
 	}
 }
 
-// ReadGzip finds out the content of a gzip file of size bytes by inflating all of it: the way to a
-// Content for a file of which nothing else is known. It refuses what [FromGzip] refuses, and here
-// several members and damage are seen for certain.
-func ReadGzip(ctx context.Context, size int64, open Opener) (Content, error) {
-	if size < gzipHeader+gzipTrailer+2 {
-		return Content{}, fmt.Errorf("%w: it has only %d bytes", ErrGzip, size)
-	}
-	body, err := open(ctx, 0, size)
-	if err != nil {
-		return Content{}, fmt.Errorf("archive: open gzip file: %w", err)
-	}
-	defer body.Close()
-	src := &byteCounter{r: body}
-	var head [gzipHeader]byte
-	if _, err := io.ReadFull(src, head[:]); err != nil {
-		return Content{}, fmt.Errorf("archive: read gzip header: %w", err)
-	}
-	if reason := headerFault(head); reason != "" {
-		return Content{}, fmt.Errorf("%w: %s", ErrGzip, reason)
-	}
-	sum := crc32.NewIEEE()
-	n, err := io.Copy(sum, flate.NewReader(src))
-	if err != nil {
-		return Content{}, fmt.Errorf("archive: inflate gzip file: %w", err)
-	}
-	var tail [gzipTrailer]byte
-	if _, err := io.ReadFull(src, tail[:]); err != nil {
-		return Content{}, fmt.Errorf("archive: read gzip trailer: %w", err)
-	}
-	c := Content{Size: n, CRC32: sum.Sum32()}
-	switch {
-	case src.n != size:
-		return Content{}, fmt.Errorf("%w: its first member ends after %d of %d bytes", ErrGzip, src.n, size)
-	case le.Uint32(tail[:4]) != c.CRC32 || le.Uint32(tail[4:]) != uint32(c.Size):
-		return Content{}, fmt.Errorf("%w: what it holds does not agree with its trailer", ErrGzip)
-	}
-	return c, nil
-}
-
 // readAll fills p from offset on.
 func readAll(ctx context.Context, open Opener, offset int64, p []byte) error {
 	body, err := open(ctx, offset, int64(len(p)))
@@ -157,44 +116,4 @@ func readAll(ctx context.Context, open Opener, offset int64, p []byte) error {
 	defer body.Close()
 	_, err = io.ReadFull(body, p)
 	return err
-}
-
-// byteCounter reads byte by byte for flate, which then takes no byte beyond the deflate stream.
-type byteCounter struct {
-	r   io.Reader
-	buf []byte
-	mem [32 << 10]byte
-	n   int64
-}
-
-func (b *byteCounter) fill() error {
-	if len(b.buf) > 0 {
-		return nil
-	}
-	n, err := readSome(b.r, b.mem[:])
-	b.buf = b.mem[:n]
-	if n > 0 {
-		return nil
-	}
-	return err
-}
-
-func (b *byteCounter) ReadByte() (byte, error) {
-	if err := b.fill(); err != nil {
-		return 0, err
-	}
-	c := b.buf[0]
-	b.buf = b.buf[1:]
-	b.n++
-	return c, nil
-}
-
-func (b *byteCounter) Read(p []byte) (int, error) {
-	if err := b.fill(); err != nil {
-		return 0, err
-	}
-	n := copy(p, b.buf)
-	b.buf = b.buf[n:]
-	b.n += int64(n)
-	return n, nil
 }

@@ -13,7 +13,7 @@ import (
 	"golang.org/x/sync/errgroup"
 )
 
-// Queue is a consumer of a stream of tasks, as jetstream.Consumer is.
+// Queue is a consumer of a stream, as jetstream.Consumer is.
 type Queue interface {
 	Fetch(batch int, opts ...jetstream.FetchOpt) (jetstream.MessageBatch, error)
 }

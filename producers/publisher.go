@@ -82,7 +82,7 @@ func New(js jetstream.JetStream, cfg Config) (*Publisher, error) {
 // refused with an error that answers to schema.ErrInvalid and lists every fault. If ctx ends first,
 // whether e was stored is not known: publish it again with the same id.
 func (p *Publisher) Publish(ctx context.Context, e schema.Event) error {
-	ack, err := p.add(ctx, e, false)
+	ack, err := p.add(ctx, &e, false)
 	if err != nil {
 		return err
 	}
@@ -93,7 +93,7 @@ func (p *Publisher) Publish(ctx context.Context, e schema.Event) error {
 // becomes of e is told by the Ack, or for all at once by [Publisher.Flush]. An event that breaks a rule
 // is refused at once, as by Publish.
 func (p *Publisher) PublishAsync(ctx context.Context, e schema.Event) (Ack, error) {
-	return p.add(ctx, e, true)
+	return p.add(ctx, &e, true)
 }
 
 // Ack is the outcome of an asynchronous publish.
@@ -123,14 +123,14 @@ func (p *Publisher) Stats() Stats {
 	return Stats{Acked: p.acked.Load(), Rejected: p.rejected.Load()}
 }
 
-func (p *Publisher) add(ctx context.Context, e schema.Event, async bool) (Ack, error) {
+func (p *Publisher) add(ctx context.Context, e *schema.Event, async bool) (Ack, error) {
 	now := p.cfg.Now()
 	e.Complete(now)
 	if err := e.Validate(now); err != nil {
 		p.rejected.Add(1)
 		return Ack{}, err
 	}
-	size := int64(eventSize(&e))
+	size := int64(eventSize(e))
 	if !p.buffer.TryAcquire(size) {
 		if err := p.waitForRoom(ctx, size); err != nil {
 			return Ack{}, fmt.Errorf("wait for room in the publisher's buffer: %w", err)
@@ -162,7 +162,7 @@ func (p *Publisher) add(ctx context.Context, e schema.Event, async bool) (Ack, e
 			l.timer.Reset(p.cfg.Linger)
 		}
 	}
-	b.block.Append(&e)
+	b.block.Append(e)
 	b.held += size
 	b.async = b.async || async
 	if b.block.Rows() >= p.cfg.MaxEvents || b.block.Bytes() >= p.cfg.MaxBytes {

@@ -24,13 +24,16 @@ func (p *Publisher) send(b *batch) error {
 		return ErrClosed
 	}
 	defer p.inFly.Release(1)
-	msg := p.message(b)
+	msg, buf := p.message(b)
 	ctx, cancel := context.WithTimeout(p.ctx, p.cfg.RetryFor)
 	defer cancel()
 	pause := 50 * time.Millisecond
 	for attempt := 1; ; attempt++ {
 		err := p.attempt(ctx, msg)
 		if err == nil {
+			// Acknowledged, so that the connection has done with it. After an error it may have not.
+			*buf = msg.Data
+			payloads.Put(buf)
 			return nil
 		}
 		if permanent(err) || ctx.Err() != nil {
@@ -53,24 +56,25 @@ func (p *Publisher) attempt(ctx context.Context, msg *nats.Msg) error {
 	return err
 }
 
-// payloads are those of messages before they are compressed; they are used again.
+// payloads of messages, before and after they are compressed, are used again.
 var payloads = sync.Pool{New: func() any { return new([]byte) }}
 
-func (p *Publisher) message(b *batch) *nats.Msg {
+// message returns b as a message, and what its payload may be put back into payloads with.
+func (p *Publisher) message(b *batch) (*nats.Msg, *[]byte) {
 	msg := nats.NewMsg(schema.EventSubject(b.lane.organization, b.lane.trail))
 	buf := payloads.Get().(*[]byte)
-	payload := b.block.AppendNative((*buf)[:0])
-	msg.Header.Set(nats.MsgIdHdr, messageID(msg.Subject, payload))
+	msg.Data = b.block.AppendNative((*buf)[:0])
+	msg.Header.Set(nats.MsgIdHdr, messageID(msg.Subject, msg.Data))
 	msg.Header.Set(schema.HeaderContentType, codec.ContentBlock)
-	if p.cfg.Compression != NoCompression {
-		msg.Header.Set(schema.HeaderContentEncoding, p.cfg.Compression)
-		msg.Data = codec.Compress(p.cfg.Compression, payload)
-		*buf = payload
-		payloads.Put(buf)
-		return msg
+	if p.cfg.Compression == NoCompression {
+		return msg, buf
 	}
-	msg.Data = payload
-	return msg
+	msg.Header.Set(schema.HeaderContentEncoding, p.cfg.Compression)
+	plain := buf
+	*plain, buf = msg.Data, payloads.Get().(*[]byte)
+	msg.Data = codec.Compress(p.cfg.Compression, *plain, *buf)
+	payloads.Put(plain)
+	return msg, buf
 }
 
 // messageID is made of the content, so that the same events published again in the same order, by

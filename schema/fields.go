@@ -54,6 +54,21 @@ type Field struct {
 	text   func(*Event) *string
 	json   func(*Event) *json.RawMessage
 	remedy string // for a missing value
+	// offset is where text or json points to within an Event. A call through a func would make every event
+	// that is published escape to the heap.
+	offset uintptr
+}
+
+func init() {
+	for i := range Fields {
+		f, e := &Fields[i], new(Event)
+		switch at := unsafe.Pointer(e); f.Kind {
+		case KindText:
+			f.offset = uintptr(unsafe.Pointer(f.text(e))) - uintptr(at)
+		case KindJSON:
+			f.offset = uintptr(unsafe.Pointer(f.json(e))) - uintptr(at)
+		}
+	}
 }
 
 // Fields lists the fields that travel inside a message, in the order of the columns of a block.
@@ -99,11 +114,8 @@ var Fields = []Field{
 
 // Text is the field's value in e, for KindText and KindJSON. It may share memory with e.
 func (f *Field) Text(e *Event) string {
-	if f.text != nil {
-		return *f.text(e)
-	}
-	raw := *f.json(e)
-	return unsafe.String(unsafe.SliceData(raw), len(raw))
+	// A slice of bytes begins with what a string is: its address and its length.
+	return *(*string)(unsafe.Add(unsafe.Pointer(e), f.offset))
 }
 
 // SetText sets the field in e, for KindText and KindJSON.
@@ -124,10 +136,29 @@ func (f *Field) Plain() bool { return f.Kind == KindText && f.check == nil }
 // CheckText applies the field's rules to a value of KindText or KindJSON. It makes nothing unless
 // there is a fault, so it can stand in the path of every event.
 func (f *Field) CheckText(value string) *Fault {
-	if len(value) <= f.MaxBytes && !utf8.ValidString(value) {
+	if len(value) <= f.MaxBytes && !IsASCII(value) && !utf8.ValidString(value) {
 		return &Fault{Field: f.Name, Value: value, Problem: "is not valid UTF-8", Remedy: "encode it as UTF-8"}
 	}
 	return f.CheckASCII(value)
+}
+
+// IsASCII reports whether all bytes of s are ASCII. It looks at eight at a time, the last of them perhaps
+// twice: most values are short, and for those it takes half as long as utf8.ValidString.
+func IsASCII(s string) bool {
+	const high = 0x8080808080808080
+	at, n := unsafe.Pointer(unsafe.StringData(s)), len(s)
+	if n < 8 {
+		var bits byte
+		for i := range n {
+			bits |= s[i]
+		}
+		return bits < 0x80
+	}
+	bits := *(*uint64)(unsafe.Add(at, n-8))
+	for i := 0; i < n-8; i += 8 {
+		bits |= *(*uint64)(unsafe.Add(at, i))
+	}
+	return bits&high == 0
 }
 
 // CheckASCII is CheckText for a value that is known to be ASCII, or valid UTF-8.
@@ -215,32 +246,51 @@ func CheckSize(n int) *Fault {
 	return nil
 }
 
-func noControls(s string) (string, string) {
+// Classes of bytes that some fields may not contain.
+const (
+	control = 1 << iota
+	space
+	upper
+)
+
+var classes = func() (c [256]uint8) {
+	for i := range 0x20 {
+		c[i] = control
+	}
+	c[0x7f], c[' '] = control, space
+	for i := 'A'; i <= 'Z'; i++ {
+		c[i] = upper
+	}
+	return c
+}()
+
+func classesOf(s string) (found uint8) {
 	for i := range len(s) {
-		if s[i] < 0x20 || s[i] == 0x7f {
-			return "contains a control character", "remove it"
-		}
+		found |= classes[s[i]]
+	}
+	return found
+}
+
+func noControls(s string) (string, string) {
+	if classesOf(s)&control != 0 {
+		return "contains a control character", "remove it"
 	}
 	return "", ""
 }
 
 func isCode(s string) (string, string) {
-	for i := range len(s) {
-		if s[i] <= 0x20 || s[i] == 0x7f {
-			return "contains white space or a control character", "use a dotted code such as report.published"
-		}
+	if classesOf(s)&(control|space) != 0 {
+		return "contains white space or a control character", "use a dotted code such as report.published"
 	}
 	return "", ""
 }
 
 func isLower(s string) (string, string) {
-	if problem, remedy := isCode(s); problem != "" {
-		return problem, remedy
-	}
-	for i := range len(s) {
-		if 'A' <= s[i] && s[i] <= 'Z' {
-			return "contains upper case", "write " + strings.ToLower(s)
-		}
+	switch found := classesOf(s); {
+	case found&(control|space) != 0:
+		return isCode(s)
+	case found&upper != 0:
+		return "contains upper case", "write " + strings.ToLower(s)
 	}
 	return "", ""
 }

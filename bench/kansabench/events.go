@@ -83,7 +83,7 @@ func prepareMessages(n int, kind string) ([]preparedMessage, error) {
 		for _, b := range prepareBlocks(n) {
 			all = append(all, preparedMessage{
 				schema.EventSubject(b.organization, b.trail), codec.ContentBlock, codec.EncodingSnappy,
-				codec.Compress(codec.EncodingSnappy, b.block.AppendNative(nil)), b.block.Rows(),
+				codec.Compress(codec.EncodingSnappy, b.block.AppendNative(nil), nil), b.block.Rows(),
 			})
 		}
 		return all, nil

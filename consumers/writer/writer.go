@@ -21,9 +21,7 @@ import (
 )
 
 // Stream is the consumer of AUDIT, as jetstream.Consumer is.
-type Stream interface {
-	FetchBytes(maxBytes int, opts ...jetstream.FetchOpt) (jetstream.MessageBatch, error)
-}
+type Stream = consumers.Queue
 
 // Table is audit_events. Both calls are safe for concurrent use.
 type Table interface {
@@ -222,14 +220,18 @@ func (w *Writer) Run(ctx context.Context) error {
 	return inserters.Wait()
 }
 
-// fetchBytes bounds a pull: one of many large messages stalls the connection.
-const fetchBytes = 8 << 20
+// A pull is bounded by bytes, for one of many large messages stalls the connection, and by messages, for
+// which the client makes room beforehand.
+const (
+	fetchBytes    = 8 << 20
+	fetchMessages = 1024
+)
 
 func (w *Writer) fetch(ctx context.Context, out chan<- *item) {
 	for ctx.Err() == nil {
 		// The lease is counted from here, before the broker can have handed anything over.
 		until := w.cfg.Now().Add(w.cfg.AckWait)
-		batch, err := w.stream.FetchBytes(fetchBytes, jetstream.FetchMaxWait(consumers.FetchWait))
+		batch, err := w.stream.Fetch(fetchMessages, jetstream.FetchMaxBytes(fetchBytes), jetstream.FetchMaxWait(consumers.FetchWait))
 		if err == nil {
 			for msg := range batch.Messages() {
 				out <- &item{msg: msg, until: until}

@@ -87,7 +87,7 @@ func benchDecode(b *testing.B, m *Message) {
 }
 
 func BenchmarkDecodeBlock(b *testing.B) {
-	benchDecode(b, &Message{ContentType: ContentBlock, ContentEncoding: EncodingSnappy, Payload: Compress(EncodingSnappy, benchNative())})
+	benchDecode(b, &Message{ContentType: ContentBlock, ContentEncoding: EncodingSnappy, Payload: Compress(EncodingSnappy, benchNative(), nil)})
 }
 
 func BenchmarkDecodeNDJSON(b *testing.B) {

@@ -1,10 +1,10 @@
 package codec
 
 import (
-	"encoding/binary"
 	"slices"
 	"strconv"
 	"time"
+	"unsafe"
 
 	"github.com/kansa-audit/kansa/schema"
 )
@@ -60,7 +60,8 @@ func (b *Block) Check(now time.Time) []RowFault {
 
 // checkColumn looks at the values of a column one by one only if looking at all at once does not do.
 func (b *Block) checkColumn(i int, add func(int, *schema.Fault)) {
-	f, ascii := &schema.Fields[i], isASCII(b.cols[i])
+	// Of a column this holds only if no length in it takes two bytes.
+	f, ascii := &schema.Fields[i], schema.IsASCII(unsafe.String(unsafe.SliceData(b.cols[i]), len(b.cols[i])))
 	if s := b.span(i); ascii && f.Plain() && s.longest <= f.MaxBytes && (!f.Required || !s.empty) {
 		return
 	}
@@ -142,19 +143,4 @@ func (b *Block) checkAttributes(add func(int, *schema.Fault)) {
 			last = k
 		}
 	}
-}
-
-// isASCII reports whether all of data is. Of a column it says so only if no length in it takes two bytes.
-func isASCII(data []byte) bool {
-	for ; len(data) >= 8; data = data[8:] {
-		if binary.LittleEndian.Uint64(data)&0x8080808080808080 != 0 {
-			return false
-		}
-	}
-	for _, c := range data {
-		if c >= 0x80 {
-			return false
-		}
-	}
-	return true
 }

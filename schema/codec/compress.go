@@ -25,15 +25,16 @@ var zstdDecoder, _ = zstd.NewReader(nil,
 
 var zstdEncoder, _ = zstd.NewWriter(nil, zstd.WithEncoderLevel(zstd.SpeedFastest), zstd.WithEncoderCRC(true))
 
-// Compress returns data in an encoding. It panics if the encoding is not one of this package's.
-func Compress(encoding string, data []byte) []byte {
+// Compress returns data in an encoding, in scratch if there is room. It panics if the encoding is not one of
+// this package's.
+func Compress(encoding string, data, scratch []byte) []byte {
 	switch encoding {
 	case "":
 		return data
 	case EncodingSnappy:
-		return s2.EncodeSnappy(nil, data)
+		return s2.EncodeSnappy(scratch[:cap(scratch)], data)
 	case EncodingZstd:
-		return zstdEncoder.EncodeAll(data, nil)
+		return zstdEncoder.EncodeAll(data, scratch[:0])
 	}
 	panic("codec: encoding " + encoding + " is not known")
 }

@@ -105,14 +105,18 @@ func (in *Insert) Columns() []Column {
 
 // repeated is a column whose value is the same for all events of a part.
 func (in *Insert) repeated(name, typ string, value func([]byte, *Part) []byte) Column {
-	dst := []byte{}
+	var one []byte
+	size := 0
+	for i := range in.parts {
+		one = value(one[:0], &in.parts[i])
+		size += len(one) * in.parts[i].Block.Rows()
+	}
+	dst := make([]byte, 0, size)
 	for i := range in.parts {
 		first := len(dst)
 		dst = value(dst, &in.parts[i])
-		one := len(dst) - first
-		dst = slices.Grow(dst, one*(in.parts[i].Block.Rows()-1))
-		for range in.parts[i].Block.Rows() - 1 {
-			dst = append(dst, dst[first:first+one]...)
+		for end := first + (len(dst)-first)*in.parts[i].Block.Rows(); len(dst) < end; {
+			dst = append(dst, dst[first:min(len(dst), first+end-len(dst))]...) // twice as many each time
 		}
 	}
 	return Column{Name: name, Type: typ, Segments: [][]byte{dst}}

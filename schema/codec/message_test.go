@@ -62,7 +62,7 @@ func TestDecodeEachEncoding(t *testing.T) {
 	} {
 		for _, encoding := range []string{"", EncodingSnappy, EncodingZstd} {
 			payload := c.payload
-			payload = Compress(encoding, payload)
+			payload = Compress(encoding, payload, nil)
 			d, err := Decode(message(c.contentType, encoding, payload), testNow)
 			if err != nil {
 				t.Errorf("%s %s: %v", c.contentType, encoding, err)
@@ -102,10 +102,10 @@ func TestDecodeRefusesMessages(t *testing.T) {
 		"unknown encoding":       message(ContentJSON, "gzip", []byte(one)),
 		"huge encoding":          message(ContentJSON, strings.Repeat("\x00", 60<<10), []byte(one)),
 		"not snappy":             message(ContentJSON, EncodingSnappy, []byte(one)),
-		"snappy bomb":            message(ContentNDJSON, EncodingSnappy, Compress(EncodingSnappy, make([]byte, schema.MaxMessageBytes+1))),
+		"snappy bomb":            message(ContentNDJSON, EncodingSnappy, Compress(EncodingSnappy, make([]byte, schema.MaxMessageBytes+1), nil)),
 		"snappy claim":           message(ContentNDJSON, EncodingSnappy, []byte("\xff\xff\xff\xff\x0fx")),
 		"not zstd":               message(ContentJSON, EncodingZstd, []byte(one)),
-		"zstd cut off":           message(ContentJSON, EncodingZstd, Compress(EncodingZstd, []byte(one))[:20]),
+		"zstd cut off":           message(ContentJSON, EncodingZstd, Compress(EncodingZstd, []byte(one), nil)[:20]),
 		"zstd bomb":              message(ContentNDJSON, EncodingZstd, huge(64<<20)),
 		"zstd one byte too much": message(ContentNDJSON, EncodingZstd, huge(schema.MaxMessageBytes+1)),
 		"zstd claim":             message(ContentNDJSON, EncodingZstd, claim),
@@ -130,7 +130,7 @@ func TestDecodeRefusesMessages(t *testing.T) {
 		}
 	}
 	const n = schema.MaxMessageEvents
-	if d, err := Decode(message(ContentNDJSON, EncodingZstd, Compress(EncodingZstd, bytes.Repeat([]byte("{}\n"), n))), testNow); err != nil || len(d.Rejects) != n {
+	if d, err := Decode(message(ContentNDJSON, EncodingZstd, Compress(EncodingZstd, bytes.Repeat([]byte("{}\n"), n), nil)), testNow); err != nil || len(d.Rejects) != n {
 		t.Errorf("%d events that are empty: %v", n, err)
 	}
 	if _, err := Decode(message(ContentNDJSON, EncodingZstd, huge(schema.MaxMessageBytes)), testNow); err == nil || !strings.Contains(err.Error(), "no event") {
@@ -204,7 +204,7 @@ func TestDecodeRejectsOfBlocks(t *testing.T) {
 	t.Parallel()
 	events := spoiled()
 	events[1].ID = uuid.Nil
-	d, err := Decode(message(ContentBlock, EncodingZstd, Compress(EncodingZstd, blockOf(events).AppendNative(nil))), testNow)
+	d, err := Decode(message(ContentBlock, EncodingZstd, Compress(EncodingZstd, blockOf(events).AppendNative(nil), nil)), testNow)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -285,7 +285,7 @@ func FuzzDecode(f *testing.F) {
 	f.Add(uint8(1), false, []byte(head+"}\n"+head+`,"outcome":"x"}`))
 	f.Add(uint8(0), false, []byte(`[`+head+`}, {} ]`))
 	f.Add(uint8(2), false, blockOf(randomEvents(2)).AppendNative(nil))
-	f.Add(uint8(1), true, Compress(EncodingZstd, []byte(head+`}`)))
+	f.Add(uint8(1), true, Compress(EncodingZstd, []byte(head+`}`), nil))
 	f.Add(uint8(3), true, []byte("(\xb5/\xfd"))
 	types := []string{ContentJSON, ContentNDJSON, ContentBlock, "text/plain"}
 	f.Fuzz(func(t *testing.T, kind uint8, compressed bool, payload []byte) {

@@ -1,0 +1,42 @@
+package producers
+
+import (
+	"context"
+	"testing"
+	"time"
+
+	"github.com/kansa-audit/kansa/schema"
+	"github.com/kansa-audit/kansa/schema/sample"
+)
+
+// What an event costs its caller, without the broker: rules, id, and its place in a block.
+func BenchmarkAdd(b *testing.B) {
+	source := sample.New(1, nil)
+	events := make([]schema.Event, 4096)
+	for i := range events {
+		events[i] = source.Next()
+		events[i].ID = [16]byte{}
+	}
+	p, err := New(nil, Config{MaxEvents: 1 << 16, LingerAsync: time.Hour, MaxBuffered: 1 << 30})
+	if err != nil {
+		b.Fatal(err)
+	}
+	b.ReportAllocs()
+	for i := 0; b.Loop(); i++ {
+		if i%4096 == 0 { // nothing is sent
+			b.StopTimer()
+			for _, l := range p.lanes {
+				l.timer.Stop()
+				p.buffer.Release(l.open.held)
+				l.open.block.Reset()
+				blocks.Put(l.open.block)
+			}
+			clear(p.lanes)
+			b.StartTimer()
+		}
+		e := events[i%4096]
+		if _, err := p.PublishAsync(context.Background(), e); err != nil {
+			b.Fatal(err)
+		}
+	}
+}

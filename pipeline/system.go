@@ -228,7 +228,7 @@ func (s *System) startWriter(ctx context.Context) error {
 		return fmt.Errorf("look up the consumer: %w", err)
 	}
 	c := s.Config.Writer
-	w, err := writer.New(consumer, s.Store, consumers.DeadLetters{JS: s.Client.JS}, writer.Config{
+	w, err := writer.New(consumer, s.Client.NC, s.Store, consumers.DeadLetters{JS: s.Client.JS}, writer.Config{
 		MaxRows: c.MaxRows, MaxBytes: c.MaxBytes, Linger: c.Linger, MaxLinger: c.MaxLinger, Inserts: c.Inserts, Memory: c.Memory,
 		AckWait: c.AckWait, InsertTimeout: c.InsertTimeout, Retention: s.Config.Retention.Expires,
 		Logger: s.log.With(slog.String("part", "writer")),

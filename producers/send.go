@@ -64,21 +64,20 @@ func (p *Publisher) message(b *batch) (*nats.Msg, *[]byte) {
 	msg := nats.NewMsg(schema.EventSubject(b.lane.organization, b.lane.trail))
 	buf := payloads.Get().(*[]byte)
 	msg.Data = b.block.AppendNative((*buf)[:0])
-	msg.Header.Set(nats.MsgIdHdr, messageID(msg.Subject, msg.Data))
 	msg.Header.Set(schema.HeaderContentType, codec.ContentBlock)
-	if p.cfg.Compression == NoCompression {
-		return msg, buf
+	if p.cfg.Compression != NoCompression {
+		plain := buf
+		*plain, buf = msg.Data, payloads.Get().(*[]byte)
+		msg.Data = codec.Compress(p.cfg.Compression, *plain, *buf)
+		msg.Header.Set(schema.HeaderContentEncoding, p.cfg.Compression)
+		payloads.Put(plain)
 	}
-	msg.Header.Set(schema.HeaderContentEncoding, p.cfg.Compression)
-	plain := buf
-	*plain, buf = msg.Data, payloads.Get().(*[]byte)
-	msg.Data = codec.Compress(p.cfg.Compression, *plain, *buf)
-	payloads.Put(plain)
+	msg.Header.Set(nats.MsgIdHdr, messageID(msg.Subject, msg.Data))
 	return msg, buf
 }
 
-// messageID is made of the content, so that the same events published again in the same order, by
-// whomever, are the same message to the broker.
+// messageID is made of the payload, so that the same events published again in the same order, by
+// whomever, are the same message to the broker; as long as they are compressed in the same way.
 func messageID(subject string, payload []byte) string {
 	h := sha256.New()
 	h.Write([]byte(subject))

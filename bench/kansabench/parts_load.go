@@ -98,12 +98,7 @@ func producerPart(ctx context.Context, s *session) (r report, err error) {
 
 // sdkLoad publishes by the SDK, as an application with a goroutine a core does.
 func sdkLoad(js jetstream.JetStream, p *pace) (load func(context.Context) error, count func() report, err error) {
-	// Ids are left out, as applications do, so that making them is part of what is measured.
-	pool := make([]schema.Event, 0, poolEvents)
-	eachEvent(poolEvents, func(e *schema.Event) {
-		e.ID = [16]byte{}
-		pool = append(pool, *e)
-	})
+	pool := prepareEvents(poolEvents)
 	pub, err := producers.New(js, producers.Config{Logger: warnings()})
 	if err != nil {
 		return nil, nil, err

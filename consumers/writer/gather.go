@@ -2,29 +2,24 @@ package writer
 
 import "time"
 
-const (
-	// busyRate is the number of events a second from which on an insert waits for MaxLinger.
-	busyRate = 20_000
-	// behindBy is the share of MaxRows that waits in the stream from which on we are behind. Then nobody
-	// sees an event sooner for a smaller insert, and an insert waits until it is full, or for backlogLinger.
-	behindBy      = 0.25
-	backlogLinger = 2 * time.Second
-)
+// busyRate is the number of events a second from which on an insert waits for MaxLinger.
+const busyRate = 20_000
 
 // gathering is the insert that is being formed.
 type gathering struct {
 	items       []*item
 	rows, bytes int
 	due         *time.Timer
-	began       time.Time // when the first item came
-	ready       bool      // it has waited long enough
-	waiting     float64   // events in the stream behind the last item, guessed from the messages before it
+	ready       bool // it has waited long enough
+	short       bool // and memory is short, so that waiting for more would be in vain
 	rate        float64
 	last        time.Time // when the one before was handed over
 }
 
-// gather forms inserts: by size under load, by age otherwise, and in both cases when someone is free to
-// insert. The age grows with the rate at which events come.
+// gather forms inserts: by age while nothing is being inserted, and else by size. So they grow with the
+// load by themselves, as each takes what came while the one before was under way, and several are under
+// way at once only when they are full. The age grows with the rate at which events come: large inserts
+// cost the engine far less an event.
 func (w *Writer) gather(in <-chan *item, out chan<- []*item) {
 	g := gathering{due: time.NewTimer(time.Hour), last: w.cfg.Now()}
 	defer g.due.Stop()
@@ -33,7 +28,7 @@ func (w *Writer) gather(in <-chan *item, out chan<- []*item) {
 		// A send is on offer only if there is something that should go, and nothing more is taken beyond
 		// the bounds until this much is gone.
 		var offer chan<- []*item
-		if len(g.items) > 0 && (g.ready || full) {
+		if len(g.items) > 0 && (full || g.short || g.ready && w.inserting.Load() == 0) {
 			offer = out
 		}
 		take := in
@@ -54,21 +49,16 @@ func (w *Writer) gather(in <-chan *item, out chan<- []*item) {
 				g.sent(w.cfg.Now())
 			}
 			if len(g.items) == 0 {
-				g.began = w.cfg.Now()
-				g.due.Reset(w.linger(g.rate))
+				g.due.Reset(w.linger(&g))
 			}
 			g.items = append(g.items, it)
 			g.rows += it.part.Block.Rows()
 			g.bytes += int(it.size)
-			g.waiting = float64(it.pending) * float64(g.rows) / float64(len(g.items))
 		case <-g.due.C:
-			if left := backlogLinger - w.cfg.Now().Sub(g.began); g.waiting > behindBy*float64(w.cfg.MaxRows) && left > 0 {
-				g.due.Reset(min(left, w.cfg.MaxLinger))
-				continue
-			}
 			g.ready = len(g.items) > 0
-		case <-w.pressure: // memory is short, and waiting for more of it here would be in vain
-			g.ready = len(g.items) > 0
+		case <-w.pressure:
+			g.short = len(g.items) > 0
+		case <-w.inserted: // look again
 		case offer <- g.items:
 			g.sent(w.cfg.Now())
 		}
@@ -79,11 +69,16 @@ func (w *Writer) gather(in <-chan *item, out chan<- []*item) {
 func (g *gathering) sent(now time.Time) {
 	rate := float64(g.rows) / max(now.Sub(g.last).Seconds(), 0.001)
 	g.rate = (g.rate + rate) / 2
-	g.items, g.rows, g.bytes, g.ready, g.last = nil, 0, 0, false, now
+	g.items, g.rows, g.bytes, g.ready, g.short, g.last = nil, 0, 0, false, false, now
 }
 
-func (w *Writer) linger(rate float64) time.Duration {
-	return w.cfg.Linger + time.Duration(float64(w.cfg.MaxLinger-w.cfg.Linger)*min(1, rate/busyRate))
+// linger is how long the first item of g waits for company: hardly at all after a pause, for then most
+// likely none comes.
+func (w *Writer) linger(g *gathering) time.Duration {
+	if w.cfg.Now().Sub(g.last) > 5*w.cfg.Linger {
+		return w.cfg.Linger / 10
+	}
+	return w.cfg.Linger + time.Duration(float64(w.cfg.MaxLinger-w.cfg.Linger)*min(1, g.rate/busyRate))
 }
 
 func monthOf(it *item) int {

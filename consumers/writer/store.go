@@ -106,7 +106,7 @@ func (w *Writer) insert(ctx context.Context, items []*item, lookUp bool) error {
 }
 
 func (w *Writer) ack(it *item) {
-	if err := it.msg.Ack(); err != nil {
+	if err := w.acks.Publish(it.reply, []byte("+ACK")); err != nil {
 		w.cfg.Logger.Warn("acknowledge failed, the message will come again", slog.Any("error", err))
 	}
 }

@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"log/slog"
 	"runtime"
-	"sync"
 	"sync/atomic"
 	"time"
 
@@ -22,6 +21,12 @@ import (
 
 // Stream is the consumer of AUDIT, as jetstream.Consumer is.
 type Stream = consumers.Queue
+
+// Acks takes the acknowledgement of a message, for its reply subject, as nats.Conn does. The message itself
+// is not kept until then: what was decoded of it is enough.
+type Acks interface {
+	Publish(subject string, data []byte) error
+}
 
 // Table is audit_events. Both calls are safe for concurrent use.
 type Table interface {
@@ -44,14 +49,16 @@ type Config struct {
 	// 200,000 and 96 MiB.
 	MaxRows  int
 	MaxBytes int
-	// Linger is how long the first event of an insert waits for company when little is going on;
-	// MaxLinger, when much is: large inserts cost the engine far less an event. Defaults 50 ms, 400 ms.
+	// Linger is how long the first event of an insert waits for company when little is going on (a tenth of
+	// it after a pause of five times as long); MaxLinger, when much is: large inserts cost the engine far
+	// less an event. Defaults 50 ms, 400 ms.
 	Linger    time.Duration
 	MaxLinger time.Duration
-	// Inserts is the number of inserts in flight. Default 4: one uses about one core of the engine.
+	// Inserts is the number of inserts in flight when they are full. Default 4: one uses about one core of
+	// the engine.
 	Inserts int
-	// Memory bounds the bytes of decoded messages held. Default 192 MiB;
-	// the process may need twice as much.
+	// Memory bounds the bytes of decoded messages held. Default 256 MiB; the process may need half as
+	// much again.
 	Memory int64
 	// AckWait is the consumer's: how long a message is ours. Default 60 s.
 	AckWait time.Duration
@@ -85,7 +92,7 @@ func (c Config) withDefaults() (Config, error) {
 		c.Inserts = 4
 	}
 	if c.Memory == 0 {
-		c.Memory = 192 << 20
+		c.Memory = 256 << 20
 	}
 	if c.AckWait == 0 {
 		c.AckWait = 60 * time.Second
@@ -122,11 +129,15 @@ func (c Config) withDefaults() (Config, error) {
 type Writer struct {
 	cfg    Config
 	stream Stream
+	acks   Acks
 	table  Table
 	dead   DeadLetters
 	memory *semaphore.Weighted
 	// pressure says that a message waits for memory.
 	pressure chan struct{}
+	// inserting counts the inserts under way; inserted says that one has ended.
+	inserting atomic.Int64
+	inserted  chan struct{}
 	// suspect is the stream sequence up to which a message may have been delivered before, whatever it
 	// says of itself: after a crash the broker may have forgotten.
 	suspect atomic.Uint64
@@ -145,12 +156,12 @@ type Stats struct {
 }
 
 // New returns a writer; see Run.
-func New(stream Stream, table Table, dead DeadLetters, cfg Config) (*Writer, error) {
+func New(stream Stream, acks Acks, table Table, dead DeadLetters, cfg Config) (*Writer, error) {
 	cfg, err := cfg.withDefaults()
 	if err != nil {
 		return nil, err
 	}
-	w := &Writer{cfg: cfg, stream: stream, table: table, dead: dead, memory: semaphore.NewWeighted(cfg.Memory), pressure: make(chan struct{}, 1)}
+	w := &Writer{cfg: cfg, stream: stream, acks: acks, table: table, dead: dead, memory: semaphore.NewWeighted(cfg.Memory), pressure: make(chan struct{}, 1), inserted: make(chan struct{}, 1)}
 	w.Suspect(^uint64(0))
 	return w, nil
 }
@@ -169,20 +180,14 @@ func (w *Writer) Stats() Stats {
 
 // item is one message on its way. It owns size bytes of Writer.memory until it is released.
 type item struct {
-	msg     jetstream.Msg
+	msg     jetstream.Msg // until it is decoded
+	reply   string        // where it is acknowledged
 	part    codec.Part
 	suspect bool
 	size    int64
-	pending uint64    // messages that waited in the stream behind it
 	until   time.Time // the end of the lease
-	scratch *[]byte   // what the block's memory is, if the message was compressed
+	scratch []byte    // what the block's memory is, if the message was compressed
 }
-
-// scratches are used again: clearing new memory would cost as much as decompressing into it. They are for
-// messages that are large, so that a small one does not hold on to one.
-var scratches = sync.Pool{New: func() any { b := make([]byte, 0, 2<<20); return &b }}
-
-const largeMessage = 64 << 10 // compressed
 
 // Run fetches until ctx ends, then stores and acknowledges what it has fetched, and returns.
 func (w *Writer) Run(ctx context.Context) error {
@@ -206,7 +211,13 @@ func (w *Writer) Run(ctx context.Context) error {
 	for range w.cfg.Inserts {
 		inserters.Go(func() error {
 			for items := range full {
+				w.inserting.Add(1)
 				w.store(work, items)
+				w.inserting.Add(-1)
+				select {
+				case w.inserted <- struct{}{}:
+				default: // it is told already
+				}
 			}
 			return nil
 		})
@@ -278,11 +289,9 @@ func (w *Writer) decode(ctx context.Context, in <-chan *item, out chan<- *item) 
 
 func (w *Writer) release(it *item) {
 	w.memory.Release(it.size)
-	if it.scratch != nil {
-		it.part.Block = nil
-		scratches.Put(it.scratch)
-		it.scratch = nil
-	}
+	it.part.Block = nil
+	putScratch(it.scratch)
+	it.scratch = nil
 }
 
 func (w *Writer) decodeOne(ctx context.Context, it *item) error {
@@ -290,22 +299,21 @@ func (w *Writer) decodeOne(ctx context.Context, it *item) error {
 	if err != nil {
 		return fmt.Errorf("read the message's metadata: %w", err)
 	}
+	subject := it.msg.Subject()
 	m := codec.Message{
 		ContentType:     it.msg.Headers().Get(schema.HeaderContentType),
 		ContentEncoding: it.msg.Headers().Get(schema.HeaderContentEncoding),
 		Payload:         it.msg.Data(), StreamSeq: meta.Sequence.Stream, RecordedAt: meta.Timestamp.UTC().Truncate(time.Microsecond),
 	}
-	if m.ContentEncoding != "" && len(m.Payload) >= largeMessage {
-		it.scratch = scratches.Get().(*[]byte)
-		m.Scratch = *it.scratch
-	}
-	it.pending = meta.NumPending
+	it.scratch = getScratch(codec.DecodedLen(m.ContentEncoding, m.Payload))
+	m.Scratch = it.scratch
+	it.reply, it.msg = it.msg.Reply(), nil
 	it.suspect = meta.NumDelivered > 1 || m.StreamSeq <= w.suspect.Load()
 	letter := consumers.DeadLetter{
-		Subject: it.msg.Subject(), StreamSeq: m.StreamSeq, RecordedAt: m.RecordedAt, BatchIndex: -1,
+		Subject: subject, StreamSeq: m.StreamSeq, RecordedAt: m.RecordedAt, BatchIndex: -1,
 		ContentType: m.ContentType, ContentEncoding: m.ContentEncoding, Data: m.Payload,
 	}
-	m.Organization, m.Trail, err = schema.ParseEventSubject(it.msg.Subject())
+	m.Organization, m.Trail, err = schema.ParseEventSubject(subject)
 	var d *codec.Decoded
 	if err == nil {
 		d, err = codec.Decode(&m, w.cfg.Now())
@@ -335,11 +343,7 @@ func (w *Writer) decodeOne(ctx context.Context, it *item) error {
 		Organization: m.Organization, Trail: m.Trail, RecordedAt: m.RecordedAt, StreamSeq: m.StreamSeq,
 		ExpiresAt: w.cfg.Retention(m.Organization, m.RecordedAt), Block: d.Block, Index: d.Index,
 	}
-	size := d.Block.Bytes()
-	if it.scratch != nil {
-		size = cap(*it.scratch)
-	}
-	held := min(int64(size+len(m.Payload)), it.size)
+	held := min(int64(max(d.Block.Bytes(), cap(it.scratch))), it.size)
 	w.memory.Release(it.size - held)
 	it.size = held
 	return nil

@@ -39,6 +39,22 @@ func Compress(encoding string, data, scratch []byte) []byte {
 	panic("codec: encoding " + encoding + " is not known")
 }
 
+// DecodedLen is what a payload says that it holds, or 0 if it does not say, or is not compressed.
+func DecodedLen(encoding string, payload []byte) int {
+	switch encoding {
+	case EncodingSnappy:
+		if n, err := s2.DecodedLen(payload); err == nil {
+			return n
+		}
+	case EncodingZstd:
+		var h zstd.Header
+		if err := h.Decode(payload); err == nil && h.HasFCS && h.FrameContentSize <= schema.MaxMessageBytes {
+			return int(h.FrameContentSize)
+		}
+	}
+	return 0
+}
+
 // decompress returns what a payload holds, up to schema.MaxMessageBytes of it, in scratch if there is room.
 func decompress(encoding string, payload, scratch []byte) (data []byte, err error) {
 	switch encoding {

@@ -130,6 +130,15 @@ func (f *Field) SetText(e *Event, value string) {
 	}
 }
 
+// ShareText is SetText without a copy: value shares its memory with e, which is read-only from then on.
+func (f *Field) ShareText(e *Event, value string) {
+	if f.text != nil {
+		*f.text(e) = value
+		return
+	}
+	*f.json(e) = unsafe.Slice(unsafe.StringData(value), len(value))
+}
+
 // Plain reports whether the field has no rules but its length and UTF-8.
 func (f *Field) Plain() bool { return f.Kind == KindText && f.check == nil }
 

@@ -1,5 +1,11 @@
 package schema
 
+import (
+	"encoding/binary"
+	"math/bits"
+	"unsafe"
+)
+
 // maxNesting is how deep JSON may nest; encoding/json has the same bound.
 const maxNesting = 10_000
 
@@ -113,6 +119,12 @@ var ends = func() (t [256]bool) {
 // has escapes.
 func SkipJSONString(s string, i int) (end int, escaped, ok bool) {
 	for i++; ; i++ {
+		for len(s)-i >= 8 {
+			n := plainBytes(binary.LittleEndian.Uint64(unsafe.Slice(unsafe.StringData(s), len(s))[i:]))
+			if i += n; n < 8 {
+				break
+			}
+		}
 		for i < len(s) && !ends[s[i]] {
 			i++
 		}
@@ -140,6 +152,15 @@ func SkipJSONString(s string, i int) (end int, escaped, ok bool) {
 			return i, escaped, false
 		}
 	}
+}
+
+// plainBytes is how many of eight bytes, the first of which is the lowest, come before one that ends a run.
+func plainBytes(x uint64) int {
+	const ones, highs = 0x0101010101010101, 0x8080808080808080
+	quote, backslash := x^('"'*ones), x^('\\'*ones)
+	// The lowest bit that is set is right; a borrow may set more above it.
+	found := ((quote-ones)&^quote | (backslash-ones)&^backslash | (x-0x20*ones)&^x) & highs
+	return bits.TrailingZeros64(found) / 8
 }
 
 func isHex(c byte) bool {

@@ -95,7 +95,12 @@ func (e *ValidationError) Is(target error) bool { return target == ErrInvalid }
 // Validate checks e against every rule and returns a [*ValidationError] with one fault for each
 // thing that is wrong, or nil. The faults are in the order of Fields, those of attributes in that of their
 // names. now is the clock of the one who checks.
-func (e *Event) Validate(now time.Time) error {
+func (e *Event) Validate(now time.Time) error { return e.validate(now, (*Field).CheckText) }
+
+// ValidateUTF8 is Validate for an event all of whose texts are known to be UTF-8.
+func (e *Event) ValidateUTF8(now time.Time) error { return e.validate(now, (*Field).CheckASCII) }
+
+func (e *Event) validate(now time.Time, check func(*Field, string) *Fault) error {
 	var faults ValidationError
 	faults.Add(CheckOrganization(e.Organization))
 	faults.Add(CheckTrail(e.Trail))
@@ -108,7 +113,7 @@ func (e *Event) Validate(now time.Time) error {
 		case KindText, KindJSON:
 			v := f.Text(e)
 			size += len(v)
-			faults.Add(f.CheckText(v))
+			faults.Add(check(f, v))
 		case KindMap:
 			faults.Add(CheckAttributeCount(len(e.Attributes)))
 			var bad []string

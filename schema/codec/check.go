@@ -4,6 +4,7 @@ import (
 	"slices"
 	"strconv"
 	"time"
+	"unicode/utf8"
 	"unsafe"
 
 	"github.com/kansa-audit/kansa/schema"
@@ -60,13 +61,16 @@ func (b *Block) Check(now time.Time) []RowFault {
 
 // checkColumn looks at the values of a column one by one only if looking at all at once does not do.
 func (b *Block) checkColumn(i int, add func(int, *schema.Fault)) {
-	// Of a column this holds only if no length in it takes two bytes.
-	f, ascii := &schema.Fields[i], schema.IsASCII(unsafe.String(unsafe.SliceData(b.cols[i]), len(b.cols[i])))
-	if s := b.span(i); ascii && f.Plain() && s.longest <= f.MaxBytes && (!f.Required || !s.empty) {
+	f, s := &schema.Fields[i], b.span(i)
+	all := unsafe.String(unsafe.SliceData(b.cols[i]), len(b.cols[i]))
+	// Lengths below 128 are ASCII themselves. So what lies between two of them is UTF-8, or ASCII, if all is.
+	short := s.longest < utf8.RuneSelf
+	text := short && (schema.IsASCII(all) || utf8.ValidString(all))
+	if text && f.Plain() && s.longest <= f.MaxBytes && (!f.Required || !s.empty) {
 		return
 	}
 	check := f.CheckText
-	if ascii {
+	if text {
 		check = f.CheckASCII
 	}
 	r := reader{data: b.cols[i]}

@@ -230,7 +230,7 @@ func (c *collector) parse(raw []byte) error {
 	}
 	e.Organization, e.Trail = c.m.Organization, c.m.Trail
 	e.OccurredAt = e.OccurredAt.UTC().Truncate(time.Microsecond)
-	return e.Validate(c.now)
+	return e.ValidateUTF8(c.now)
 }
 
 func (c *collector) done() (*Decoded, error) {

@@ -35,26 +35,27 @@ type slot struct {
 	text    func(*schema.Event) *string // of organization and trail, which are no fields of a block
 	field   *schema.Field
 	members []slot // of an object: actor, target, context
+	path    string // dotted, of the member
 }
 
 // slots is the form of an event, made of schema.Fields.
 var slots = func() []slot {
 	all := []slot{
-		{name: "organization", text: func(e *schema.Event) *string { return &e.Organization }},
-		{name: "trail", text: func(e *schema.Event) *string { return (*string)(&e.Trail) }},
+		{name: "organization", path: "organization", text: func(e *schema.Event) *string { return &e.Organization }},
+		{name: "trail", path: "trail", text: func(e *schema.Event) *string { return (*string)(&e.Trail) }},
 	}
 	for i := range schema.Fields {
 		f := &schema.Fields[i]
 		object, member, nested := strings.Cut(f.Name, ".")
 		if !nested {
-			all = append(all, slot{name: f.Name, field: f})
+			all = append(all, slot{name: f.Name, path: f.Name, field: f})
 			continue
 		}
 		if last := &all[len(all)-1]; last.name != object {
-			all = append(all, slot{name: object})
+			all = append(all, slot{name: object, path: object})
 		}
 		last := &all[len(all)-1]
-		last.members = append(last.members, slot{name: member, field: f})
+		last.members = append(last.members, slot{name: member, path: f.Name, field: f})
 	}
 	return all
 }()
@@ -76,7 +77,7 @@ func (p *parser) parse(line []byte, e *schema.Event) *schema.Fault {
 		}
 		return p.malformed()
 	}
-	if f := p.object(e, slots, ""); f != nil {
+	if f := p.object(e, slots, nil); f != nil {
 		return f
 	}
 	p.space()
@@ -86,8 +87,8 @@ func (p *parser) parse(line []byte, e *schema.Event) *schema.Fault {
 	return nil
 }
 
-// object reads the object at p.i into the slots of e; prefix is the path of its members.
-func (p *parser) object(e *schema.Event, slots []slot, prefix string) *schema.Fault {
+// object reads the object at p.i, which is the event or the member within, into the slots of e.
+func (p *parser) object(e *schema.Event, slots []slot, within *slot) *schema.Fault {
 	if !p.take('{') {
 		return p.malformed()
 	}
@@ -118,13 +119,13 @@ func (p *parser) object(e *schema.Event, slots []slot, prefix string) *schema.Fa
 			return p.malformed()
 		}
 		if at < 0 {
-			return &schema.Fault{Field: prefix + name, Problem: "is no field of an event", Remedy: "put it in data or attributes"}
+			return &schema.Fault{Field: within.pathOf(name), Problem: "is no field of an event", Remedy: "put it in data or attributes"}
 		}
 		if seen&(1<<at) != 0 {
-			return twice(prefix + name)
+			return twice(within.pathOf(name))
 		}
 		seen |= 1 << at
-		if f := p.value(e, &slots[at], prefix); f != nil {
+		if f := p.value(e, &slots[at]); f != nil {
 			return f
 		}
 		if more, f := p.comma('}'); f != nil || !more {
@@ -133,13 +134,21 @@ func (p *parser) object(e *schema.Event, slots []slot, prefix string) *schema.Fa
 	}
 }
 
+// pathOf is the path of a member of s, or of the event.
+func (s *slot) pathOf(name string) string {
+	if s == nil {
+		return name
+	}
+	return s.path + "." + name
+}
+
 func twice(field string) *schema.Fault {
 	return &schema.Fault{Field: field, Problem: "is there twice", Remedy: "give one value"}
 }
 
 // value reads the value at p.i into a slot of e. null is as good as nothing, except where any JSON is
 // welcome.
-func (p *parser) value(e *schema.Event, s *slot, prefix string) *schema.Fault {
+func (p *parser) value(e *schema.Event, s *slot) *schema.Fault {
 	any := s.field != nil && s.field.Kind == schema.KindJSON
 	if !any && strings.HasPrefix(p.s[p.i:], "null") {
 		p.i += len("null")
@@ -148,23 +157,23 @@ func (p *parser) value(e *schema.Event, s *slot, prefix string) *schema.Fault {
 	switch {
 	case s.members != nil:
 		if !p.at('{') {
-			return p.mistyped("object", s.name)
+			return p.mistyped("object", s.path)
 		}
-		return p.object(e, s.members, s.name+".")
+		return p.object(e, s.members, s)
 	case any:
 		end, ok := schema.SkipJSON(p.s, p.i)
 		if !ok {
 			p.i = end
 			return p.malformed()
 		}
-		s.field.SetText(e, p.s[p.i:end])
+		s.field.ShareText(e, p.s[p.i:end])
 		p.i = end
 		return nil
 	case s.field != nil && s.field.Kind == schema.KindMap:
 		return p.attributes(e)
 	}
 	if !p.at('"') {
-		return p.mistyped("string", prefix+s.name)
+		return p.mistyped("string", s.path)
 	}
 	v, f := p.string()
 	if f != nil {
@@ -186,7 +195,7 @@ func (p *parser) value(e *schema.Event, s *slot, prefix string) *schema.Fault {
 		}
 		e.OccurredAt = at
 	default:
-		s.field.SetText(e, v)
+		s.field.ShareText(e, v)
 	}
 	return nil
 }

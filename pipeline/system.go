@@ -21,6 +21,7 @@ import (
 	"github.com/kansa-audit/kansa/consumers/exporter"
 	"github.com/kansa-audit/kansa/consumers/exporter/mail"
 	"github.com/kansa-audit/kansa/consumers/rollup"
+	"github.com/kansa-audit/kansa/consumers/tally"
 	"github.com/kansa-audit/kansa/consumers/writer"
 	"github.com/kansa-audit/kansa/pipeline/api"
 	"github.com/kansa-audit/kansa/pipeline/broker"
@@ -228,7 +229,7 @@ func (s *System) startWriter(ctx context.Context) error {
 		return fmt.Errorf("look up the consumer: %w", err)
 	}
 	c := s.Config.Writer
-	w, err := writer.New(consumer, s.Client.NC, s.Store, consumers.DeadLetters{JS: s.Client.JS}, writer.Config{
+	w, err := writer.New(consumer, s.Client.NC, s.Store, tally.Ledger{JS: s.Client.JS}, consumers.DeadLetters{JS: s.Client.JS}, writer.Config{
 		MaxRows: c.MaxRows, MaxBytes: c.MaxBytes, Linger: c.Linger, MaxLinger: c.MaxLinger, Inserts: c.Inserts, Memory: c.Memory,
 		AckWait: c.AckWait, InsertTimeout: c.InsertTimeout, Retention: s.Config.Retention.Expires,
 		Logger: s.log.With(slog.String("part", "writer")),

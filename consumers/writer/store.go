@@ -6,6 +6,7 @@ import (
 	"log/slog"
 	"time"
 
+	"github.com/kansa-audit/kansa/consumers/tally"
 	"github.com/kansa-audit/kansa/schema/codec"
 )
 
@@ -76,8 +77,10 @@ func (w *Writer) insert(ctx context.Context, items []*item, lookUp bool) error {
 		}
 	}
 	var in codec.Insert
+	tallies := make([]tally.Tally, 0, len(items))
 	first, last, skipped := ^uint64(0), uint64(0), 0
 	for _, it := range items {
+		tallies = append(tallies, it.tally)
 		rows, stored := it.part.Block.Rows(), have[it.part.StreamSeq]
 		if stored >= rows {
 			skipped += rows
@@ -99,6 +102,10 @@ func (w *Writer) insert(ctx context.Context, items []*item, lookUp bool) error {
 			return err
 		}
 		w.stats.inserts.Add(1)
+	}
+	// Of what was stored by another before, too: that one may have died before it could tell.
+	if err := w.ledger.Put(ctx, tallies); err != nil {
+		return err
 	}
 	w.stats.stored.Add(uint64(in.Rows()))
 	w.stats.skipped.Add(uint64(skipped))

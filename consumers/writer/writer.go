@@ -15,6 +15,7 @@ import (
 	"golang.org/x/sync/semaphore"
 
 	"github.com/kansa-audit/kansa/consumers"
+	"github.com/kansa-audit/kansa/consumers/tally"
 	"github.com/kansa-audit/kansa/schema"
 	"github.com/kansa-audit/kansa/schema/codec"
 )
@@ -36,6 +37,11 @@ type Table interface {
 	Insert(ctx context.Context, token string, in *codec.Insert) error
 	// StoredRows returns how many rows the table has for each of the messages; absent means none.
 	StoredRows(ctx context.Context, parts []codec.Part) (map[uint64]int, error)
+}
+
+// Ledger takes the account of what was stored; nil means that it is safe there.
+type Ledger interface {
+	Put(ctx context.Context, tallies []tally.Tally) error
 }
 
 // DeadLetters takes what can't be stored; nil means that it is safe there.
@@ -131,6 +137,7 @@ type Writer struct {
 	stream Stream
 	acks   Acks
 	table  Table
+	ledger Ledger
 	dead   DeadLetters
 	memory *semaphore.Weighted
 	// pressure says that a message waits for memory.
@@ -156,12 +163,12 @@ type Stats struct {
 }
 
 // New returns a writer; see Run.
-func New(stream Stream, acks Acks, table Table, dead DeadLetters, cfg Config) (*Writer, error) {
+func New(stream Stream, acks Acks, table Table, ledger Ledger, dead DeadLetters, cfg Config) (*Writer, error) {
 	cfg, err := cfg.withDefaults()
 	if err != nil {
 		return nil, err
 	}
-	w := &Writer{cfg: cfg, stream: stream, acks: acks, table: table, dead: dead, memory: semaphore.NewWeighted(cfg.Memory), pressure: make(chan struct{}, 1), inserted: make(chan struct{}, 1)}
+	w := &Writer{cfg: cfg, stream: stream, acks: acks, table: table, ledger: ledger, dead: dead, memory: semaphore.NewWeighted(cfg.Memory), pressure: make(chan struct{}, 1), inserted: make(chan struct{}, 1)}
 	w.Suspect(^uint64(0))
 	return w, nil
 }
@@ -183,6 +190,7 @@ type item struct {
 	msg     jetstream.Msg // until it is decoded
 	reply   string        // where it is acknowledged
 	part    codec.Part
+	tally   tally.Tally
 	suspect bool
 	size    int64
 	until   time.Time // the end of the lease
@@ -279,7 +287,11 @@ func (w *Writer) decode(ctx context.Context, in <-chan *item, out chan<- *item) 
 			continue
 		}
 		if it.part.Block == nil { // nothing of it can be stored
-			w.ack(it)
+			if err := w.ledger.Put(ctx, []tally.Tally{it.tally}); err != nil {
+				w.cfg.Logger.Warn("tally failed, the message will come again", slog.Any("error", err))
+			} else {
+				w.ack(it)
+			}
 			w.release(it)
 			continue
 		}
@@ -314,9 +326,11 @@ func (w *Writer) decodeOne(ctx context.Context, it *item) error {
 		ContentType: m.ContentType, ContentEncoding: m.ContentEncoding, Data: m.Payload,
 	}
 	m.Organization, m.Trail, err = schema.ParseEventSubject(subject)
+	it.tally = tally.Tally{StreamSeq: m.StreamSeq, RecordedAt: m.RecordedAt, Organization: m.Organization, Trail: m.Trail}
 	var d *codec.Decoded
 	if err == nil {
-		d, err = codec.Decode(&m, w.cfg.Now())
+		// By the broker's clock, so that whoever decodes it, and when, comes to the same result.
+		d, err = codec.Decode(&m, m.RecordedAt)
 	}
 	if err != nil || len(d.Rejects) > 0 {
 		it.scratch = nil // what is rejected may lie in it
@@ -343,6 +357,7 @@ func (w *Writer) decodeOne(ctx context.Context, it *item) error {
 		Organization: m.Organization, Trail: m.Trail, RecordedAt: m.RecordedAt, StreamSeq: m.StreamSeq,
 		ExpiresAt: w.cfg.Retention(m.Organization, m.RecordedAt), Block: d.Block, Index: d.Index,
 	}
+	it.tally.Rows, it.tally.Sum = uint64(d.Block.Rows()), it.part.Sum()
 	held := min(int64(max(d.Block.Bytes(), cap(it.scratch))), it.size)
 	w.memory.Release(it.size - held)
 	it.size = held

@@ -15,6 +15,7 @@ import (
 	"go.uber.org/goleak"
 
 	"github.com/kansa-audit/kansa/consumers"
+	"github.com/kansa-audit/kansa/consumers/tally"
 	"github.com/kansa-audit/kansa/consumers/writer"
 	"github.com/kansa-audit/kansa/pipeline/broker"
 	"github.com/kansa-audit/kansa/schema"
@@ -141,7 +142,7 @@ func (f *fixture) publish(t *testing.T, messages int) {
 func (f *fixture) run(t *testing.T, cfg writer.Config) (w *writer.Writer, stop func()) {
 	t.Helper()
 	cfg.Linger, cfg.Logger = 5*time.Millisecond, slog.New(slog.DiscardHandler)
-	w, err := writer.New(f.stream, f.client.NC, f.table, consumers.DeadLetters{JS: f.client.JS}, cfg)
+	w, err := writer.New(f.stream, f.client.NC, f.table, tally.Ledger{JS: f.client.JS}, consumers.DeadLetters{JS: f.client.JS}, cfg)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -270,7 +271,7 @@ func TestConfigThatWouldBreakAGuarantee(t *testing.T) {
 		"leaves no time to insert in":     {AckWait: 2 * time.Second, InsertTimeout: time.Second},
 		"too little for two messages":     {Memory: 1 << 20},
 	} {
-		if _, err := writer.New(nil, nil, nil, nil, cfg); err == nil || !strings.Contains(err.Error(), says) {
+		if _, err := writer.New(nil, nil, nil, nil, nil, cfg); err == nil || !strings.Contains(err.Error(), says) {
 			t.Errorf("got %v, want %q", err, says)
 		}
 	}

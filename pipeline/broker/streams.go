@@ -9,6 +9,7 @@ import (
 	"github.com/nats-io/nats.go"
 	"github.com/nats-io/nats.go/jetstream"
 
+	"github.com/kansa-audit/kansa/consumers/tally"
 	"github.com/kansa-audit/kansa/schema"
 )
 
@@ -19,6 +20,7 @@ const (
 	StreamPartitions = "PARTITIONS"
 	StreamExports    = "EXPORTS"
 	StreamDeadLetter = "DEADLETTER"
+	StreamTallies    = tally.Stream
 
 	ConsumerWriter   = "writer"
 	ConsumerRollup   = "rollup"
@@ -81,7 +83,11 @@ func (c *Client) Setup(ctx context.Context, s Settings) error {
 	dead.Discard, dead.Duplicates = jetstream.DiscardNew, time.Hour
 	dead.MaxMsgSize = maxPayload
 
-	for _, cfg := range []jetstream.StreamConfig{audit, hours, partitions, exports, dead} {
+	// As long as the messages that they are of, so that the two can be held against each other.
+	tallies := base
+	tallies.Name, tallies.Subjects, tallies.Discard, tallies.MaxAge = StreamTallies, []string{tally.Subject}, jetstream.DiscardNew, s.AuditMaxAge
+
+	for _, cfg := range []jetstream.StreamConfig{audit, hours, partitions, exports, dead, tallies} {
 		if err := c.ensureStream(ctx, cfg); err != nil {
 			return err
 		}

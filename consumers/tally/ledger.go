@@ -1,0 +1,104 @@
+package tally
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"time"
+
+	"github.com/nats-io/nats.go/jetstream"
+)
+
+// Stream is the name of the stream that holds the tallies, and Subject where they are published.
+const (
+	Stream  = "TALLIES"
+	Subject = "audit.tallies"
+)
+
+// maxTallies is how many go into one message.
+const maxTallies = 20_000
+
+// Ledger is the stream of tallies.
+type Ledger struct{ JS jetstream.JetStream }
+
+// Put writes tallies down; when it returns nil, they are on disk.
+func (l Ledger) Put(ctx context.Context, tallies []Tally) error {
+	for some := range slices.Chunk(tallies, maxTallies) {
+		if _, err := l.JS.Publish(ctx, Subject, Encode(some), jetstream.WithExpectStream(Stream)); err != nil {
+			return fmt.Errorf("write down %d tallies: %w", len(some), err)
+		}
+	}
+	return nil
+}
+
+// ErrContradiction means that two tallies of one message are not the same.
+var ErrContradiction = errors.New("tallies contradict each other")
+
+// Between returns the tallies of the messages that were recorded from one instant up to, and without, another,
+// each once, in the order of the stream. It reads what was written since the first instant: a message is
+// tallied after it was recorded, by the same clock. It takes some 80 bytes of memory a message.
+func (l Ledger) Between(ctx context.Context, from, to time.Time) ([]Tally, error) {
+	stream, err := l.JS.Stream(ctx, Stream)
+	if err != nil {
+		return nil, fmt.Errorf("look up stream %s: %w", Stream, err)
+	}
+	last := stream.CachedInfo().State.LastSeq
+	if stream.CachedInfo().State.Msgs == 0 {
+		return nil, nil
+	}
+	consumer, err := stream.OrderedConsumer(ctx, jetstream.OrderedConsumerConfig{
+		DeliverPolicy: jetstream.DeliverByStartTimePolicy, OptStartTime: &from, InactiveThreshold: 30 * time.Second,
+	})
+	if err != nil {
+		return nil, fmt.Errorf("read the tallies: %w", err)
+	}
+	info, err := consumer.Info(ctx)
+	if err != nil {
+		return nil, fmt.Errorf("read the tallies: %w", err)
+	}
+	var all []Tally
+	for waiting := info.NumPending; waiting > 0; {
+		msg, err := consumer.Next(jetstream.FetchContext(ctx))
+		if err != nil {
+			return nil, fmt.Errorf("read the tallies: %w", err)
+		}
+		meta, err := msg.Metadata()
+		if err != nil {
+			return nil, fmt.Errorf("read the tallies: %w", err)
+		}
+		some, err := Decode(msg.Data())
+		if err != nil {
+			return nil, fmt.Errorf("read message %d of %s: %w", meta.Sequence.Stream, Stream, err)
+		}
+		for _, t := range some {
+			if !t.RecordedAt.Before(from) && t.RecordedAt.Before(to) {
+				all = append(all, t)
+			}
+		}
+		if waiting = meta.NumPending; meta.Sequence.Stream >= last {
+			break // what was written since is of messages that came since
+		}
+	}
+	return once(all)
+}
+
+// once sorts tallies and leaves each message's one.
+func once(all []Tally) ([]Tally, error) {
+	slices.SortStableFunc(all, func(a, b Tally) int {
+		switch {
+		case a.StreamSeq < b.StreamSeq:
+			return -1
+		case a.StreamSeq > b.StreamSeq:
+			return 1
+		}
+		return 0
+	})
+	for i := 1; i < len(all); i++ {
+		if all[i].StreamSeq == all[i-1].StreamSeq && all[i] != all[i-1] {
+			return nil, fmt.Errorf("%w: message %d of AUDIT has %d events, %016x, and %d, %016x", ErrContradiction,
+				all[i].StreamSeq, all[i-1].Rows, all[i-1].Sum, all[i].Rows, all[i].Sum)
+		}
+	}
+	return slices.CompactFunc(all, func(a, b Tally) bool { return a.StreamSeq == b.StreamSeq }), nil
+}

@@ -7,6 +7,7 @@ import (
 	"io"
 	"slices"
 	"strings"
+	"sync/atomic"
 	"time"
 
 	"gocloud.dev/blob"
@@ -52,11 +53,16 @@ func findPartitions(ctx context.Context, bucket *blob.Bucket, org string, trail 
 	}
 	all := make([]partition, len(objects))
 	g, ctx := errgroup.WithContext(ctx)
-	g.SetLimit(readsAtOnce)
-	for i := range objects {
-		g.Go(func() (err error) {
-			all[i], err = readPartition(ctx, bucket, org, &objects[i])
-			return err
+	var next atomic.Int64
+	for range min(readsAtOnce, len(objects)) {
+		g.Go(func() error {
+			for i := next.Add(1) - 1; i < int64(len(objects)) && ctx.Err() == nil; i = next.Add(1) - 1 {
+				var err error
+				if all[i], err = readPartition(ctx, bucket, org, &objects[i]); err != nil {
+					return err
+				}
+			}
+			return ctx.Err()
 		})
 	}
 	if err := g.Wait(); err != nil {

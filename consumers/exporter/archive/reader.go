@@ -27,8 +27,7 @@ type reader struct {
 	sources []*source // those that are, in order; the first may be under pos
 	next    int       // the entry after the last of them
 	free    [][]byte  // buffers that no source has
-	under   context.Context
-	stop    context.CancelFunc // ends under, which bounds the sources that are opened ahead; nil before there are any
+	crew    crew      // opens the sources that are not wanted yet
 	closed  bool
 	failed  error
 }
@@ -112,10 +111,7 @@ func (r *reader) readSource(p []byte) (int, error) {
 
 // drop lets go of all sources: their bytes are not wanted any more, and neither is their opinion.
 func (r *reader) drop() {
-	if r.stop != nil {
-		r.stop()
-		r.stop = nil
-	}
+	r.crew.dismiss()
 	for _, s := range r.sources {
 		s.close()
 		if s.buffer != nil {

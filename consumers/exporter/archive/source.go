@@ -5,6 +5,8 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"sync"
+	"sync/atomic"
 )
 
 const (
@@ -41,9 +43,6 @@ func (r *reader) newSource(i int, pos int64) *source {
 
 // openAhead lets the sources after the first one be opened, as many as may be.
 func (r *reader) openAhead() {
-	if r.ahead > 0 && r.stop == nil {
-		r.under, r.stop = context.WithCancel(r.ctx)
-	}
 	for len(r.sources) <= r.ahead && r.next < len(r.a.entries) {
 		e := &r.a.entries[r.next]
 		start := r.a.offsets[r.next] + int64(localHeaderSize(e))
@@ -52,11 +51,55 @@ func (r *reader) openAhead() {
 		}
 		if e.data == nil && e.CompressedSize > 0 {
 			s := r.newSource(r.next, start)
-			s.ahead(r.under, r.buffer())
+			s.buffer, s.ready = r.buffer(), make(chan struct{})
 			r.sources = append(r.sources, s)
+			r.crew.give(r.ctx, s)
 		}
 		r.next++
 	}
+}
+
+// crew is the goroutines that open sources ahead, as many as sources were ever on their way at once.
+// They stay, for a new one for each of thousands of sources would have to grow its stack each time.
+type crew struct {
+	work  chan *source
+	stop  context.CancelFunc
+	gone  sync.WaitGroup
+	ctx   context.Context // of all that they do
+	count int
+	busy  atomic.Int32
+}
+
+func (c *crew) give(ctx context.Context, s *source) {
+	if c.work == nil {
+		c.work = make(chan *source, mostAhead) // which never blocks: there are no more sources
+		c.ctx, c.stop = context.WithCancel(ctx)
+	}
+	if int(c.busy.Add(1)) > c.count {
+		c.count++
+		work, ctx := c.work, c.ctx
+		c.gone.Go(func() {
+			for s := range work {
+				if s.err = ctx.Err(); s.err == nil {
+					s.readAhead(ctx)
+				}
+				c.busy.Add(-1)
+				close(s.ready)
+			}
+		})
+	}
+	c.work <- s
+}
+
+// dismiss ends what is under way, and waits for it.
+func (c *crew) dismiss() {
+	if c.work == nil {
+		return
+	}
+	c.stop()
+	close(c.work)
+	c.gone.Wait()
+	c.work, c.count = nil, 0
 }
 
 func (r *reader) buffer() []byte {
@@ -68,19 +111,15 @@ func (r *reader) buffer() []byte {
 	return make([]byte, aheadBuffer)
 }
 
-// ahead begins to read into buffer, in a goroutine that ends with the source.
-func (s *source) ahead(ctx context.Context, buffer []byte) {
-	s.buffer, s.ready = buffer, make(chan struct{})
-	go func() {
-		defer close(s.ready)
-		n := 0
-		for n < len(buffer) && s.err == nil && (n == 0 || s.body != nil) {
-			var m int
-			m, s.err = s.readBody(ctx, buffer[n:])
-			n += m
-		}
-		s.data = buffer[:n]
-	}()
+// readAhead fills the buffer, or takes all there is.
+func (s *source) readAhead(ctx context.Context) {
+	n := 0
+	for n < len(s.buffer) && s.err == nil && (n == 0 || s.body != nil) {
+		var m int
+		m, s.err = s.readBody(ctx, s.buffer[n:])
+		n += m
+	}
+	s.data = s.buffer[:n]
 }
 
 // read gives at least a byte, or the reason why not.
@@ -163,11 +202,8 @@ func readSome(r io.Reader, p []byte) (int, error) {
 	return 0, io.ErrNoProgress
 }
 
-// close waits until nothing is under way.
+// close is for a source that nobody works on any more.
 func (s *source) close() {
-	if s.ready != nil {
-		<-s.ready
-	}
 	if s.body != nil {
 		_ = s.body.Close()
 		s.body = nil

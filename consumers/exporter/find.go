@@ -22,8 +22,7 @@ import (
 type partition struct {
 	start, end time.Time
 	rows       uint64
-	manifest   archive.Entry
-	csv        archive.Entry
+	entries    []archive.Entry // of the file, if there are events, and of the manifest
 }
 
 // object is a manifest in the store, as listed, and the size of the file beside it.
@@ -142,8 +141,10 @@ func readPartition(ctx context.Context, bucket *blob.Bucket, org string, o *obje
 	if p.ManifestKey() != o.key || m.Organization != org {
 		return partition{}, fmt.Errorf("manifest %s speaks of %s", o.key, p)
 	}
-	found := partition{start: p.Hour, end: p.End(), rows: m.Rows, manifest: archive.FromBytes(o.key, p.End(), text)}
+	found := partition{start: p.Hour, end: p.End(), rows: m.Rows}
+	manifest := archive.FromBytes(o.key, p.End(), text)
 	if m.Rows == 0 {
+		found.entries = []archive.Entry{manifest}
 		return found, nil
 	}
 	key := p.CSVKey()
@@ -156,7 +157,8 @@ func readPartition(ctx context.Context, bucket *blob.Bucket, org string, o *obje
 	open := func(ctx context.Context, offset, length int64) (io.ReadCloser, error) {
 		return bucket.NewRangeReader(ctx, key, offset, length, nil)
 	}
-	found.csv, err = archive.FromKnownGzip(strings.TrimSuffix(key, ".gz"), found.end, m.FileBytes, open, archive.Content{Size: m.CSVBytes, CRC32: m.CSVCRC32})
+	csv, err := archive.FromKnownGzip(strings.TrimSuffix(key, ".gz"), found.end, m.FileBytes, open, archive.Content{Size: m.CSVBytes, CRC32: m.CSVCRC32})
+	found.entries = []archive.Entry{csv, manifest}
 	return found, err
 }
 

@@ -33,11 +33,11 @@ func PlanArchive(ctx context.Context, bucket *blob.Bucket, r *Request) (*Plan, e
 		if err != nil {
 			return nil, err
 		}
-		for _, f := range found {
-			if f.rows > 0 {
-				entries = append(entries, f.csv)
-			}
-			entries = append(entries, f.manifest)
+		entries = slices.Grow(entries, 2*len(found))
+		for i := range found {
+			f := &found[i]
+			entries = append(entries, f.entries...)
+			f.entries = nil
 			plan.Rows += f.rows
 			if f.end.After(plan.Modified) {
 				plan.Modified = f.end

@@ -72,12 +72,13 @@ type Archive struct {
 	id      string
 }
 
-// New lays an archive out. It opens nothing. The order of the entries is the order in the file.
+// New lays an archive out. It opens nothing. The order of the entries is the order in the file. The
+// archive keeps the slice; do not change it.
 func New(entries []Entry) (*Archive, error) {
 	if err := checkNames(entries); err != nil {
 		return nil, err
 	}
-	a := &Archive{entries: append([]Entry(nil), entries...), offsets: make([]int64, len(entries))}
+	a := &Archive{entries: entries, offsets: make([]int64, len(entries))}
 	var at int64
 	for i := range a.entries {
 		e := &a.entries[i]

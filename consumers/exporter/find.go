@@ -33,8 +33,8 @@ type object struct {
 }
 
 const (
-	listsAtOnce = 16
-	readsAtOnce = 32
+	listsAtOnce = 8
+	readsAtOnce = 16
 	// A month of hours fits into one page, where the store lets it.
 	pageSize = 2000
 	// mostMonths is how many months are listed by themselves; who asks for more gets all that there is.

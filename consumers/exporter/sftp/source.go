@@ -69,7 +69,7 @@ func (s *source) readAhead(r io.Reader) {
 		switch {
 		case n > s.size:
 			m, err = 0, fmt.Errorf("it has more than the %d bytes it was said to have", s.size)
-		case err != nil && err != io.EOF:
+		case err != nil && !errors.Is(err, io.EOF):
 			m, err = 0, fmt.Errorf("read at %d: %w", n, err)
 		}
 		p.data, p.err = p.buffer[:m], err
@@ -112,7 +112,8 @@ func (s *source) Read(p []byte) (int, error) {
 // close waits until nobody reads from the caller's reader any more.
 func (s *source) close() {
 	s.stop()
-	for range s.way { //nolint:revive // what comes is not wanted
+	for range s.way {
+		continue // nobody wants it
 	}
 }
 

@@ -5,16 +5,13 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
-	"net/url"
 	"os"
 	"path/filepath"
 	"slices"
-	"strings"
 
 	"github.com/nats-io/nats.go"
 	"github.com/nats-io/nats.go/jetstream"
 	"gocloud.dev/blob"
-	"gocloud.dev/blob/fileblob"
 	"golang.org/x/sync/errgroup"
 
 	"github.com/kansa-audit/kansa/consumers"
@@ -27,6 +24,7 @@ import (
 	"github.com/kansa-audit/kansa/pipeline/broker"
 	"github.com/kansa-audit/kansa/pipeline/config"
 	"github.com/kansa-audit/kansa/pipeline/engine"
+	"github.com/kansa-audit/kansa/pipeline/partitions"
 	"github.com/kansa-audit/kansa/pipeline/store"
 )
 
@@ -189,23 +187,7 @@ func openBucket(ctx context.Context, c *config.Config) (*blob.Bucket, error) {
 	if err != nil {
 		return nil, err
 	}
-	if path, ok := strings.CutPrefix(target, "file://"); ok {
-		if path, err = url.PathUnescape(path); err != nil {
-			return nil, fmt.Errorf("partitions.url %s: %w", target, err)
-		}
-		bucket, err := fileblob.OpenBucket(filepath.FromSlash(path), &fileblob.Options{
-			CreateDir: true, DirFileMode: 0o700, NoTempDir: true, Metadata: fileblob.MetadataDontWrite,
-		})
-		if err != nil {
-			return nil, fmt.Errorf("open the partition store %s: %w", target, err)
-		}
-		return bucket, nil
-	}
-	bucket, err := blob.OpenBucket(ctx, target)
-	if err != nil {
-		return nil, fmt.Errorf("open the partition store: %w", err)
-	}
-	return bucket, nil
+	return partitions.Open(ctx, target)
 }
 
 func (s *System) buckets(ctx context.Context) error {

@@ -16,9 +16,9 @@ import (
 	"time"
 
 	"github.com/klauspost/compress/gzip"
-	"gocloud.dev/blob/fileblob"
 
 	"github.com/kansa-audit/kansa/consumers/exporter"
+	"github.com/kansa-audit/kansa/pipeline/partitions"
 	"github.com/kansa-audit/kansa/schema"
 	"github.com/kansa-audit/kansa/schema/codec"
 	"github.com/kansa-audit/kansa/schema/seal"
@@ -47,7 +47,7 @@ func archivePart(ctx context.Context, s *session) (r report, err error) {
 	s.say(r)
 	ctx = s.untilTold(ctx, nil)
 	began := time.Now()
-	bucket, err := fileblob.OpenBucket(set.Dir, nil)
+	bucket, err := partitions.OpenDirectory(set.Dir)
 	if err != nil {
 		return r, fmt.Errorf("open the partition store: %w", err)
 	}

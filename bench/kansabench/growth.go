@@ -26,11 +26,11 @@ func (b *bench) growth(ctx context.Context) error {
 		mem  **float64
 	}{
 		{"ingest", scale(b, uint64(2_000_000), 75_000), b.ingestSome, &b.result.Summary.GrowthIngestLinear, &b.result.Summary.GrowthIngestMemory},
-		{"rollup", scale(b, uint64(625_000), 40_000), func(ctx context.Context, n uint64) (step, error) {
+		{"rollup", scale(b, uint64(625_000), 100_000), func(ctx context.Context, n uint64) (step, error) {
 			d, err := b.rollUp(ctx, "growth-rollup", n, false)
 			return step{Work: d.Rows, Seconds: d.Seconds, PeakMiB: d.PeakMiB}, err
 		}, &b.result.Summary.GrowthRollupLinear, &b.result.Summary.GrowthRollupMemory},
-		{"archive", scale(b, uint64(2_190), 200), func(ctx context.Context, n uint64) (step, error) {
+		{"archive", scale(b, uint64(2_190), 1_000), func(ctx context.Context, n uint64) (step, error) {
 			d, err := b.assemble(ctx, "growth-archive", int(n), false)
 			return step{Work: n, Seconds: d.Seconds, PeakMiB: d.PeakMiB}, err
 		}, &b.result.Summary.GrowthArchiveLinear, &b.result.Summary.GrowthArchiveMemory},

@@ -37,6 +37,7 @@ type bench struct {
 	self   string // this program
 	dir    string // temporary
 	stderr io.Writer
+	cancel context.CancelFunc // ends the run when nobody listens any more
 	begun  time.Time
 	result *result
 }
@@ -68,7 +69,10 @@ func names() []string {
 
 func main() {
 	// The first signal asks to stop; the second one, by default, ends the process at once.
-	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM, syscall.SIGHUP)
+	// Who reads our output may go away (| head): that must not end us before the files are removed. The
+	// failed write tells of it too, and only that of our own output means that we should stop.
+	signal.Notify(make(chan os.Signal, 1), syscall.SIGPIPE)
 	context.AfterFunc(ctx, stop)
 	code := run(ctx, os.Args[1:], os.Stdin, os.Stdout, os.Stderr)
 	stop()
@@ -107,6 +111,8 @@ func run(ctx context.Context, args []string, stdin io.Reader, stdout, stderr io.
 
 func (b *bench) run(ctx context.Context, stdout, stderr io.Writer) (err error) {
 	b.stderr, b.begun = stderr, time.Now()
+	ctx, b.cancel = context.WithCancel(ctx)
+	defer b.cancel()
 	for _, name := range b.Only {
 		if !slices.Contains(names(), name) {
 			return fmt.Errorf("there is no measurement %q: choose from %s", name, strings.Join(names(), ", "))
@@ -147,7 +153,9 @@ func (b *bench) run(ctx context.Context, stdout, stderr io.Writer) (err error) {
 
 // say tells a person what goes on.
 func (b *bench) say(format string, v ...any) {
-	fmt.Fprintf(b.stderr, "%6.1fs  %s\n", time.Since(b.begun).Seconds(), fmt.Sprintf(format, v...))
+	if _, err := fmt.Fprintf(b.stderr, "%6.1fs  %s\n", time.Since(b.begun).Seconds(), fmt.Sprintf(format, v...)); errors.Is(err, syscall.EPIPE) {
+		b.cancel()
+	}
 }
 
 // scale is what a run of its kind takes.

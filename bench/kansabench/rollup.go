@@ -11,10 +11,10 @@ import (
 
 	"github.com/ClickHouse/clickhouse-go/v2"
 	"github.com/klauspost/compress/gzip"
-	"gocloud.dev/blob/fileblob"
 
 	"github.com/kansa-audit/kansa/consumers/rollup"
 	"github.com/kansa-audit/kansa/pipeline/broker"
+	"github.com/kansa-audit/kansa/pipeline/partitions"
 	"github.com/kansa-audit/kansa/schema"
 )
 
@@ -50,7 +50,7 @@ func rollupPart(ctx context.Context, s *session) (r report, err error) {
 	if err != nil {
 		return r, fmt.Errorf("open the bucket of the rollup: %w", err)
 	}
-	bucket, err := fileblob.OpenBucket(set.Dir, &fileblob.Options{CreateDir: true, NoTempDir: true, Metadata: fileblob.MetadataDontWrite})
+	bucket, err := partitions.OpenDirectory(set.Dir)
 	if err != nil {
 		return r, fmt.Errorf("open the partition store: %w", err)
 	}

@@ -156,7 +156,7 @@ func (x *Exporter) attempt(ctx context.Context, e *Export) error {
 		return err
 	}
 	if len(e.MailTo) > 0 {
-		return x.deliverLink(ctx, e, e.MailTo)
+		return x.deliverLink(ctx, e, plan, e.MailTo)
 	}
 	d, ok := x.destinations[e.Destination]
 	switch {
@@ -167,7 +167,7 @@ func (x *Exporter) attempt(ctx context.Context, e *Export) error {
 	case d.SFTP != nil:
 		return x.deliverSFTP(ctx, e, d.SFTP, plan)
 	default:
-		return x.deliverLink(ctx, e, d.Mail)
+		return x.deliverLink(ctx, e, plan, d.Mail)
 	}
 }
 
@@ -219,9 +219,13 @@ func (x *Exporter) showProgress(ctx context.Context, e Export, sent *atomic.Int6
 	return func() { cancel(); <-ended }
 }
 
-func (x *Exporter) deliverLink(ctx context.Context, e *Export, to []string) error {
+func (x *Exporter) deliverLink(ctx context.Context, e *Export, plan *Plan, to []string) error {
 	if x.mailer == nil || x.cfg.PublicURL == "" {
 		return consumers.Permanent(errors.New("no mail server is set up: give mail.host and exports.public_url in the configuration"))
+	}
+	// An upload that finds a wrong file on its way leaves nothing; a mail can't be taken back.
+	if err := plan.Check(ctx); err != nil {
+		return err
 	}
 	expires := x.cfg.Now().UTC().Add(x.cfg.LinkTTL).Truncate(time.Second)
 	// A repeated attempt makes another link: the first one's token is in nobody's hands but its mail's.

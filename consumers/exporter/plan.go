@@ -2,19 +2,13 @@ package exporter
 
 import (
 	"context"
-	"errors"
 	"fmt"
-	"io"
 	"slices"
-	"strings"
 	"time"
 
 	"gocloud.dev/blob"
-	"golang.org/x/sync/errgroup"
 
 	"github.com/kansa-audit/kansa/consumers/exporter/archive"
-	"github.com/kansa-audit/kansa/schema"
-	"github.com/kansa-audit/kansa/schema/seal"
 )
 
 // Plan is an archive that is laid out but not yet read.
@@ -25,16 +19,10 @@ type Plan struct {
 	Modified time.Time // of the newest hour in it
 }
 
-// partition is a manifest as found in the store, and the file beside it if there are events.
-type partition struct {
-	manifest *seal.Manifest
-	text     []byte
-	csv      archive.Entry
-}
-
-// PlanArchive lays out the archive of a request. Nothing of the partitions is read but their
-// manifests and the ends of their files, so that one that is missing or is not what its manifest says
-// is found before anything is sent. The same request gives the same bytes, as partitions never change.
+// PlanArchive lays out the archive of a request. Nothing of the partitions is read but their manifests;
+// a file that is missing, or has not the size that its manifest says, is found here, before anything is
+// sent. That a file of that size is another one shows when it is copied, or by Check. The same request
+// gives the same bytes, as partitions never change.
 func PlanArchive(ctx context.Context, bucket *blob.Bucket, r *Request) (*Plan, error) {
 	plan := &Plan{Name: r.FileName()}
 	var entries []archive.Entry
@@ -45,15 +33,14 @@ func PlanArchive(ctx context.Context, bucket *blob.Bucket, r *Request) (*Plan, e
 		if err != nil {
 			return nil, err
 		}
-		for _, f := range found {
-			p := f.manifest.Partition()
-			if f.manifest.Rows > 0 {
-				entries = append(entries, f.csv)
-			}
-			entries = append(entries, archive.FromBytes(p.ManifestKey(), p.End(), f.text))
-			plan.Rows += f.manifest.Rows
-			if p.End().After(plan.Modified) {
-				plan.Modified = p.End()
+		entries = slices.Grow(entries, 2*len(found))
+		for i := range found {
+			f := &found[i]
+			entries = append(entries, f.entries...)
+			f.entries = nil
+			plan.Rows += f.rows
+			if f.end.After(plan.Modified) {
+				plan.Modified = f.end
 			}
 		}
 	}
@@ -67,66 +54,4 @@ func PlanArchive(ctx context.Context, bucket *blob.Bucket, r *Request) (*Plan, e
 		return nil, fmt.Errorf("lay out the archive: %w", err)
 	}
 	return plan, nil
-}
-
-// csvEntry makes an entry of a partition's file, which has to be the one that the manifest speaks of.
-func csvEntry(ctx context.Context, bucket *blob.Bucket, m *seal.Manifest) (archive.Entry, error) {
-	p := m.Partition()
-	open := func(ctx context.Context, offset, length int64) (io.ReadCloser, error) {
-		return bucket.NewRangeReader(ctx, p.CSVKey(), offset, length, nil)
-	}
-	return archive.FromGzip(ctx, p.Path()+".csv", p.End(), m.FileBytes, open, &archive.Content{Size: m.CSVBytes, CRC32: m.CSVCRC32})
-}
-
-// findPartitions returns the manifests of the hours that begin in [from, to), in order.
-func findPartitions(ctx context.Context, bucket *blob.Bucket, org string, trail schema.Trail, from, to time.Time) ([]partition, error) {
-	var keys []string
-	// Keys sort by time, so that whole days outside of the range are skipped by their prefix.
-	first := schema.Partition{Organization: org, Trail: trail, Hour: from.UTC().Truncate(24 * time.Hour), Length: time.Hour}.Path()
-	last := schema.Partition{Organization: org, Trail: trail, Hour: to.UTC(), Length: time.Hour}.Path()
-	day := func(path string) string { return path[:strings.LastIndexByte(path, '/')] }
-	list := bucket.List(&blob.ListOptions{Prefix: org + "/" + string(trail) + "/"})
-	for {
-		o, err := list.Next(ctx)
-		if errors.Is(err, io.EOF) {
-			break
-		}
-		if err != nil {
-			return nil, fmt.Errorf("list the partitions of %s/%s: %w", org, trail, err)
-		}
-		if strings.HasSuffix(o.Key, ".manifest.json") && day(o.Key) >= day(first) && day(o.Key) <= day(last) {
-			keys = append(keys, o.Key)
-		}
-	}
-	all := make([]partition, len(keys))
-	g, ctx := errgroup.WithContext(ctx)
-	g.SetLimit(32)
-	for i, key := range keys {
-		g.Go(func() error {
-			text, err := bucket.ReadAll(ctx, key)
-			if err != nil {
-				return fmt.Errorf("read manifest %s: %w", key, err)
-			}
-			m, err := seal.Decode(text)
-			if err != nil {
-				return fmt.Errorf("manifest %s: %w", key, err)
-			}
-			if m.Partition().ManifestKey() != key || m.Organization != org {
-				return fmt.Errorf("manifest %s speaks of %s", key, m.Partition())
-			}
-			all[i] = partition{manifest: m, text: text}
-			if m.Rows > 0 && !m.HourStart.Before(from) && m.HourStart.Before(to) {
-				all[i].csv, err = csvEntry(ctx, bucket, m)
-			}
-			return err
-		})
-	}
-	if err := g.Wait(); err != nil {
-		return nil, err
-	}
-	all = slices.DeleteFunc(all, func(p partition) bool {
-		return p.manifest.HourStart.Before(from) || !p.manifest.HourStart.Before(to)
-	})
-	slices.SortFunc(all, func(a, b partition) int { return a.manifest.HourStart.Compare(b.manifest.HourStart) })
-	return all, nil
 }

@@ -1,16 +1,9 @@
 package rollup
 
 import (
-	"bytes"
 	"context"
-	"crypto/sha256"
-	"encoding/hex"
 	"fmt"
-	"hash/crc32"
-	"io"
-	"time"
 
-	"github.com/klauspost/compress/gzip"
 	"gocloud.dev/blob"
 	"gocloud.dev/gcerrors"
 
@@ -72,19 +65,10 @@ func (r *Rollup) writeCSV(ctx context.Context, p schema.Partition, c Count, m *s
 			_ = file.Close()
 		}
 	}()
-	stored := newDigest(file)
-	gz, err := gzip.NewWriterLevel(stored, gzip.BestSpeed)
+	counter := &rowCounter{}
+	text, stored, err := compress(file, rows, counter)
 	if err != nil {
-		return fmt.Errorf("compress: %w", err)
-	}
-	gz.ModTime = time.Unix(0, 0) // "no time" in the header; the zero time.Time would be some nonsense
-	text := newDigest(gz)
-	counter := &rowCounter{w: text}
-	if _, err := io.CopyBuffer(onlyWriter{counter}, rows, make([]byte, 256<<10)); err != nil {
-		return fmt.Errorf("copy the rows: %w", err)
-	}
-	if err := gz.Close(); err != nil {
-		return fmt.Errorf("compress: %w", err)
+		return err
 	}
 	if got := counter.rows - 1; got != int64(c.Distinct) { // without the header line
 		return fmt.Errorf("%w: ClickHouse counts %d events, the CSV has %d", ErrDisagree, c.Distinct, got)
@@ -95,67 +79,4 @@ func (r *Rollup) writeCSV(ctx context.Context, p schema.Partition, c Count, m *s
 	m.CSVBytes, m.CSVSHA256, m.CSVCRC32 = text.n, text.sum(), text.crc.Sum32()
 	m.FileBytes, m.FileSHA256 = stored.n, stored.sum()
 	return nil
-}
-
-// onlyWriter hides ReadFrom, so that CopyBuffer uses its buffer.
-type onlyWriter struct{ io.Writer }
-
-// digest hashes and counts what passes.
-type digest struct {
-	w   io.Writer
-	n   int64
-	sha hasher
-	crc crcHasher
-}
-
-type hasher interface {
-	io.Writer
-	Sum(b []byte) []byte
-}
-
-type crcHasher interface {
-	io.Writer
-	Sum32() uint32
-}
-
-func newDigest(w io.Writer) *digest {
-	return &digest{w: w, sha: sha256.New(), crc: crc32.NewIEEE()}
-}
-
-func (d *digest) Write(p []byte) (int, error) {
-	n, err := d.w.Write(p)
-	d.n += int64(n)
-	_, _ = d.sha.Write(p[:n])
-	_, _ = d.crc.Write(p[:n])
-	return n, err
-}
-
-func (d *digest) sum() string { return hex.EncodeToString(d.sha.Sum(nil)) }
-
-// rowCounter counts the lines of a CSV text as it passes; a line break within quotes is none.
-type rowCounter struct {
-	w      io.Writer
-	rows   int64
-	quoted bool
-}
-
-func (c *rowCounter) Write(p []byte) (int, error) {
-	for rest := p; ; {
-		i := bytes.IndexByte(rest, '\n')
-		line := rest
-		if i >= 0 {
-			line = rest[:i]
-		}
-		// Escaped quotes come in pairs, so that every quote may be counted.
-		if bytes.Count(line, []byte{'"'})%2 == 1 {
-			c.quoted = !c.quoted
-		}
-		if i < 0 {
-			return c.w.Write(p)
-		}
-		if !c.quoted {
-			c.rows++
-		}
-		rest = rest[i+1:]
-	}
 }

@@ -7,6 +7,10 @@
 //
 // The package owns the layout: names that are safe to unpack anywhere, local headers that carry the
 // sizes (no data descriptors), Zip64 where it is needed, and the same bytes for the same entries.
+// Sources are opened ahead of the byte that is asked for, several at once, once it is plain that the
+// reading goes on: a store may be far away, and the next file is on its way while this one is copied.
+// What is held in memory is bounded, however large the archive.
+//
 // It never compresses, never keeps an entry in memory, never writes a temporary file and never
 // decides what goes into an archive. It does not verify contents: a CRC-32 is copied from the
 // source, so damage there shows when the archive is unpacked, and the signed manifests say the rest.
@@ -21,6 +25,8 @@ import (
 	"math"
 	"sort"
 	"time"
+
+	"golang.org/x/sync/errgroup"
 )
 
 // Method is how an entry's bytes are stored, in ZIP's own numbers.
@@ -50,6 +56,9 @@ type Entry struct {
 	CompressedSize int64
 	// Open gives a range of the entry's compressed bytes.
 	Open Opener
+
+	data  []byte                      // all of them, if they are here
+	check func(context.Context) error // looks whether the source is the one that was laid out; may be nil
 }
 
 // Archive is a ZIP file that is known but not yet written. It is immutable, and safe for use by
@@ -63,12 +72,13 @@ type Archive struct {
 	id      string
 }
 
-// New lays an archive out. It opens nothing. The order of the entries is the order in the file.
+// New lays an archive out. It opens nothing. The order of the entries is the order in the file. The
+// archive keeps the slice; do not change it.
 func New(entries []Entry) (*Archive, error) {
 	if err := checkNames(entries); err != nil {
 		return nil, err
 	}
-	a := &Archive{entries: append([]Entry(nil), entries...), offsets: make([]int64, len(entries))}
+	a := &Archive{entries: entries, offsets: make([]int64, len(entries))}
 	var at int64
 	for i := range a.entries {
 		e := &a.entries[i]
@@ -118,7 +128,7 @@ func (a *Archive) ETag() string { return `"` + a.id + `"` }
 // WriteTo writes the whole archive to w and returns how much was written. It ends with an error
 // that names the entry if a source is shorter or longer than it was said to be.
 func (a *Archive) WriteTo(ctx context.Context, w io.Writer) (int64, error) {
-	r := a.NewReader(ctx)
+	r := &reader{ctx: ctx, a: a, limit: a.size, ahead: mostAhead}
 	n, err := io.CopyBuffer(onlyWriter{w}, onlyReader{r}, make([]byte, copyBuffer))
 	if cerr := r.Close(); err == nil {
 		err = cerr
@@ -140,6 +150,19 @@ func (a *Archive) ReadRange(ctx context.Context, offset, length int64) (io.ReadC
 		return nil, fmt.Errorf("archive: read %d bytes at %d: the archive has %d", length, offset, a.size)
 	}
 	return &reader{ctx: ctx, a: a, pos: offset, limit: offset + length}, nil
+}
+
+// Check opens what was laid out without being opened, and returns an error that names the first entry
+// whose source is not what it was said to be. It reads a few bytes of each.
+func (a *Archive) Check(ctx context.Context) error {
+	g, ctx := errgroup.WithContext(ctx)
+	g.SetLimit(mostAhead)
+	for i := range a.entries {
+		if check := a.entries[i].check; check != nil && ctx.Err() == nil {
+			g.Go(func() error { return check(ctx) })
+		}
+	}
+	return g.Wait()
 }
 
 // entryAt finds the entry whose header or body holds the byte at pos; pos is before the tail.

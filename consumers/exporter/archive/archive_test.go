@@ -381,3 +381,99 @@ func BenchmarkWriteTo(b *testing.B) {
 		}
 	}
 }
+
+// Reading ahead opens several sources at once, in bounds, and gives the same bytes; a fault of any of them
+// is told where its entry is.
+func TestSourcesAreOpenedAhead(t *testing.T) {
+	const files = 60
+	var open, most, opened atomic.Int64
+	gate := make(chan struct{})
+	entries := make([]archive.Entry, files)
+	for i := range entries {
+		e := fromGzip(t, fmt.Sprintf("%02d.csv", i), csv(100, uint64(i)), 1)
+		inner := e.Open
+		e.Open = func(ctx context.Context, offset, length int64) (io.ReadCloser, error) {
+			if opened.Add(1) == 4 {
+				close(gate) // several are under way: a far store's answers overlap
+			}
+			for n := open.Add(1); ; {
+				if old := most.Load(); n <= old || most.CompareAndSwap(old, n) {
+					break
+				}
+			}
+			defer open.Add(-1)
+			<-gate
+			return inner(ctx, offset, length)
+		}
+		entries[i] = e
+	}
+	a := mustNew(t, entries...)
+	data := whole(t, a)
+	if n := most.Load(); n < 4 || n > 17 {
+		t.Errorf("%d sources were opened at once", n)
+	}
+	for _, size := range []int{1, 7, 1000, 32 << 10} { // the reader begins slowly, and comes to the same
+		r := a.NewReader(t.Context())
+		got, err := io.ReadAll(io.LimitReader(r, int64(len(data)/2)))
+		if err != nil || !bytes.Equal(got, data[:len(data)/2]) {
+			t.Errorf("the first half differs, %v", err)
+		}
+		if _, err := r.Seek(int64(size), io.SeekStart); err != nil {
+			t.Fatal(err)
+		}
+		got, err = io.ReadAll(r)
+		if err != nil || !bytes.Equal(got, data[size:]) {
+			t.Errorf("what follows byte %d differs, %v", size, err)
+		}
+		if err := r.Close(); err != nil {
+			t.Error(err)
+		}
+	}
+	fault := errors.New("the store is away")
+	entries[40].Open = func(context.Context, int64, int64) (io.ReadCloser, error) { return nil, fault }
+	var got bytes.Buffer
+	if _, err := a.WriteTo(t.Context(), &got); !errors.Is(err, fault) || !strings.Contains(err.Error(), `"40.csv"`) {
+		t.Errorf("got %v", err)
+	}
+	if !bytes.HasPrefix(data, got.Bytes()) {
+		t.Error("what was written before is not the archive's beginning")
+	}
+}
+
+// A file that is another one, of the same size, is found by Check, and when it is copied; a middle of it is
+// not looked at.
+func TestAnotherFileOfTheSameSize(t *testing.T) {
+	data := csv(500, 1)
+	file := gz(t, data, 6)
+	known := archive.Content{Size: int64(len(data)), CRC32: crc32.ChecksumIEEE(data)}
+	spoiled := func(at int) []byte {
+		b := bytes.Clone(file)
+		b[at] ^= 1
+		return b
+	}
+	for name, c := range map[string]struct {
+		file []byte
+		want error
+	}{
+		"right": {file, nil}, "header": {spoiled(3), archive.ErrGzip}, "crc": {spoiled(len(file) - 8), archive.ErrGzip},
+		"length": {spoiled(len(file) - 1), archive.ErrGzip}, "short": {file[:len(file)-3], archive.ErrSource},
+	} {
+		e, err := archive.FromKnownGzip("04.csv", modified, int64(len(file)), opener(c.file), known)
+		if err != nil {
+			t.Fatal(err)
+		}
+		a := mustNew(t, e)
+		_, err = a.WriteTo(t.Context(), io.Discard)
+		if !errors.Is(err, c.want) || err != nil && !strings.Contains(err.Error(), "04.csv") {
+			t.Errorf("%s: copied with %v, want %v", name, err, c.want)
+		}
+		if err := a.Check(t.Context()); (err != nil) != (c.want != nil) {
+			t.Errorf("%s: checked with %v", name, err)
+		}
+	}
+	for _, size := range []int64{0, 19, 20} {
+		if _, err := archive.FromKnownGzip("a", modified, size, opener(file), known); !errors.Is(err, archive.ErrGzip) {
+			t.Errorf("%d bytes were taken for %d", size, known.Size)
+		}
+	}
+}

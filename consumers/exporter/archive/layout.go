@@ -3,27 +3,30 @@ package archive
 import (
 	"encoding/binary"
 	"math"
+	"slices"
 	"time"
 )
 
 // The records of a ZIP file (PKWARE APPNOTE 6.3.9), as far as an archive of ours has them.
 const (
-	sigLocal      = 0x04034b50
-	sigDirectory  = 0x02014b50
-	sigEnd        = 0x06054b50
-	sigEnd64      = 0x06064b50
-	sigLocator64  = 0x07064b50
-	localFixed    = 30
-	extraZip64    = 0x0001
-	extraTime     = 0x5455 // "UT": seconds since 1970, so that no reader guesses a time zone
-	timeExtraSize = 9
-	flagUTF8      = 1 << 11
-	version20     = 20 // deflate
-	version45     = 45 // Zip64
-	madeByUnix    = 3 << 8
-	fileMode      = 0o100644 // a regular file
-	max16         = math.MaxUint16
-	max32         = math.MaxUint32
+	sigLocal       = 0x04034b50
+	sigDirectory   = 0x02014b50
+	sigEnd         = 0x06054b50
+	sigEnd64       = 0x06064b50
+	sigLocator64   = 0x07064b50
+	localFixed     = 30
+	directoryFixed = 46
+	endRecords     = 56 + 20 + 22 // all three of them
+	extraZip64     = 0x0001
+	extraTime      = 0x5455 // "UT": seconds since 1970, so that no reader guesses a time zone
+	timeExtraSize  = 9
+	flagUTF8       = 1 << 11
+	version20      = 20 // deflate
+	version45      = 45 // Zip64
+	madeByUnix     = 3 << 8
+	fileMode       = 0o100644 // a regular file
+	max16          = math.MaxUint16
+	max32          = math.MaxUint32
 )
 
 var le = binary.LittleEndian
@@ -76,6 +79,11 @@ func appendLocalHeader(b []byte, e *Entry) []byte {
 
 // appendDirectory adds the central directory, which starts at offset at, and the end records.
 func appendDirectory(b []byte, entries []Entry, offsets []int64, at int64) []byte {
+	need := endRecords
+	for i := range entries {
+		need += directoryFixed + 4 + 24 + timeExtraSize + len(entries[i].Name)
+	}
+	b = slices.Grow(b, need)
 	for i := range entries {
 		b = appendDirectoryHeader(b, &entries[i], offsets[i])
 	}

@@ -7,6 +7,7 @@ import (
 	"io"
 )
 
+// copyBuffer is what WriteTo hands on at once.
 const copyBuffer = 256 << 10
 
 // ErrSource marks a source that has not the bytes its entry promised.
@@ -14,8 +15,7 @@ var ErrSource = errors.New("archive: source does not match its entry")
 
 var errClosed = errors.New("archive: read after close")
 
-// reader reads [pos, limit) of an archive. Only the piece under pos is held: the bytes of a header,
-// a view of the tail, or one open source.
+// reader reads [pos, limit) of an archive. What it holds is the source under pos and some after it.
 type reader struct {
 	ctx    context.Context // bounds every read; the reader lives no longer than its request
 	a      *Archive
@@ -23,14 +23,17 @@ type reader struct {
 	limit  int64  // reads stop here; the archive's size unless it is a range
 	header []byte // scratch for local headers
 
-	body    io.ReadCloser // of entry, standing at bodyPos
-	entry   int
-	bodyPos int64 // in the archive
-	bodyEnd int64 // where what was asked of the source ends
+	ahead   int       // how many sources may be on their way before they are wanted
+	sources []*source // those that are, in order; the first may be under pos
+	next    int       // the entry after the last of them
+	free    [][]byte  // buffers that no source has
+	crew    crew      // opens the sources that are not wanted yet
 	closed  bool
 	failed  error
 }
 
+// Read fills p unless the archive or the range ends: a caller's few large writes are not cut up by the
+// borders of entries.
 func (r *reader) Read(p []byte) (int, error) {
 	switch {
 	case r.closed:
@@ -42,106 +45,81 @@ func (r *reader) Read(p []byte) (int, error) {
 	case r.pos >= r.limit:
 		return 0, io.EOF
 	}
-	if err := r.ctx.Err(); err != nil {
-		return 0, fmt.Errorf("archive: read: %w", context.Cause(r.ctx))
-	}
 	if int64(len(p)) > r.limit-r.pos {
 		p = p[:r.limit-r.pos]
 	}
-	n, err := r.read(p)
-	r.pos += int64(n)
-	if err != nil {
-		r.failed = err
-		r.drop()
+	for n := 0; ; {
+		if r.ctx.Err() != nil {
+			r.failed = fmt.Errorf("archive: read: %w", context.Cause(r.ctx))
+			return n, r.failed
+		}
+		m, err := r.read(p[n:])
+		r.pos += int64(m)
+		n += m
+		if err != nil {
+			r.failed = err
+			r.drop()
+		}
+		if err != nil || n == len(p) {
+			return n, err
+		}
 	}
-	return n, err
 }
 
+// read gives what is in one piece: of a header, of a source, of the tail.
 func (r *reader) read(p []byte) (int, error) {
 	if r.pos >= r.a.tailAt {
 		return copy(p, r.a.tail[r.pos-r.a.tailAt:]), nil
 	}
-	if r.body == nil || r.bodyPos != r.pos {
-		r.drop()
-		i := r.a.entryAt(r.pos)
-		e := &r.a.entries[i]
-		at := r.pos - r.a.offsets[i]
-		if head := int64(localHeaderSize(e)); at < head {
-			r.header = appendLocalHeader(r.header[:0], e)
-			return copy(p, r.header[at:]), nil
-		}
-		if err := r.open(i); err != nil {
-			return 0, err
-		}
+	i := r.a.entryAt(r.pos)
+	if len(r.sources) > 0 && r.sources[0].entry == i && r.sources[0].pos == r.pos {
+		return r.readSource(p)
 	}
-	return r.readBody(p)
-}
-
-// open asks the source of entry i for the bytes from pos to the entry's end, or to the limit.
-func (r *reader) open(i int) error {
 	e := &r.a.entries[i]
-	start := r.a.offsets[i] + int64(localHeaderSize(e))
-	end := min(start+e.CompressedSize, r.limit)
-	body, err := e.Open(r.ctx, r.pos-start, end-r.pos)
-	if err != nil {
-		return fmt.Errorf("archive: open entry %q at %d: %w", e.Name, r.pos-start, err)
+	at := r.pos - r.a.offsets[i]
+	head := int64(localHeaderSize(e))
+	switch {
+	case at < head:
+		r.header = appendLocalHeader(r.header[:0], e)
+		return copy(p, r.header[at:]), nil
+	case e.data != nil:
+		return copy(p, e.data[at-head:]), nil
 	}
-	r.body, r.entry, r.bodyPos, r.bodyEnd = body, i, r.pos, end
-	return nil
+	if len(r.sources) > 0 { // somebody seeks about
+		r.drop()
+		r.ahead = 0
+	}
+	r.sources = append(r.sources, r.newSource(i, r.pos))
+	r.next = i + 1
+	return r.readSource(p)
 }
 
-func (r *reader) readBody(p []byte) (int, error) {
-	e := &r.a.entries[r.entry]
-	left := r.bodyEnd - r.bodyPos
-	if int64(len(p)) > left {
-		p = p[:left]
+// readSource gives what the first source has.
+func (r *reader) readSource(p []byte) (int, error) {
+	r.openAhead()
+	s := r.sources[0]
+	n, err := s.read(r.ctx, p)
+	if err == nil && s.pos == s.end {
+		if s.buffer != nil {
+			r.free = append(r.free, s.buffer)
+		}
+		r.sources = append(r.sources[:0], r.sources[1:]...)
+		r.ahead = min(max(2*r.ahead, 1), mostAhead)
 	}
-	n, err := readSome(r.body, p)
-	r.bodyPos += int64(n)
-	left -= int64(n)
-	switch {
-	case errors.Is(err, io.EOF) && left > 0:
-		return n, fmt.Errorf("%w: entry %q ends %d bytes early (%d were expected)", ErrSource, e.Name, left, e.CompressedSize)
-	case err != nil && !errors.Is(err, io.EOF):
-		return n, fmt.Errorf("archive: read entry %q: %w", e.Name, err)
-	case left > 0:
-		return n, nil
-	}
-	// All that was asked for is here. A source with more would mean that it is another file than the
-	// one the layout was made for.
-	if err == nil {
-		if err := r.expectEnd(e); err != nil {
-			return n, err
+	return n, err
+}
+
+// drop lets go of all sources: their bytes are not wanted any more, and neither is their opinion.
+func (r *reader) drop() {
+	r.crew.dismiss()
+	for _, s := range r.sources {
+		s.close()
+		if s.buffer != nil {
+			r.free = append(r.free, s.buffer)
 		}
 	}
-	body := r.body
-	r.body = nil
-	if err := body.Close(); err != nil {
-		return n, fmt.Errorf("archive: close entry %q: %w", e.Name, err)
-	}
-	return n, nil
-}
-
-func (r *reader) expectEnd(e *Entry) error {
-	var one [1]byte
-	n, err := readSome(r.body, one[:])
-	switch {
-	case n > 0:
-		return fmt.Errorf("%w: entry %q has more than its %d bytes", ErrSource, e.Name, e.CompressedSize)
-	case !errors.Is(err, io.EOF):
-		return fmt.Errorf("archive: read the end of entry %q: %w", e.Name, err)
-	}
-	return nil
-}
-
-// readSome reads at least a byte or says why not: a reader may return neither, for a while.
-func readSome(r io.Reader, p []byte) (int, error) {
-	for range 100 {
-		if n, err := r.Read(p); n > 0 || err != nil {
-			return n, err
-		}
-	}
-	return 0, io.ErrNoProgress
+	clear(r.sources)
+	r.sources = r.sources[:0]
 }
 
 // Seek moves without opening anything. A place beyond the end reads as the end.
@@ -165,18 +143,10 @@ func (r *reader) Seek(offset int64, whence int) (int64, error) {
 	return offset, nil
 }
 
-func (r *reader) drop() {
-	if r.body != nil {
-		// Its bytes are not wanted any more, so neither is its opinion.
-		_ = r.body.Close()
-		r.body = nil
-	}
-}
-
-// Close lets go of the source that is open. Closing twice is harmless.
+// Close lets go of the sources that are open, and waits for them. Closing twice is harmless.
 func (r *reader) Close() error {
 	r.drop()
-	r.closed = true
+	r.closed, r.free = true, nil
 	return nil
 }
 

@@ -8,7 +8,6 @@ import (
 	"encoding/hex"
 	"errors"
 	"fmt"
-	"hash"
 	"io"
 	"io/fs"
 	"os"
@@ -71,9 +70,10 @@ func (c *Client) Upload(ctx context.Context, name string, size int64, r io.Reade
 	defer release()
 	u := &upload{
 		Client: c, action: action, name: name, target: join(c.cfg.Path, name), size: size,
-		src: &source{ctx: ctx, r: r, size: size, sum: sha256.New(), progress: progress},
+		src: newSource(ctx, r, size, progress),
 	}
 	result, err := u.run(ctx)
+	u.src.close()
 	if err != nil {
 		return UploadResult{}, c.where.classify(ctx, c.conn, action, c.cfg.Path, err)
 	}
@@ -296,45 +296,6 @@ func (u *upload) remove(ctx context.Context, part string) {
 	if err := u.sftp.Remove(part); err != nil && !errors.Is(err, fs.ErrNotExist) {
 		u.log.WarnContext(ctx, "sftp part left behind", "address", u.where.address, "path", part, "error", err)
 	}
-}
-
-// source is the caller's reader, held to its size, hashed and counted.
-type source struct {
-	ctx      context.Context // ends reading between two reads
-	r        io.Reader
-	size, n  int64
-	sum      hash.Hash
-	progress func(int64)
-	err      error
-}
-
-func (s *source) Read(p []byte) (int, error) {
-	if s.ctx.Err() != nil {
-		return 0, s.ctx.Err() // not err: the source did nothing wrong
-	}
-	n, err := s.r.Read(p)
-	s.n += int64(n)
-	s.sum.Write(p[:n])
-	switch {
-	case s.n > s.size:
-		s.err = fmt.Errorf("it has more than the %d bytes it was said to have", s.size)
-	case err != nil && err != io.EOF:
-		s.err = fmt.Errorf("read at %d: %w", s.n, err)
-	}
-	if s.err != nil {
-		return 0, s.err
-	}
-	if n > 0 && s.progress != nil {
-		s.progress(s.n)
-	}
-	return n, err
-}
-
-func (s *source) complete() error {
-	if s.n != s.size {
-		return fmt.Errorf("it ended after %d of %d bytes", s.n, s.size)
-	}
-	return nil
 }
 
 type writer struct {

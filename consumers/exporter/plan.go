@@ -2,6 +2,7 @@ package exporter
 
 import (
 	"context"
+	_ "embed" // README.txt
 	"errors"
 	"fmt"
 	"io"
@@ -10,6 +11,7 @@ import (
 	"time"
 
 	"gocloud.dev/blob"
+	"gocloud.dev/gcerrors"
 	"golang.org/x/sync/errgroup"
 
 	"github.com/kansa-audit/kansa/consumers/exporter/archive"
@@ -27,7 +29,7 @@ type Plan struct {
 
 // partition is a manifest as found in the store, and the file beside it if there are events.
 type partition struct {
-	manifest *seal.Manifest
+	manifest *seal.Sealed
 	text     []byte
 	csv      archive.Entry
 }
@@ -58,15 +60,48 @@ func PlanArchive(ctx context.Context, bucket *blob.Bucket, r *Request) (*Plan, e
 		}
 	}
 	if len(entries) == 0 {
+		plan.Modified = r.To
 		entries = append(entries, archive.FromBytes("EMPTY.txt", r.To,
 			fmt.Appendf(nil, "No partition of %s begins between %s and %s: nothing was recorded yet.\r\n",
 				r.Organization, r.From.UTC().Format(time.RFC3339), r.To.UTC().Format(time.RFC3339))))
 	}
-	var err error
-	if plan.Archive, err = archive.New(entries); err != nil {
+	front, err := frontMatter(ctx, bucket, plan.Modified)
+	if err != nil {
+		return nil, err
+	}
+	if plan.Archive, err = archive.New(append(front, entries...)); err != nil {
 		return nil, fmt.Errorf("lay out the archive: %w", err)
 	}
 	return plan, nil
+}
+
+//go:embed README.txt
+var readme []byte
+
+// frontMatter is what stands in front of the partitions: what the archive is, and what it takes to check
+// it besides a key from elsewhere. After a rotation of keys the same request gives an archive with one
+// file more.
+func frontMatter(ctx context.Context, bucket *blob.Bucket, modified time.Time) ([]archive.Entry, error) {
+	entries := []archive.Entry{archive.FromBytes("README.txt", modified, readme)}
+	files, err := seal.ReadKeys(func(name string) ([]byte, error) {
+		data, err := bucket.ReadAll(ctx, name)
+		if gcerrors.Code(err) == gcerrors.NotFound {
+			return nil, nil
+		}
+		return data, err
+	})
+	if err != nil || files.First == nil {
+		return entries, err
+	}
+	ring, err := files.Ring()
+	if err != nil {
+		return nil, fmt.Errorf("keys of the partition store: %w", err)
+	}
+	entries = append(entries, archive.FromBytes(seal.PublicKey, modified, []byte(ring.Current()+"\n")))
+	for i, r := range files.Rotations {
+		entries = append(entries, archive.FromBytes(seal.RotationKey(uint64(i+1)), modified, r))
+	}
+	return entries, nil
 }
 
 // csvEntry makes an entry of a partition's file, which has to be the one that the manifest speaks of.
@@ -94,7 +129,7 @@ func findPartitions(ctx context.Context, bucket *blob.Bucket, org string, trail 
 		if err != nil {
 			return nil, fmt.Errorf("list the partitions of %s/%s: %w", org, trail, err)
 		}
-		if strings.HasSuffix(o.Key, ".manifest.json") && day(o.Key) >= day(first) && day(o.Key) <= day(last) {
+		if strings.HasSuffix(o.Key, schema.ManifestSuffix) && day(o.Key) >= day(first) && day(o.Key) <= day(last) {
 			keys = append(keys, o.Key)
 		}
 	}
@@ -107,7 +142,7 @@ func findPartitions(ctx context.Context, bucket *blob.Bucket, org string, trail 
 			if err != nil {
 				return fmt.Errorf("read manifest %s: %w", key, err)
 			}
-			m, err := seal.Decode(text)
+			m, err := seal.Parse(text)
 			if err != nil {
 				return fmt.Errorf("manifest %s: %w", key, err)
 			}
@@ -116,7 +151,7 @@ func findPartitions(ctx context.Context, bucket *blob.Bucket, org string, trail 
 			}
 			all[i] = partition{manifest: m, text: text}
 			if m.Rows > 0 && !m.HourStart.Before(from) && m.HourStart.Before(to) {
-				all[i].csv, err = csvEntry(ctx, bucket, m)
+				all[i].csv, err = csvEntry(ctx, bucket, m.Manifest)
 			}
 			return err
 		})

@@ -1,55 +1,38 @@
 package rollup
 
 import (
-	"bytes"
 	"context"
 	"crypto/sha256"
 	"encoding/hex"
 	"fmt"
-	"hash/crc32"
+	"hash"
 	"io"
 	"time"
 
 	"github.com/klauspost/compress/gzip"
 	"gocloud.dev/blob"
-	"gocloud.dev/gcerrors"
 
 	"github.com/kansa-audit/kansa/schema"
+	"github.com/kansa-audit/kansa/schema/codec"
 	"github.com/kansa-audit/kansa/schema/seal"
 )
 
-// readManifest returns the manifest of p, or nil if there is none. A partition is made when its manifest
-// is there: that is written last.
-func readManifest(ctx context.Context, bucket *blob.Bucket, p schema.Partition) (*seal.Manifest, error) {
-	data, err := bucket.ReadAll(ctx, p.ManifestKey())
-	if gcerrors.Code(err) == gcerrors.NotFound {
-		return nil, nil
-	}
-	if err != nil {
-		return nil, fmt.Errorf("read manifest: %w", err)
-	}
-	return seal.Decode(data)
-}
-
 // write makes the files of p: the .csv.gz, unless there are no events, and then the manifest.
-func (r *Rollup) write(ctx context.Context, p schema.Partition, c Count) (*seal.Manifest, error) {
-	m := &seal.Manifest{
-		Version: 1, SchemaVersion: seal.SchemaVersion, Organization: p.Organization, Trail: p.Trail,
-		HourStart: p.Hour.UTC(), HourEnd: p.End().UTC(), Rows: c.Distinct, FirstSeq: c.FirstSeq, LastSeq: c.LastSeq,
+func (r *Rollup) write(ctx context.Context, p schema.Partition, c Count) (*seal.Sealed, error) {
+	m := seal.New(p)
+	previous, err := r.previous(ctx, p)
+	if err != nil {
+		return nil, err
+	}
+	if previous != nil {
+		m.Follow(previous)
 	}
 	if c.Rows > 0 {
 		if err := r.writeCSV(ctx, p, c, m); err != nil {
 			return nil, err
 		}
 	}
-	data, err := m.Encode()
-	if err != nil {
-		return nil, err
-	}
-	if err := r.bucket.WriteAll(ctx, p.ManifestKey(), data, &blob.WriterOptions{ContentType: "application/json"}); err != nil {
-		return nil, fmt.Errorf("write manifest: %w", err)
-	}
-	return m, nil
+	return r.keep(ctx, m)
 }
 
 // writeCSV streams the rows through the compressor into the store, once, and adds to m what is said of
@@ -78,84 +61,49 @@ func (r *Rollup) writeCSV(ctx context.Context, p schema.Partition, c Count, m *s
 		return fmt.Errorf("compress: %w", err)
 	}
 	gz.ModTime = time.Unix(0, 0) // "no time" in the header; the zero time.Time would be some nonsense
-	text := newDigest(gz)
-	counter := &rowCounter{w: text}
-	if _, err := io.CopyBuffer(onlyWriter{counter}, rows, make([]byte, 256<<10)); err != nil {
+	text := seal.NewRows(p, codec.CSVColumns)
+	if _, err := io.CopyBuffer(io.MultiWriter(gz, text), onlyReader{rows}, make([]byte, 256<<10)); err != nil {
 		return fmt.Errorf("copy the rows: %w", err)
+	}
+	content, err := text.Close()
+	if err != nil {
+		return fmt.Errorf("read the rows: %w", err)
 	}
 	if err := gz.Close(); err != nil {
 		return fmt.Errorf("compress: %w", err)
 	}
-	if got := counter.rows - 1; got != int64(c.Distinct) { // without the header line
-		return fmt.Errorf("%w: ClickHouse counts %d events, the CSV has %d", ErrDisagree, c.Distinct, got)
+	if content.Rows != c.Distinct || content.FirstSeq != c.FirstSeq || content.LastSeq != c.LastSeq {
+		return fmt.Errorf("%w: ClickHouse counts %d events from %d to %d in the stream, the CSV has %d from %d to %d", ErrDisagree,
+			c.Distinct, c.FirstSeq, c.LastSeq, content.Rows, content.FirstSeq, content.LastSeq)
+	}
+	if string(stored.head) != seal.GzipHeader {
+		return fmt.Errorf("compress: the file begins with %x, not with %x, which verifiers count on", stored.head, seal.GzipHeader)
 	}
 	if err := file.Close(); err != nil {
 		return fmt.Errorf("close the file: %w", err)
 	}
-	m.CSVBytes, m.CSVSHA256, m.CSVCRC32 = text.n, text.sum(), text.crc.Sum32()
-	m.FileBytes, m.FileSHA256 = stored.n, stored.sum()
+	m.Describe(content)
+	m.FileBytes, m.FileSHA256 = stored.n, hex.EncodeToString(stored.sha.Sum(nil))
 	return nil
 }
 
-// onlyWriter hides ReadFrom, so that CopyBuffer uses its buffer.
-type onlyWriter struct{ io.Writer }
+// onlyReader hides WriteTo, so that CopyBuffer uses its buffer.
+type onlyReader struct{ io.Reader }
 
-// digest hashes and counts what passes.
+// digest hashes and counts what passes, and keeps how it begins.
 type digest struct {
-	w   io.Writer
-	n   int64
-	sha hasher
-	crc crcHasher
+	w    io.Writer
+	n    int64
+	sha  hash.Hash
+	head []byte
 }
 
-type hasher interface {
-	io.Writer
-	Sum(b []byte) []byte
-}
-
-type crcHasher interface {
-	io.Writer
-	Sum32() uint32
-}
-
-func newDigest(w io.Writer) *digest {
-	return &digest{w: w, sha: sha256.New(), crc: crc32.NewIEEE()}
-}
+func newDigest(w io.Writer) *digest { return &digest{w: w, sha: sha256.New()} }
 
 func (d *digest) Write(p []byte) (int, error) {
 	n, err := d.w.Write(p)
 	d.n += int64(n)
+	d.head = append(d.head, p[:min(n, len(seal.GzipHeader)-len(d.head))]...)
 	_, _ = d.sha.Write(p[:n])
-	_, _ = d.crc.Write(p[:n])
 	return n, err
-}
-
-func (d *digest) sum() string { return hex.EncodeToString(d.sha.Sum(nil)) }
-
-// rowCounter counts the lines of a CSV text as it passes; a line break within quotes is none.
-type rowCounter struct {
-	w      io.Writer
-	rows   int64
-	quoted bool
-}
-
-func (c *rowCounter) Write(p []byte) (int, error) {
-	for rest := p; ; {
-		i := bytes.IndexByte(rest, '\n')
-		line := rest
-		if i >= 0 {
-			line = rest[:i]
-		}
-		// Escaped quotes come in pairs, so that every quote may be counted.
-		if bytes.Count(line, []byte{'"'})%2 == 1 {
-			c.quoted = !c.quoted
-		}
-		if i < 0 {
-			return c.w.Write(p)
-		}
-		if !c.quoted {
-			c.rows++
-		}
-		rest = rest[i+1:]
-	}
 }

@@ -24,6 +24,7 @@ import (
 	"github.com/kansa-audit/kansa/pipeline/broker"
 	"github.com/kansa-audit/kansa/pipeline/config"
 	"github.com/kansa-audit/kansa/pipeline/engine"
+	"github.com/kansa-audit/kansa/pipeline/keys"
 	"github.com/kansa-audit/kansa/pipeline/partitions"
 	"github.com/kansa-audit/kansa/pipeline/store"
 )
@@ -46,6 +47,7 @@ type System struct {
 	Bucket *blob.Bucket
 	Writer *writer.Writer // nil if the role is not here
 	Rollup *rollup.Rollup
+	Keys   *keys.Keys // of the rollup
 	States exporter.States
 	Links  exporter.Links
 	API    *api.Server
@@ -78,7 +80,7 @@ func Start(ctx context.Context, o Options) (_ *System, err error) {
 			return nil, err
 		}
 	}
-	if s.Bucket, err = openBucket(ctx, o.Config); err != nil {
+	if s.Bucket, err = OpenPartitions(ctx, o.Config); err != nil {
 		return nil, err
 	}
 	if err := s.buckets(ctx); err != nil {
@@ -182,7 +184,8 @@ func (s *System) openStore(ctx context.Context, command []string) (err error) {
 	return s.Store.Migrate(ctx)
 }
 
-func openBucket(ctx context.Context, c *config.Config) (*blob.Bucket, error) {
+// OpenPartitions opens the partition store of a configuration.
+func OpenPartitions(ctx context.Context, c *config.Config) (*blob.Bucket, error) {
 	target, err := c.PartitionsURL()
 	if err != nil {
 		return nil, err
@@ -270,9 +273,12 @@ func (s *System) startRollup(ctx context.Context) error {
 	if err != nil {
 		return fmt.Errorf("look up the writer's consumer: %w", err)
 	}
+	if s.Keys, err = keys.Open(ctx, s.Config.DataDir, s.Bucket); err != nil {
+		return err
+	}
 	floor := rollup.AckFloor{Stream: stream, Consumer: consumer, Grace: s.Config.Rollup.Grace}
 	log := s.log.With(slog.String("part", "rollup"))
-	s.Rollup, err = rollup.New(s.Store, floor, *progress, s.Bucket, s.Client.JS, rollup.Config{
+	s.Rollup, err = rollup.New(s.Store, floor, *progress, s.Bucket, s.Keys, s.Client.JS, rollup.Config{
 		Hour: s.Config.Rollup.Hour, Parallel: s.Config.Rollup.Parallel, Logger: log,
 	})
 	if err != nil {

@@ -43,7 +43,7 @@ func TestPartitionPaths(t *testing.T) {
 	if got, want := p.CSVKey(), "acme/access/2026/11/22/04.csv.gz"; got != want {
 		t.Errorf("got %q, want %q", got, want)
 	}
-	if got, want := p.ManifestKey(), "acme/access/2026/11/22/04.manifest.json"; got != want {
+	if got, want := p.ManifestKey(), "acme/access/2026/11/22/04.manifest"; got != want {
 		t.Errorf("got %q, want %q", got, want)
 	}
 	if got, want := p.End(), hour.Add(time.Hour); !got.Equal(want) {

@@ -27,10 +27,16 @@ func (p Partition) Path() string {
 	return fmt.Sprintf("%s/%s/%s", p.Organization, p.Trail, p.Hour.UTC().Format(layout))
 }
 
+// What the names of a partition's files end in.
+const (
+	CSVSuffix      = ".csv.gz"
+	ManifestSuffix = ".manifest"
+)
+
 // CSVKey is where the partition lies in the partition store.
-func (p Partition) CSVKey() string { return p.Path() + ".csv.gz" }
+func (p Partition) CSVKey() string { return p.Path() + CSVSuffix }
 
 // ManifestKey is where its manifest lies.
-func (p Partition) ManifestKey() string { return p.Path() + ".manifest.json" }
+func (p Partition) ManifestKey() string { return p.Path() + ManifestSuffix }
 
 func (p Partition) String() string { return p.Path() }

@@ -3,6 +3,7 @@ package main
 import (
 	"bytes"
 	"context"
+	"crypto/rand"
 	"crypto/sha256"
 	"encoding/hex"
 	"errors"
@@ -16,6 +17,7 @@ import (
 	"time"
 
 	"github.com/klauspost/compress/gzip"
+	"golang.org/x/mod/sumdb/note"
 
 	"github.com/kansa-audit/kansa/consumers/exporter"
 	"github.com/kansa-audit/kansa/pipeline/partitions"
@@ -186,11 +188,20 @@ func (b *bench) assemble(ctx context.Context, name string, hours int, peers bool
 
 // makePartitions fills a partition store with hours of rows events each, and a directory, if named, with the
 // same files uncompressed: what zip(1) would be given. Sixteen different texts take turns; nobody here would
-// notice if it were one.
+// notice if it were one. The manifests are signed, but their rows are not of the hour, and they form no chain.
 func makePartitions(ctx context.Context, dir, texts string, from time.Time, hours, rows int) error {
 	type variant struct {
 		text, file []byte
-		manifest   seal.Manifest
+		content    seal.Content
+		sha        string
+	}
+	private, _, err := note.GenerateKey(rand.Reader, "bench")
+	if err != nil {
+		return fmt.Errorf("make a key: %w", err)
+	}
+	signer, err := note.NewSigner(private)
+	if err != nil {
+		return fmt.Errorf("make a key: %w", err)
 	}
 	variants := make([]variant, 16)
 	events := make([]codec.Stored, 0, rows*len(variants))
@@ -217,10 +228,10 @@ func makePartitions(ctx context.Context, dir, texts string, from time.Time, hour
 		}
 		v.file = file.Bytes()
 		textSum, fileSum := sha256.Sum256(v.text), sha256.Sum256(v.file)
-		v.manifest = seal.Manifest{
-			Version: 1, SchemaVersion: seal.SchemaVersion, Organization: archiveOrganization, Trail: archiveTrail, Rows: uint64(rows),
-			FirstSeq: 1, LastSeq: uint64(rows), CSVBytes: int64(len(v.text)), CSVSHA256: hex.EncodeToString(textSum[:]),
-			CSVCRC32: crc32.ChecksumIEEE(v.text), FileBytes: int64(len(v.file)), FileSHA256: hex.EncodeToString(fileSum[:]),
+		v.sha = hex.EncodeToString(fileSum[:])
+		v.content = seal.Content{
+			Rows: uint64(rows), FirstSeq: 1, LastSeq: uint64(rows), Digest: seal.Digest{Rows: uint64(rows)}, Bytes: int64(len(v.text)), SHA256: textSum,
+			CRC32: crc32.ChecksumIEEE(v.text), Root: textSum,
 		}
 	}
 	for h := range hours {
@@ -228,14 +239,14 @@ func makePartitions(ctx context.Context, dir, texts string, from time.Time, hour
 			return err
 		}
 		v := &variants[h%len(variants)]
-		m := v.manifest
-		m.HourStart = from.Add(time.Duration(h) * time.Hour)
-		m.HourEnd = m.HourStart.Add(time.Hour)
-		manifest, err := m.Encode()
+		p := schema.Partition{Organization: archiveOrganization, Trail: archiveTrail, Hour: from.Add(time.Duration(h) * time.Hour), Length: time.Hour}
+		m := seal.New(p)
+		m.Describe(v.content)
+		m.FileBytes, m.FileSHA256 = int64(len(v.file)), v.sha
+		manifest, err := seal.Sign(m, signer)
 		if err != nil {
 			return err
 		}
-		p := m.Partition()
 		files := map[string][]byte{filepath.Join(dir, p.CSVKey()): v.file, filepath.Join(dir, p.ManifestKey()): manifest}
 		if texts != "" {
 			files[filepath.Join(texts, p.Path()+".csv")] = v.text

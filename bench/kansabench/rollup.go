@@ -14,6 +14,7 @@ import (
 
 	"github.com/kansa-audit/kansa/consumers/rollup"
 	"github.com/kansa-audit/kansa/pipeline/broker"
+	"github.com/kansa-audit/kansa/pipeline/keys"
 	"github.com/kansa-audit/kansa/pipeline/partitions"
 	"github.com/kansa-audit/kansa/schema"
 )
@@ -55,7 +56,11 @@ func rollupPart(ctx context.Context, s *session) (r report, err error) {
 		return r, fmt.Errorf("open the partition store: %w", err)
 	}
 	defer bucket.Close()
-	roll, err := rollup.New(table, closed(set.Until), rollup.Progress{KV: kv}, bucket, client.JS, rollup.Config{})
+	sealer, err := keys.Open(ctx, filepath.Dir(set.Dir), bucket)
+	if err != nil {
+		return r, err
+	}
+	roll, err := rollup.New(table, closed(set.Until), rollup.Progress{KV: kv}, bucket, sealer, client.JS, rollup.Config{})
 	if err != nil {
 		return r, err
 	}

@@ -28,6 +28,7 @@ import (
 	"github.com/kansa-audit/kansa/consumers/exporter"
 	"github.com/kansa-audit/kansa/consumers/exporter/mail"
 	"github.com/kansa-audit/kansa/pipeline/broker"
+	"github.com/kansa-audit/kansa/pipeline/keys"
 	"github.com/kansa-audit/kansa/schema"
 	"github.com/kansa-audit/kansa/schema/seal"
 )
@@ -41,6 +42,7 @@ var start = time.Date(2026, 11, 20, 0, 0, 0, 0, time.UTC)
 type fixture struct {
 	client *broker.Client
 	bucket *blob.Bucket
+	keys   *keys.Keys
 	states exporter.States
 	links  exporter.Links
 	mails  *mailbox
@@ -80,6 +82,9 @@ func newFixture(t *testing.T, hours int) *fixture {
 		t.Fatal(err)
 	}
 	t.Cleanup(f.client.Close)
+	if f.keys, err = keys.Open(t.Context(), t.TempDir(), f.bucket); err != nil {
+		t.Fatal(err)
+	}
 	err = f.client.Setup(t.Context(), broker.Settings{Replicas: 1, DuplicateWindow: 2 * time.Minute, AckWait: time.Minute, Hour: time.Hour})
 	if err != nil {
 		t.Fatal(err)
@@ -114,7 +119,7 @@ func (f *fixture) closedUntil(context.Context) (time.Time, error) {
 func (f *fixture) partition(t *testing.T, trail schema.Trail, hour, rows int) {
 	t.Helper()
 	p := schema.Partition{Organization: "acme", Trail: trail, Hour: start.Add(time.Duration(hour) * time.Hour), Length: time.Hour}
-	m := &seal.Manifest{Version: 1, SchemaVersion: 1, Organization: "acme", Trail: trail, HourStart: p.Hour, HourEnd: p.End(), Rows: uint64(rows)}
+	m := seal.New(p)
 	if rows > 0 {
 		text := bytes.Repeat(fmt.Appendf(nil, "\"%s\",%d\r\n", p, rows), rows+1)
 		var file bytes.Buffer
@@ -124,12 +129,15 @@ func (f *fixture) partition(t *testing.T, trail schema.Trail, hour, rows int) {
 			t.Fatal(err)
 		}
 		sum := sha256.Sum256(text)
-		m.CSVBytes, m.CSVSHA256, m.CSVCRC32, m.FileBytes = int64(len(text)), hex.EncodeToString(sum[:]), crc32.ChecksumIEEE(text), int64(file.Len())
+		m.Describe(seal.Content{
+			Rows: uint64(rows), FirstSeq: 1, LastSeq: 1, Digest: seal.Digest{Rows: uint64(rows)}, Bytes: int64(len(text)), SHA256: sum, CRC32: crc32.ChecksumIEEE(text),
+		})
+		m.FileBytes, m.FileSHA256 = int64(file.Len()), hex.EncodeToString(sum[:])
 		if err := f.bucket.WriteAll(t.Context(), p.CSVKey(), file.Bytes(), nil); err != nil {
 			t.Fatal(err)
 		}
 	}
-	data, err := m.Encode()
+	data, err := f.keys.Seal(t.Context(), m)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -244,17 +252,17 @@ func TestArchiveHoldsTheRange(t *testing.T) {
 			t.Errorf("%s: %v", e.Name, err)
 		}
 	}
-	for _, want := range []string{"acme/access/2026/11/20/03.csv", "acme/activity/2026/11/21/05.manifest.json", "acme/access/2026/11/20/05.manifest.json"} {
+	for _, want := range []string{"README.txt", "seal.pub", "acme/access/2026/11/20/03.csv", "acme/activity/2026/11/21/05.manifest", "acme/access/2026/11/20/05.manifest"} {
 		if !slices.Contains(names, want) {
 			t.Errorf("%s is not in it", want)
 		}
 	}
-	for _, not := range []string{"acme/access/2026/11/20/02.manifest.json", "acme/access/2026/11/21/06.manifest.json", "acme/access/2026/11/20/05.csv"} {
+	for _, not := range []string{"acme/access/2026/11/20/02.manifest", "acme/access/2026/11/21/06.manifest", "acme/access/2026/11/20/05.csv"} {
 		if slices.Contains(names, not) {
 			t.Errorf("%s is in it", not)
 		}
 	}
-	if manifests := 2 * 27; len(names) != manifests+2*22 {
+	if manifests := 2 * 27; len(names) != 2+manifests+2*22 {
 		t.Errorf("%d files", len(names))
 	}
 }
@@ -265,7 +273,7 @@ func TestEmptyRangeSaysSo(t *testing.T) {
 	r := day("x")
 	r.Organization = "nobody"
 	plan, err := exporter.PlanArchive(t.Context(), f.bucket, &r)
-	if err != nil || plan.Len() != 1 || plan.Rows != 0 {
+	if err != nil || plan.Len() != 3 || plan.Rows != 0 { // EMPTY.txt, README.txt, seal.pub
 		t.Errorf("%+v, %v", plan, err)
 	}
 }

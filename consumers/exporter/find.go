@@ -40,8 +40,7 @@ const (
 	// mostMonths is how many months are listed by themselves; who asks for more gets all that there is.
 	mostMonths = 240
 
-	manifestSuffix = ".manifest.json"
-	fileSuffix     = ".csv.gz"
+	fileSuffix = ".csv.gz"
 )
 
 // findPartitions returns the partitions of the hours that begin in [from, to), in order.
@@ -96,14 +95,14 @@ func listPartitions(ctx context.Context, bucket *blob.Bucket, prefix string, fro
 				for _, o := range page {
 					if path, ok := strings.CutSuffix(o.Key, fileSuffix); ok {
 						files[path] = o.Size
-					} else if path, ok := strings.CutSuffix(o.Key, manifestSuffix); ok && mayBegin(path[len(prefix):], from, to) {
+					} else if path, ok := strings.CutSuffix(o.Key, schema.ManifestSuffix); ok && mayBegin(path[len(prefix):], from, to) {
 						found[i] = append(found[i], object{o.Key, o.Size, -1})
 					}
 				}
 				token = next
 			}
 			for j := range found[i] {
-				if size, ok := files[strings.TrimSuffix(found[i][j].key, manifestSuffix)]; ok {
+				if size, ok := files[strings.TrimSuffix(found[i][j].key, schema.ManifestSuffix)]; ok {
 					found[i][j].fileSize = size
 				}
 			}
@@ -133,7 +132,7 @@ func readPartition(ctx context.Context, bucket *blob.Bucket, org string, o *obje
 	if err != nil {
 		return partition{}, fmt.Errorf("read manifest %s: %w", o.key, err)
 	}
-	m, err := seal.Decode(text)
+	m, err := seal.Parse(text)
 	if err != nil {
 		return partition{}, fmt.Errorf("manifest %s: %w", o.key, err)
 	}

@@ -1,13 +1,11 @@
 package rollup
 
 import (
-	"bytes"
 	"crypto/sha256"
 	"encoding/hex"
 	"errors"
 	"fmt"
 	"hash"
-	"hash/crc32"
 	"io"
 	"runtime"
 	"sync"
@@ -15,6 +13,8 @@ import (
 	"time"
 
 	"github.com/klauspost/pgzip"
+
+	"github.com/kansa-audit/kansa/schema/seal"
 )
 
 const (
@@ -28,21 +28,21 @@ const (
 	mostCores = 8
 )
 
-// compress streams rows into file as one member of gzip without optional fields, and says what passed.
+// compress streams rows into file as one member of gzip without optional fields, and says what was written.
 // Every sink gets the text too, in a goroutine of its own; the first of them that fails ends it all. What
 // is held in memory does not depend on how much there is. When compress returns, nothing of it is running.
-func compress(file io.Writer, rows io.Reader, sinks ...io.Writer) (text, stored *digest, err error) {
-	text, stored = newDigest(), newDigest()
+func compress(file io.Writer, rows io.Reader, sinks ...io.Writer) (stored *digest, err error) {
+	stored = newDigest()
 	out := &output{w: io.MultiWriter(file, stored)}
 	gz, err := pgzip.NewWriterLevel(out, pgzip.BestSpeed)
 	if err != nil {
-		return nil, nil, fmt.Errorf("compress: %w", err)
+		return nil, fmt.Errorf("compress: %w", err)
 	}
 	if err := gz.SetConcurrency(blockSize, min(runtime.GOMAXPROCS(0), mostCores)); err != nil {
-		return nil, nil, fmt.Errorf("compress: %w", err)
+		return nil, fmt.Errorf("compress: %w", err)
 	}
 	gz.ModTime = time.Unix(0, 0) // "no time" in the header; the zero time.Time would be some nonsense
-	err = fan(rows, append(sinks, text, &input{gz, out})...)
+	err = fan(rows, append(sinks, &input{gz, out})...)
 	if err != nil {
 		err = fmt.Errorf("copy the rows: %w", err)
 	}
@@ -53,7 +53,7 @@ func compress(file io.Writer, rows io.Reader, sinks ...io.Writer) (text, stored 
 	if failed := out.failed(); err == nil && failed != nil {
 		err = fmt.Errorf("compress: %w", failed)
 	}
-	return text, stored, err
+	return stored, err
 }
 
 // output is what the compressor writes to. An error would make it leave a goroutine behind, so that it is
@@ -174,47 +174,20 @@ func fan(r io.Reader, sinks ...io.Writer) error {
 	return failure
 }
 
-// digest hashes and counts what passes.
+// digest hashes and counts what passes, and keeps how it begins.
 type digest struct {
-	n   int64
-	sha hash.Hash
-	crc hash.Hash32
+	n    int64
+	sha  hash.Hash
+	head []byte
 }
 
-func newDigest() *digest { return &digest{sha: sha256.New(), crc: crc32.NewIEEE()} }
+func newDigest() *digest { return &digest{sha: sha256.New()} }
 
 func (d *digest) Write(p []byte) (int, error) {
 	d.n += int64(len(p))
+	d.head = append(d.head, p[:min(len(p), len(seal.GzipHeader)-len(d.head))]...)
 	_, _ = d.sha.Write(p)
-	_, _ = d.crc.Write(p)
 	return len(p), nil
 }
 
 func (d *digest) sum() string { return hex.EncodeToString(d.sha.Sum(nil)) }
-
-// rowCounter counts the lines of a CSV text as it passes; a line break within quotes is none.
-type rowCounter struct {
-	rows   int64
-	quoted bool
-}
-
-func (c *rowCounter) Write(p []byte) (int, error) {
-	for rest := p; ; {
-		i := bytes.IndexByte(rest, '\n')
-		line := rest
-		if i >= 0 {
-			line = rest[:i]
-		}
-		// Escaped quotes come in pairs, so that every quote may be counted.
-		if bytes.Count(line, []byte{'"'})%2 == 1 {
-			c.quoted = !c.quoted
-		}
-		if i < 0 {
-			return len(p), nil
-		}
-		if !c.quoted {
-			c.rows++
-		}
-		rest = rest[i+1:]
-	}
-}

@@ -6,5 +6,9 @@
 // for every organization and trail that was ever seen. A tick of the broker only says that it is time
 // to look; which hours are due is kept in a key-value bucket, so missed ticks and repeated ones do no harm.
 //
-// The package owns the partition store's contents, and never changes a row or a stored partition.
+// A manifest is sealed on top of the one of the hour before, so that those of an organization and trail
+// form one chain, whoever makes them.
+//
+// The package owns the partition store's contents, and never changes a row or a stored partition. It holds
+// no key.
 package rollup

@@ -5,44 +5,28 @@ import (
 	"fmt"
 
 	"gocloud.dev/blob"
-	"gocloud.dev/gcerrors"
 
 	"github.com/kansa-audit/kansa/schema"
+	"github.com/kansa-audit/kansa/schema/codec"
 	"github.com/kansa-audit/kansa/schema/seal"
 )
 
-// readManifest returns the manifest of p, or nil if there is none. A partition is made when its manifest
-// is there: that is written last.
-func readManifest(ctx context.Context, bucket *blob.Bucket, p schema.Partition) (*seal.Manifest, error) {
-	data, err := bucket.ReadAll(ctx, p.ManifestKey())
-	if gcerrors.Code(err) == gcerrors.NotFound {
-		return nil, nil
-	}
-	if err != nil {
-		return nil, fmt.Errorf("read manifest: %w", err)
-	}
-	return seal.Decode(data)
-}
-
 // write makes the files of p: the .csv.gz, unless there are no events, and then the manifest.
-func (r *Rollup) write(ctx context.Context, p schema.Partition, c Count) (*seal.Manifest, error) {
-	m := &seal.Manifest{
-		Version: 1, SchemaVersion: seal.SchemaVersion, Organization: p.Organization, Trail: p.Trail,
-		HourStart: p.Hour.UTC(), HourEnd: p.End().UTC(), Rows: c.Distinct, FirstSeq: c.FirstSeq, LastSeq: c.LastSeq,
+func (r *Rollup) write(ctx context.Context, p schema.Partition, c Count) (*seal.Sealed, error) {
+	m := seal.New(p)
+	previous, err := r.previous(ctx, p)
+	if err != nil {
+		return nil, err
+	}
+	if previous != nil {
+		m.Follow(previous)
 	}
 	if c.Rows > 0 {
 		if err := r.writeCSV(ctx, p, c, m); err != nil {
 			return nil, err
 		}
 	}
-	data, err := m.Encode()
-	if err != nil {
-		return nil, err
-	}
-	if err := r.bucket.WriteAll(ctx, p.ManifestKey(), data, &blob.WriterOptions{ContentType: "application/json"}); err != nil {
-		return nil, fmt.Errorf("write manifest: %w", err)
-	}
-	return m, nil
+	return r.keep(ctx, m)
 }
 
 // writeCSV streams the rows through the compressor into the store, once, and adds to m what is said of
@@ -65,18 +49,26 @@ func (r *Rollup) writeCSV(ctx context.Context, p schema.Partition, c Count, m *s
 			_ = file.Close()
 		}
 	}()
-	counter := &rowCounter{}
-	text, stored, err := compress(file, rows, counter)
+	text := seal.NewRows(p, codec.CSVColumns)
+	stored, err := compress(file, rows, text)
 	if err != nil {
 		return err
 	}
-	if got := counter.rows - 1; got != int64(c.Distinct) { // without the header line
-		return fmt.Errorf("%w: ClickHouse counts %d events, the CSV has %d", ErrDisagree, c.Distinct, got)
+	content, err := text.Close()
+	if err != nil {
+		return fmt.Errorf("read the rows: %w", err)
+	}
+	if content.Rows != c.Distinct || content.FirstSeq != c.FirstSeq || content.LastSeq != c.LastSeq {
+		return fmt.Errorf("%w: ClickHouse counts %d events from %d to %d in the stream, the CSV has %d from %d to %d", ErrDisagree,
+			c.Distinct, c.FirstSeq, c.LastSeq, content.Rows, content.FirstSeq, content.LastSeq)
+	}
+	if string(stored.head) != seal.GzipHeader {
+		return fmt.Errorf("compress: the file begins with %x, not with %x, which verifiers count on", stored.head, seal.GzipHeader)
 	}
 	if err := file.Close(); err != nil {
 		return fmt.Errorf("close the file: %w", err)
 	}
-	m.CSVBytes, m.CSVSHA256, m.CSVCRC32 = text.n, text.sum(), text.crc.Sum32()
+	m.Describe(content)
 	m.FileBytes, m.FileSHA256 = stored.n, stored.sum()
 	return nil
 }

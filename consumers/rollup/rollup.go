@@ -67,13 +67,15 @@ type Rollup struct {
 	floor      Floor
 	progress   Progress
 	bucket     *blob.Bucket
+	sealer     Sealer
 	js         jetstream.JetStream
 	partitions atomic.Uint64
 	rows       atomic.Uint64
 }
 
-// New returns a rollup that keeps how far it has come in progress, writes to bucket and announces on js.
-func New(table Table, floor Floor, progress Progress, bucket *blob.Bucket, js jetstream.JetStream, cfg Config) (*Rollup, error) {
+// New returns a rollup that keeps how far it has come in progress, writes to bucket what sealer signs, and
+// announces it on js.
+func New(table Table, floor Floor, progress Progress, bucket *blob.Bucket, sealer Sealer, js jetstream.JetStream, cfg Config) (*Rollup, error) {
 	if cfg.Hour == 0 {
 		cfg.Hour = time.Hour
 	}
@@ -86,7 +88,7 @@ func New(table Table, floor Floor, progress Progress, bucket *blob.Bucket, js je
 	if cfg.Logger == nil {
 		cfg.Logger = slog.New(slog.DiscardHandler)
 	}
-	return &Rollup{cfg: cfg, table: table, floor: floor, progress: progress, bucket: bucket, js: js}, nil
+	return &Rollup{cfg: cfg, table: table, floor: floor, progress: progress, bucket: bucket, sealer: sealer, js: js}, nil
 }
 
 // Stats counts since the rollup was made.
@@ -174,7 +176,7 @@ func (r *Rollup) hour(ctx context.Context, start time.Time) error {
 
 // partition makes one partition, or finds that it is made, and announces it.
 func (r *Rollup) partition(ctx context.Context, p schema.Partition, c Count) error {
-	m, err := readManifest(ctx, r.bucket, p)
+	m, err := r.sealed(ctx, p.ManifestKey())
 	if err != nil {
 		return err
 	}
@@ -191,13 +193,10 @@ func (r *Rollup) partition(ctx context.Context, p schema.Partition, c Count) err
 	return r.announce(ctx, p, m)
 }
 
-func (r *Rollup) announce(ctx context.Context, p schema.Partition, m *seal.Manifest) error {
-	data, err := m.Encode()
-	if err != nil {
-		return err
-	}
+// announce publishes what the manifest says; its signature is in the store.
+func (r *Rollup) announce(ctx context.Context, p schema.Partition, m *seal.Sealed) error {
 	msg := nats.NewMsg(schema.SubjectPartitions + "." + p.Organization + "." + string(p.Trail))
-	msg.Data = data
+	msg.Data = m.Text
 	msg.Header.Set(nats.MsgIdHdr, p.Path())
 	if _, err := r.js.PublishMsg(ctx, msg); err != nil {
 		return fmt.Errorf("announce: %w", err)

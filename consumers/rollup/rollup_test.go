@@ -4,21 +4,22 @@ import (
 	"bytes"
 	"context"
 	"errors"
-	"fmt"
 	"io"
-	"strings"
 	"sync"
 	"testing"
 	"time"
 
 	"github.com/klauspost/compress/gzip"
+	"github.com/nats-io/nats.go/jetstream"
 	"go.uber.org/goleak"
 	"gocloud.dev/blob"
 	"gocloud.dev/blob/memblob"
 
 	"github.com/kansa-audit/kansa/consumers/rollup"
 	"github.com/kansa-audit/kansa/pipeline/broker"
+	"github.com/kansa-audit/kansa/pipeline/keys"
 	"github.com/kansa-audit/kansa/schema"
+	"github.com/kansa-audit/kansa/schema/codec"
 	"github.com/kansa-audit/kansa/schema/seal"
 )
 
@@ -69,11 +70,16 @@ func (f *table) CSV(_ context.Context, p schema.Partition, final bool) (io.ReadC
 	if f.lie || f.double && !final {
 		n++
 	}
-	text := "\"header\"\r\n" + strings.Repeat("\"a \"\"row\"\"\r\nof two lines\"\r\n", n)
-	if f.breakAfter > 0 {
-		return io.NopCloser(io.MultiReader(strings.NewReader(text[:min(f.breakAfter, len(text))]), broken{})), nil
+	text := codec.AppendCSVHeader(nil)
+	for i := range n {
+		e := codec.Stored{RecordedAt: p.Hour.Add(time.Duration(i) * time.Millisecond), StreamSeq: uint64(min(i+1, f.rows[p.Organization][hourOf(p.Hour)])), BatchIndex: uint32(i)}
+		e.Organization, e.Trail, e.Description = p.Organization, p.Trail, "a \"row\"\r\nof two lines"
+		text = codec.AppendCSV(text, &e)
 	}
-	return io.NopCloser(strings.NewReader(text)), nil
+	if f.breakAfter > 0 {
+		return io.NopCloser(io.MultiReader(bytes.NewReader(text[:min(f.breakAfter, len(text))]), broken{})), nil
+	}
+	return io.NopCloser(bytes.NewReader(text)), nil
 }
 
 type broken struct{}
@@ -97,6 +103,7 @@ type fixture struct {
 	floor  *until
 	bucket *blob.Bucket
 	client *broker.Client
+	keys   *keys.Keys
 	rollup *rollup.Rollup
 }
 
@@ -120,7 +127,10 @@ func newFixture(t *testing.T) *fixture {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if f.rollup, err = rollup.New(f.table, f.floor, rollup.Progress{KV: kv}, f.bucket, f.client.JS, rollup.Config{}); err != nil {
+	if f.keys, err = keys.Open(t.Context(), t.TempDir(), f.bucket); err != nil {
+		t.Fatal(err)
+	}
+	if f.rollup, err = rollup.New(f.table, f.floor, rollup.Progress{KV: kv}, f.bucket, f.keys, f.client.JS, rollup.Config{}); err != nil {
 		t.Fatal(err)
 	}
 	return f
@@ -133,7 +143,7 @@ func (f *fixture) advance(t *testing.T, hours float64) (time.Time, error) {
 }
 
 // manifest returns that of an hour, or nil.
-func (f *fixture) manifest(t *testing.T, org string, hour int) *seal.Manifest {
+func (f *fixture) manifest(t *testing.T, org string, hour int) *seal.Sealed {
 	t.Helper()
 	p := schema.Partition{Organization: org, Trail: schema.Activity, Hour: start.Add(time.Duration(hour) * time.Hour), Length: time.Hour}
 	ok, err := f.bucket.Exists(t.Context(), p.ManifestKey())
@@ -147,7 +157,7 @@ func (f *fixture) manifest(t *testing.T, org string, hour int) *seal.Manifest {
 	if err != nil {
 		t.Fatal(err)
 	}
-	m, err := seal.Decode(data)
+	m, err := f.keys.Open(t.Context(), data)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -181,7 +191,7 @@ func TestPartitionsOfClosedHours(t *testing.T) {
 			case rows >= 0 && (m == nil || m.Rows != uint64(rows)):
 				t.Errorf("%s hour %d: %+v, want %d rows", org, hour, m, rows)
 			case rows > 0:
-				f.checkFile(t, m)
+				f.checkFile(t, m.Manifest)
 			}
 		}
 	}
@@ -202,7 +212,7 @@ func (f *fixture) checkFile(t *testing.T, m *seal.Manifest) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if int64(len(file)) != m.FileBytes || !bytes.HasPrefix(file, []byte{0x1f, 0x8b, 8, 0, 0, 0, 0, 0}) {
+	if int64(len(file)) != m.FileBytes || !bytes.HasPrefix(file, []byte(seal.GzipHeader)) {
 		t.Errorf("%s: %d bytes, header %x", m.Partition(), len(file), file[:10])
 	}
 	gz, err := gzip.NewReader(bytes.NewReader(file))
@@ -232,7 +242,7 @@ func TestPartitionFailsAndLeavesNothing(t *testing.T) {
 		if _, err := f.advance(t, 1); !errors.Is(err, c.want) {
 			t.Errorf("%s: got %v, want %v", name, err, c.want)
 		}
-		list := f.bucket.List(nil)
+		list := f.bucket.List(&blob.ListOptions{Prefix: "acme/"})
 		if o, err := list.Next(t.Context()); !errors.Is(err, io.EOF) {
 			t.Errorf("%s: %v is left, %v", name, o, err)
 		}
@@ -265,7 +275,7 @@ func TestPartitionIsWrittenOnce(t *testing.T) {
 	if _, err := f.advance(t, 1); err != nil {
 		t.Fatal(err)
 	}
-	if after := f.manifest(t, "acme", 0); fmt.Sprint(after) != fmt.Sprint(before) || f.rollup.Stats().Partitions != 1 {
+	if after := f.manifest(t, "acme", 0); !bytes.Equal(after.Text, before.Text) || f.rollup.Stats().Partitions != 1 {
 		t.Errorf("it was %+v, it is %+v, made %d times", before, after, f.rollup.Stats().Partitions)
 	}
 	// A row that comes after the hour was closed is an alarm, not a new file.
@@ -276,4 +286,107 @@ func TestPartitionIsWrittenOnce(t *testing.T) {
 	if _, err := f.advance(t, 1); !errors.Is(err, rollup.ErrDisagree) {
 		t.Errorf("got %v, want a disagreement", err)
 	}
+}
+
+// Each manifest names the one before it, whoever makes it, and a second rollup of the same hour, one whose
+// memory was lost, or one with another length of the hour begins no second chain.
+func TestManifestsFormOneChain(t *testing.T) {
+	t.Parallel()
+	f := newFixture(t)
+	f.table.rows["acme"] = map[int]int{0: 3, 2: 5, 6: 1}
+	if _, err := f.advance(t, 4); err != nil {
+		t.Fatal(err)
+	}
+	previous := ""
+	for hour := range 4 {
+		m := f.manifest(t, "acme", hour)
+		if m.Number != uint64(hour+1) || m.Previous != previous {
+			t.Errorf("hour %d: number %d, previous %q, want %q", hour, m.Number, m.Previous, previous)
+		}
+		previous = m.TextHash()
+	}
+	other, err := rollup.New(f.table, f.floor, rollup.Progress{KV: f.kv(t)}, f.bucket, f.keys, f.client.JS, rollup.Config{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	f.floor.t = start.Add(6 * time.Hour)
+	var wg sync.WaitGroup
+	for _, r := range []*rollup.Rollup{f.rollup, other} {
+		wg.Go(func() {
+			if _, err := r.Advance(t.Context()); err != nil {
+				t.Error(err)
+			}
+		})
+	}
+	wg.Wait()
+	for hour := 4; hour < 6; hour++ {
+		m := f.manifest(t, "acme", hour)
+		if m.Number != uint64(hour+1) || m.Previous != previous {
+			t.Errorf("hour %d: number %d, previous %q, want %q", hour, m.Number, m.Previous, previous)
+		}
+		previous = m.TextHash()
+	}
+	// The broker's disk is lost, and with it which series there are: the store decides.
+	kv := f.kv(t)
+	for _, key := range []string{"next", "known.acme.activity"} {
+		if err := kv.Purge(t.Context(), key); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if _, err := f.advance(t, 7); err != nil {
+		t.Fatal(err)
+	}
+	if m := f.manifest(t, "acme", 6); m.Number != 7 || m.Previous != previous {
+		t.Errorf("after the loss: number %d, previous %q", m.Number, m.Previous)
+	}
+	// A manifest is gone: nothing is sealed on top of a hole.
+	p := schema.Partition{Organization: "acme", Trail: schema.Activity, Hour: start.Add(6 * time.Hour), Length: time.Hour}
+	file, err := f.bucket.ReadAll(t.Context(), p.ManifestKey())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := f.bucket.Delete(t.Context(), p.ManifestKey()); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := f.advance(t, 8); !errors.Is(err, rollup.ErrChain) {
+		t.Errorf("got %v, want a broken chain", err)
+	}
+	// It is forged: neither is anything sealed on top of that.
+	if err := f.bucket.WriteAll(t.Context(), p.ManifestKey(), bytes.Replace(file, []byte(`"rows": 1,`), []byte(`"rows": 2,`), 1), nil); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := f.advance(t, 8); !errors.Is(err, seal.ErrSignature) {
+		t.Errorf("got %v, want a bad signature", err)
+	}
+	if err := f.bucket.WriteAll(t.Context(), p.ManifestKey(), file, nil); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := f.advance(t, 8); err != nil {
+		t.Fatal(err)
+	}
+	// From now on hours are half as long; the chain goes on.
+	half, err := rollup.New(f.table, f.floor, rollup.Progress{KV: kv}, f.bucket, f.keys, f.client.JS, rollup.Config{Hour: 30 * time.Minute})
+	if err != nil {
+		t.Fatal(err)
+	}
+	f.floor.t = start.Add(9 * time.Hour)
+	if _, err := half.Advance(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	p = schema.Partition{Organization: "acme", Trail: schema.Activity, Hour: start.Add(8*time.Hour + 30*time.Minute), Length: 30 * time.Minute}
+	if file, err = f.bucket.ReadAll(t.Context(), p.ManifestKey()); err != nil {
+		t.Fatal(err)
+	}
+	if m, err := f.keys.Open(t.Context(), file); err != nil || m.Number != 10 {
+		t.Errorf("got %+v, %v, want number 10", m, err)
+	}
+}
+
+func (f *fixture) kv(t *testing.T) jetstream.KeyValue {
+	t.Helper()
+	kv, err := f.client.JS.KeyValue(t.Context(), broker.BucketRollup)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return kv
 }

@@ -17,6 +17,7 @@ import (
 	"github.com/kansa-audit/kansa/consumers/exporter"
 	"github.com/kansa-audit/kansa/pipeline/api"
 	"github.com/kansa-audit/kansa/pipeline/broker"
+	"github.com/kansa-audit/kansa/pipeline/keys"
 	"github.com/kansa-audit/kansa/schema"
 	"github.com/kansa-audit/kansa/schema/seal"
 )
@@ -51,8 +52,12 @@ func TestDownload(t *testing.T) {
 	bucket := memblob.OpenBucket(nil)
 	t.Cleanup(func() { _ = bucket.Close() })
 	hour := time.Date(2026, 11, 22, 4, 0, 0, 0, time.UTC)
-	m := &seal.Manifest{Version: 1, Organization: "acme", Trail: schema.Access, HourStart: hour, HourEnd: hour.Add(time.Hour)}
-	data, err := m.Encode()
+	sealer, err := keys.Open(t.Context(), t.TempDir(), bucket)
+	if err != nil {
+		t.Fatal(err)
+	}
+	m := seal.New(schema.Partition{Organization: "acme", Trail: schema.Access, Hour: hour, Length: time.Hour})
+	data, err := sealer.Seal(t.Context(), m)
 	if err != nil {
 		t.Fatal(err)
 	}

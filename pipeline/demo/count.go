@@ -24,6 +24,7 @@ import (
 	"github.com/google/uuid"
 
 	"github.com/kansa-audit/kansa/pipeline/deadletter"
+	"github.com/kansa-audit/kansa/schema"
 	"github.com/kansa-audit/kansa/schema/codec"
 	"github.com/kansa-audit/kansa/schema/seal"
 )
@@ -147,14 +148,14 @@ func (d *Demo) countPartitions(ctx context.Context, end time.Time, r *Result) er
 		if err != nil {
 			return fmt.Errorf("list the partitions: %w", err)
 		}
-		if !strings.HasSuffix(o.Key, ".manifest.json") {
+		if !strings.HasSuffix(o.Key, schema.ManifestSuffix) {
 			continue
 		}
 		text, err := d.System.Bucket.ReadAll(ctx, o.Key)
 		if err != nil {
 			return fmt.Errorf("read manifest %s: %w", o.Key, err)
 		}
-		m, err := seal.Decode(text)
+		m, err := seal.Parse(text)
 		if err != nil {
 			return fmt.Errorf("manifest %s: %w", o.Key, err)
 		}
@@ -173,21 +174,21 @@ func readArchive(file string, into ids) error {
 	}
 	defer z.Close()
 	for _, f := range z.File {
-		if !strings.HasSuffix(f.Name, ".manifest.json") {
+		if !strings.HasSuffix(f.Name, schema.ManifestSuffix) {
 			continue
 		}
 		text, err := readEntry(f)
 		if err != nil {
 			return err
 		}
-		m, err := seal.Decode(text)
+		m, err := seal.Parse(text)
 		if err != nil {
 			return fmt.Errorf("%s: %w", f.Name, err)
 		}
 		if m.Rows == 0 {
 			continue
 		}
-		if err := readPartition(z, m, into); err != nil {
+		if err := readPartition(z, m.Manifest, into); err != nil {
 			return fmt.Errorf("%s: %w", filepath.Base(file), err)
 		}
 	}

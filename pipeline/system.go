@@ -278,7 +278,7 @@ func (s *System) startRollup(ctx context.Context) error {
 	}
 	floor := rollup.AckFloor{Stream: stream, Consumer: consumer, Grace: s.Config.Rollup.Grace}
 	log := s.log.With(slog.String("part", "rollup"))
-	s.Rollup, err = rollup.New(s.Store, floor, *progress, s.Bucket, s.Keys, s.Client.JS, rollup.Config{
+	s.Rollup, err = rollup.New(s.Store, tally.Ledger{JS: s.Client.JS}, floor, *progress, s.Bucket, s.Keys, s.Client.JS, rollup.Config{
 		Hour: s.Config.Rollup.Hour, Parallel: s.Config.Rollup.Parallel, Logger: log,
 	})
 	if err != nil {

@@ -13,6 +13,7 @@ import (
 	"github.com/klauspost/compress/gzip"
 
 	"github.com/kansa-audit/kansa/consumers/rollup"
+	"github.com/kansa-audit/kansa/consumers/tally"
 	"github.com/kansa-audit/kansa/pipeline/broker"
 	"github.com/kansa-audit/kansa/pipeline/keys"
 	"github.com/kansa-audit/kansa/pipeline/partitions"
@@ -29,7 +30,23 @@ type rollupSettings struct {
 // closed is a floor that has been reached.
 type closed time.Time
 
-func (c closed) ClosedUntil(context.Context) (time.Time, error) { return time.Time(c), nil }
+func (c closed) Closed(context.Context) (time.Time, uint64, error) { return time.Time(c), 0, nil }
+
+func (c closed) Recorded(context.Context, uint64) (time.Time, bool, error) {
+	return time.Time{}, false, nil
+}
+
+// ledger stands for the writer's account, as there was no writer: the table was filled without.
+type ledger []tally.Tally
+
+func (l ledger) Between(_ context.Context, from, to time.Time) (tallies []tally.Tally, after *tally.Tally, err error) {
+	for _, t := range l {
+		if !t.RecordedAt.Before(from) && t.RecordedAt.Before(to) {
+			tallies = append(tallies, t)
+		}
+	}
+	return tallies, nil, nil
+}
 
 // rollupPart rolls up everything before an instant.
 func rollupPart(ctx context.Context, s *session) (r report, err error) {
@@ -60,7 +77,11 @@ func rollupPart(ctx context.Context, s *session) (r report, err error) {
 	if err != nil {
 		return r, err
 	}
-	roll, err := rollup.New(table, closed(set.Until), rollup.Progress{KV: kv}, bucket, sealer, client.JS, rollup.Config{})
+	taken, err := table.Tallies(ctx, time.Unix(0, 0), set.Until)
+	if err != nil {
+		return r, err
+	}
+	roll, err := rollup.New(table, ledger(taken), closed(set.Until), rollup.Progress{KV: kv}, bucket, sealer, client.JS, rollup.Config{})
 	if err != nil {
 		return r, err
 	}

@@ -12,8 +12,9 @@ import (
 )
 
 // write makes the files of p: the .csv.gz, unless there are no events, and then the manifest.
-func (r *Rollup) write(ctx context.Context, p schema.Partition, c Count) (*seal.Sealed, error) {
+func (r *Rollup) write(ctx context.Context, p schema.Partition, a account, gaps []seal.Gap) (*seal.Sealed, error) {
 	m := seal.New(p)
+	m.Gaps = append(m.Gaps, gaps...)
 	previous, err := r.previous(ctx, p)
 	if err != nil {
 		return nil, err
@@ -21,8 +22,8 @@ func (r *Rollup) write(ctx context.Context, p schema.Partition, c Count) (*seal.
 	if previous != nil {
 		m.Follow(previous)
 	}
-	if c.Rows > 0 {
-		if err := r.writeCSV(ctx, p, c, m); err != nil {
+	if a.stream.Rows > 0 {
+		if err := r.writeCSV(ctx, p, a, m); err != nil {
 			return nil, err
 		}
 	}
@@ -30,9 +31,9 @@ func (r *Rollup) write(ctx context.Context, p schema.Partition, c Count) (*seal.
 }
 
 // writeCSV streams the rows through the compressor into the store, once, and adds to m what is said of
-// them. If anything fails, or the rows are not as many as were counted, nothing is left in the store.
-func (r *Rollup) writeCSV(ctx context.Context, p schema.Partition, c Count, m *seal.Manifest) (err error) {
-	rows, err := r.table.CSV(ctx, p, c.Rows != c.Distinct)
+// them. If anything fails, or the rows are not those that were counted, nothing is left in the store.
+func (r *Rollup) writeCSV(ctx context.Context, p schema.Partition, a account, m *seal.Manifest) (err error) {
+	rows, err := r.table.CSV(ctx, p, a.final)
 	if err != nil {
 		return err
 	}
@@ -58,9 +59,8 @@ func (r *Rollup) writeCSV(ctx context.Context, p schema.Partition, c Count, m *s
 	if err != nil {
 		return fmt.Errorf("read the rows: %w", err)
 	}
-	if content.Rows != c.Distinct || content.FirstSeq != c.FirstSeq || content.LastSeq != c.LastSeq {
-		return fmt.Errorf("%w: ClickHouse counts %d events from %d to %d in the stream, the CSV has %d from %d to %d", ErrDisagree,
-			c.Distinct, c.FirstSeq, c.LastSeq, content.Rows, content.FirstSeq, content.LastSeq)
+	if content.Digest != a.stream || content.FirstSeq != a.table.FirstSeq || content.LastSeq != a.table.LastSeq {
+		return a.disagree(&content.Digest)
 	}
 	if string(stored.head) != seal.GzipHeader {
 		return fmt.Errorf("compress: the file begins with %x, not with %x, which verifiers count on", stored.head, seal.GzipHeader)

@@ -1,9 +1,13 @@
 package rollup
 
 import (
+	"cmp"
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
+	"slices"
+	"strconv"
 	"strings"
 	"time"
 
@@ -18,32 +22,51 @@ type series struct {
 	trail        schema.Trail
 }
 
+func (s series) key() string { return s.organization + "." + string(s.trail) }
+
 // Progress keeps in a key-value bucket how far the rollup has come, and which series there are.
 type Progress struct{ KV jetstream.KeyValue }
 
 const (
-	keyNext     = "next"
-	prefixKnown = "known."
+	keyNext       = "next"
+	keyLost       = "lost"
+	prefixKnown   = "known."
+	prefixBlocked = "blocked."
 )
+
+// position is how far the rollup has come: all before next is rolled up, and seq is the last message of the
+// stream that was recorded before it; 0 if that is not known.
+type position struct {
+	next time.Time
+	seq  uint64
+}
 
 // Next is the hour to roll up next, zero before the first: all before it is rolled up.
 func (p Progress) Next(ctx context.Context) (time.Time, error) {
-	entry, err := p.KV.Get(ctx, keyNext)
-	if errors.Is(err, jetstream.ErrKeyNotFound) {
-		return time.Time{}, nil
-	}
-	if err != nil {
-		return time.Time{}, fmt.Errorf("read the rollup's progress: %w", err)
-	}
-	t, err := time.Parse(time.RFC3339, string(entry.Value()))
-	if err != nil {
-		return time.Time{}, fmt.Errorf("read the rollup's progress: %w", err)
-	}
-	return t, nil
+	at, err := p.position(ctx)
+	return at.next, err
 }
 
-func (p Progress) setNext(ctx context.Context, t time.Time) error {
-	if _, err := p.KV.PutString(ctx, keyNext, t.UTC().Format(time.RFC3339)); err != nil {
+func (p Progress) position(ctx context.Context) (at position, err error) {
+	entry, err := p.KV.Get(ctx, keyNext)
+	if errors.Is(err, jetstream.ErrKeyNotFound) {
+		return at, nil
+	}
+	if err != nil {
+		return at, fmt.Errorf("read the rollup's progress: %w", err)
+	}
+	next, seq, _ := strings.Cut(string(entry.Value()), " ")
+	if at.next, err = time.Parse(time.RFC3339, next); err != nil {
+		return at, fmt.Errorf("read the rollup's progress: %w", err)
+	}
+	if at.seq, err = strconv.ParseUint(cmp.Or(seq, "0"), 10, 64); err != nil {
+		return at, fmt.Errorf("read the rollup's progress: %w", err)
+	}
+	return at, nil
+}
+
+func (p Progress) setPosition(ctx context.Context, at position) error {
+	if _, err := p.KV.PutString(ctx, keyNext, fmt.Sprintf("%s %d", at.next.UTC().Format(time.RFC3339), at.seq)); err != nil {
 		return fmt.Errorf("keep the rollup's progress: %w", err)
 	}
 	return nil
@@ -51,23 +74,126 @@ func (p Progress) setNext(ctx context.Context, t time.Time) error {
 
 // known lists the series seen so far.
 func (p Progress) known(ctx context.Context) (map[series]bool, error) {
-	keys, err := p.KV.ListKeysFiltered(ctx, prefixKnown+">")
+	all := map[series]bool{}
+	err := p.each(ctx, prefixKnown, func(s series, _ string) error {
+		all[s] = true
+		return nil
+	})
 	if err != nil {
 		return nil, fmt.Errorf("list the known series: %w", err)
-	}
-	all := map[series]bool{}
-	for key := range keys.Keys() {
-		org, trail, _ := strings.Cut(strings.TrimPrefix(key, prefixKnown), ".")
-		all[series{org, schema.Trail(trail)}] = true
 	}
 	return all, nil
 }
 
 // learn keeps a series together with the first hour it has a partition for.
 func (p Progress) learn(ctx context.Context, s series, first time.Time) error {
-	_, err := p.KV.Create(ctx, prefixKnown+s.organization+"."+string(s.trail), []byte(first.UTC().Format(time.RFC3339)))
+	_, err := p.KV.Create(ctx, prefixKnown+s.key(), []byte(first.UTC().Format(time.RFC3339)))
 	if err != nil && !errors.Is(err, jetstream.ErrKeyExists) {
 		return fmt.Errorf("keep the series %s/%s: %w", s.organization, s.trail, err)
+	}
+	return nil
+}
+
+// each visits the series that have a key of this prefix.
+func (p Progress) each(ctx context.Context, prefix string, visit func(s series, key string) error) error {
+	keys, err := p.KV.ListKeysFiltered(ctx, prefix+">")
+	if err != nil {
+		return err
+	}
+	for key := range keys.Keys() {
+		org, trail, _ := strings.Cut(strings.TrimPrefix(key, prefix), ".")
+		if err := visit(series{org, schema.Trail(trail)}, key); err != nil {
+			return errors.Join(err, keys.Stop())
+		}
+	}
+	return nil
+}
+
+// blocked lists the first hour of each series that could not be sealed, because its counts disagreed.
+func (p Progress) blocked(ctx context.Context) (map[series]time.Time, error) {
+	all := map[series]time.Time{}
+	err := p.each(ctx, prefixBlocked, func(s series, key string) error {
+		entry, err := p.KV.Get(ctx, key)
+		if errors.Is(err, jetstream.ErrKeyNotFound) {
+			return nil
+		}
+		if err != nil {
+			return err
+		}
+		all[s], err = time.Parse(time.RFC3339, string(entry.Value()))
+		return err
+	})
+	if err != nil {
+		return nil, fmt.Errorf("list the blocked series: %w", err)
+	}
+	return all, nil
+}
+
+// Blocked lists, for each organization and trail that waits for somebody to repair it, the first hour that
+// could not be sealed because its counts disagreed.
+func (p Progress) Blocked(ctx context.Context, length time.Duration) ([]schema.Partition, error) {
+	all, err := p.blocked(ctx)
+	if err != nil {
+		return nil, err
+	}
+	var list []schema.Partition
+	for s, hour := range all {
+		list = append(list, schema.Partition{Organization: s.organization, Trail: s.trail, Hour: hour, Length: length})
+	}
+	slices.SortFunc(list, func(a, b schema.Partition) int { return strings.Compare(a.Path(), b.Path()) })
+	return list, nil
+}
+
+func (p Progress) block(ctx context.Context, s series, hour time.Time) error {
+	if _, err := p.KV.PutString(ctx, prefixBlocked+s.key(), hour.UTC().Format(time.RFC3339)); err != nil {
+		return fmt.Errorf("block the series %s: %w", s.key(), err)
+	}
+	return nil
+}
+
+func (p Progress) unblock(ctx context.Context, s series) error {
+	if err := p.KV.Delete(ctx, prefixBlocked+s.key()); err != nil {
+		return fmt.Errorf("unblock the series %s: %w", s.key(), err)
+	}
+	return nil
+}
+
+// Loss is a run of messages that the stream has lost, and who answers for it.
+type Loss struct {
+	First  uint64    `json:"first"`
+	Last   uint64    `json:"last"`
+	By     string    `json:"by"`
+	Reason string    `json:"reason"`
+	At     time.Time `json:"at"`
+}
+
+// Losses lists what was accepted.
+func (p Progress) Losses(ctx context.Context) (losses []Loss, err error) {
+	entry, err := p.KV.Get(ctx, keyLost)
+	if errors.Is(err, jetstream.ErrKeyNotFound) {
+		return nil, nil
+	}
+	if err == nil {
+		err = json.Unmarshal(entry.Value(), &losses)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("read the accepted losses: %w", err)
+	}
+	return losses, nil
+}
+
+// Accept has the rollup go on over a loss. It is stated in the manifests of the hours it lies in.
+func (p Progress) Accept(ctx context.Context, l Loss) error {
+	losses, err := p.Losses(ctx)
+	if err != nil {
+		return err
+	}
+	data, err := json.Marshal(append(losses, l))
+	if err != nil {
+		return fmt.Errorf("keep the accepted losses: %w", err)
+	}
+	if _, err := p.KV.Put(ctx, keyLost, data); err != nil {
+		return fmt.Errorf("keep the accepted losses: %w", err)
 	}
 	return nil
 }

@@ -19,36 +19,32 @@ import (
 	"github.com/kansa-audit/kansa/schema/seal"
 )
 
-// ErrDisagree means that an hour's events, counted in two ways, are not the same number. Nothing is
-// announced, and the hour stays open.
-var ErrDisagree = errors.New("the counts of an hour disagree")
-
 // Count is what ClickHouse holds of one organization and trail in an hour.
 type Count struct {
 	Organization string
 	Trail        schema.Trail
-	Rows         uint64 // as stored
-	Distinct     uint64 // events; less than Rows if an event is stored twice and not yet collapsed
-	FirstSeq     uint64
-	LastSeq      uint64
+	seal.Digest
+	FirstSeq, LastSeq uint64
 }
 
 // Table is audit_events.
 type Table interface {
 	// Counts returns what was recorded from one instant up to, and without, another, for each
-	// organization and trail that has any.
-	Counts(ctx context.Context, from, to time.Time) ([]Count, error)
+	// organization and trail that has any; final collapses rows that are stored twice.
+	Counts(ctx context.Context, from, to time.Time, final bool) ([]Count, error)
 	// FirstRecorded returns the time of the earliest event, and false if there is none.
 	FirstRecorded(ctx context.Context) (time.Time, bool, error)
 	// CSV streams a partition with a header line; final collapses rows that are stored twice.
 	CSV(ctx context.Context, p schema.Partition, final bool) (io.ReadCloser, error)
 }
 
-// Floor knows how far the writer has come.
+// Floor knows AUDIT, and how far the writer has come in it.
 type Floor interface {
-	// ClosedUntil returns an instant before which the broker stored no message that is not in
-	// ClickHouse, and will store none.
-	ClosedUntil(ctx context.Context) (time.Time, error)
+	// Closed returns an instant before which the broker stored no message that is not in ClickHouse, and
+	// will store none; and the place in the stream up to which all are.
+	Closed(ctx context.Context) (until time.Time, seq uint64, err error)
+	// Recorded returns when the stream stored a message, and false if it does not have it.
+	Recorded(ctx context.Context, seq uint64) (time.Time, bool, error)
 }
 
 // Config of a rollup. The zero value of a field means its default.
@@ -57,13 +53,17 @@ type Config struct {
 	Hour time.Duration
 	// Parallel bounds the partitions made at once; default the number of cores.
 	Parallel int
-	Logger   *slog.Logger
+	// Alarm is told of every hour that can't be sealed because its counts disagree, or because the stream
+	// has lost messages; p is then without an organization. Default: the log has it.
+	Alarm  func(ctx context.Context, p schema.Partition, err error)
+	Logger *slog.Logger
 }
 
 // Rollup makes partitions. Any number may run; those of one hour made twice are the same.
 type Rollup struct {
 	cfg        Config
 	table      Table
+	ledger     Ledger
 	floor      Floor
 	progress   Progress
 	bucket     *blob.Bucket
@@ -71,11 +71,12 @@ type Rollup struct {
 	js         jetstream.JetStream
 	partitions atomic.Uint64
 	rows       atomic.Uint64
+	alarms     atomic.Uint64
 }
 
 // New returns a rollup that keeps how far it has come in progress, writes to bucket what sealer signs, and
 // announces it on js.
-func New(table Table, floor Floor, progress Progress, bucket *blob.Bucket, sealer Sealer, js jetstream.JetStream, cfg Config) (*Rollup, error) {
+func New(table Table, ledger Ledger, floor Floor, progress Progress, bucket *blob.Bucket, sealer Sealer, js jetstream.JetStream, cfg Config) (*Rollup, error) {
 	if cfg.Hour == 0 {
 		cfg.Hour = time.Hour
 	}
@@ -88,14 +89,17 @@ func New(table Table, floor Floor, progress Progress, bucket *blob.Bucket, seale
 	if cfg.Logger == nil {
 		cfg.Logger = slog.New(slog.DiscardHandler)
 	}
-	return &Rollup{cfg: cfg, table: table, floor: floor, progress: progress, bucket: bucket, sealer: sealer, js: js}, nil
+	if cfg.Alarm == nil {
+		cfg.Alarm = func(context.Context, schema.Partition, error) {}
+	}
+	return &Rollup{cfg: cfg, table: table, ledger: ledger, floor: floor, progress: progress, bucket: bucket, sealer: sealer, js: js}, nil
 }
 
 // Stats counts since the rollup was made.
-type Stats struct{ Partitions, Rows uint64 }
+type Stats struct{ Partitions, Rows, Alarms uint64 }
 
 // Stats returns the counts.
-func (r *Rollup) Stats() Stats { return Stats{r.partitions.Load(), r.rows.Load()} }
+func (r *Rollup) Stats() Stats { return Stats{r.partitions.Load(), r.rows.Load(), r.alarms.Load()} }
 
 // Tick does what is due: a consumers.Handler for the ticks of HOURS.
 func (r *Rollup) Tick(ctx context.Context, _ jetstream.Msg) error {
@@ -104,93 +108,147 @@ func (r *Rollup) Tick(ctx context.Context, _ jetstream.Msg) error {
 }
 
 // Advance rolls up every hour that is closed and not yet done, and returns the first instant that is
-// not rolled up.
+// not rolled up. An organization and trail whose counts disagree is left behind, and tried again each time;
+// the error is then [ErrDisagree]. If the stream has lost messages, nobody's hour is sealed: [ErrLost].
 func (r *Rollup) Advance(ctx context.Context) (time.Time, error) {
-	until, err := r.floor.ClosedUntil(ctx)
+	until, floor, err := r.floor.Closed(ctx)
 	if err != nil {
 		return time.Time{}, fmt.Errorf("find which hours are closed: %w", err)
 	}
-	next, err := r.progress.Next(ctx)
+	at, err := r.progress.position(ctx)
 	if err != nil {
 		return time.Time{}, err
 	}
-	if next.IsZero() {
+	if at.next.IsZero() {
 		// Nothing was recorded in the hours that are closed but before the first event.
-		next = until.Truncate(r.cfg.Hour)
+		at.next = until.Truncate(r.cfg.Hour)
 		switch first, any, err := r.table.FirstRecorded(ctx); {
 		case err != nil:
 			return time.Time{}, err
-		case any && first.Before(next):
-			next = first.Truncate(r.cfg.Hour)
+		case any && first.Before(at.next):
+			at.next = first.Truncate(r.cfg.Hour)
 		}
-		if err := r.progress.setNext(ctx, next); err != nil {
-			return next, err
-		}
-	}
-	for !next.Add(r.cfg.Hour).After(until) {
-		if err := r.hour(ctx, next); err != nil {
-			return next, fmt.Errorf("roll up the hour of %s: %w", next.Format(time.RFC3339), err)
-		}
-		next = next.Add(r.cfg.Hour)
-		if err := r.progress.setNext(ctx, next); err != nil {
-			return next, err
+		if err := r.progress.setPosition(ctx, at); err != nil {
+			return at.next, err
 		}
 	}
-	return next, nil
+	for !at.next.Add(r.cfg.Hour).After(until) {
+		h, err := r.account(ctx, at, floor)
+		if err == nil {
+			err = r.hour(ctx, h)
+		}
+		if errors.Is(err, ErrLost) {
+			r.alarm(ctx, schema.Partition{Hour: at.next, Length: r.cfg.Hour}, err)
+		}
+		if err != nil {
+			return at.next, fmt.Errorf("roll up the hour of %s: %w", at.next.Format(time.RFC3339), err)
+		}
+		at = position{at.next.Add(r.cfg.Hour), h.lastSeq}
+		if err := r.progress.setPosition(ctx, at); err != nil {
+			return at.next, err
+		}
+	}
+	return at.next, r.retry(ctx, at.next)
 }
 
-// hour makes the partitions of one closed hour.
-func (r *Rollup) hour(ctx context.Context, start time.Time) error {
-	counts, err := r.table.Counts(ctx, start, start.Add(r.cfg.Hour))
-	if err != nil {
-		return err
-	}
+// hour makes the partitions of one closed hour, but not those of series that are left behind.
+func (r *Rollup) hour(ctx context.Context, h *hour) error {
 	known, err := r.progress.known(ctx)
 	if err != nil {
 		return err
 	}
-	have := map[series]Count{}
-	for _, c := range counts {
-		s := series{c.Organization, c.Trail}
-		have[s] = c
+	for s := range h.accounts {
 		if !known[s] {
-			if err := r.progress.learn(ctx, s, start); err != nil {
+			if err := r.progress.learn(ctx, s, h.start); err != nil {
 				return err
 			}
 			known[s] = true
 		}
 	}
-	g, ctx := errgroup.WithContext(ctx)
+	blocked, err := r.progress.blocked(ctx)
+	if err != nil {
+		return err
+	}
+	g, working := errgroup.WithContext(ctx)
 	g.SetLimit(r.cfg.Parallel)
 	for s := range known {
-		p := schema.Partition{Organization: s.organization, Trail: s.trail, Hour: start, Length: r.cfg.Hour}
+		if _, ok := blocked[s]; ok {
+			continue
+		}
 		g.Go(func() error {
-			if err := r.partition(ctx, p, have[s]); err != nil {
-				return fmt.Errorf("partition %s: %w", p, err)
+			err := r.partition(working, s, h)
+			if errors.Is(err, ErrDisagree) {
+				r.alarm(ctx, h.partition(s), err)
+				return r.progress.block(ctx, s, h.start)
 			}
-			return nil
+			return err
 		})
 	}
 	return g.Wait()
 }
 
-// partition makes one partition, or finds that it is made, and announces it.
-func (r *Rollup) partition(ctx context.Context, p schema.Partition, c Count) error {
-	m, err := r.sealed(ctx, p.ManifestKey())
+// retry goes on where a series was left behind, up to next.
+func (r *Rollup) retry(ctx context.Context, next time.Time) error {
+	blocked, err := r.progress.blocked(ctx)
 	if err != nil {
 		return err
 	}
-	if m == nil {
-		if m, err = r.write(ctx, p, c); err != nil {
-			return err
+	var errs []error
+	for s, start := range blocked {
+		for ; start.Before(next); start = start.Add(r.cfg.Hour) {
+			h, err := r.account(ctx, position{next: start}, 0)
+			if err == nil {
+				err = r.partition(ctx, s, h)
+			}
+			if err != nil {
+				errs = append(errs, err, r.progress.block(ctx, s, start))
+				break
+			}
 		}
-		r.partitions.Add(1)
-		r.rows.Add(m.Rows)
+		if !start.Before(next) {
+			errs = append(errs, r.progress.unblock(ctx, s))
+		}
 	}
-	if m.Rows != c.Distinct {
-		return fmt.Errorf("%w: ClickHouse has %d events, the manifest says %d", ErrDisagree, c.Distinct, m.Rows)
+	return errors.Join(errs...)
+}
+
+func (r *Rollup) alarm(ctx context.Context, p schema.Partition, err error) {
+	r.alarms.Add(1)
+	r.cfg.Logger.Error("an hour can not be sealed", slog.String("path", p.Path()), slog.Any("reason", err))
+	r.cfg.Alarm(ctx, p, err)
+}
+
+// partition makes one partition, or finds that it is made, and announces it.
+func (r *Rollup) partition(ctx context.Context, s series, h *hour) error {
+	p := h.partition(s)
+	m, err := r.makePartition(ctx, p, h)
+	if err != nil {
+		return fmt.Errorf("partition %s: %w", p, err)
 	}
 	return r.announce(ctx, p, m)
+}
+
+func (r *Rollup) makePartition(ctx context.Context, p schema.Partition, h *hour) (*seal.Sealed, error) {
+	a := h.accounts[series{p.Organization, p.Trail}]
+	m, err := r.sealed(ctx, p.ManifestKey())
+	if err != nil {
+		return nil, err
+	}
+	if m != nil {
+		if m.Digest != a.stream || m.Digest != a.table.Digest {
+			return nil, a.disagree(&m.Digest)
+		}
+		return m, nil
+	}
+	if a.stream != a.table.Digest {
+		return nil, a.disagree(nil)
+	}
+	if m, err = r.write(ctx, p, a, h.gaps); err != nil {
+		return nil, err
+	}
+	r.partitions.Add(1)
+	r.rows.Add(m.Rows)
+	return m, nil
 }
 
 // announce publishes what the manifest says; its signature is in the store.

@@ -16,6 +16,7 @@ import (
 	"gocloud.dev/blob/memblob"
 
 	"github.com/kansa-audit/kansa/consumers/rollup"
+	"github.com/kansa-audit/kansa/consumers/tally"
 	"github.com/kansa-audit/kansa/pipeline/broker"
 	"github.com/kansa-audit/kansa/pipeline/keys"
 	"github.com/kansa-audit/kansa/schema"
@@ -36,25 +37,83 @@ type table struct {
 	breakAfter int
 	lie        bool
 	double     bool // some rows are stored twice
+	gone       bool // the second hour of acme is not there
+	changed    bool // a row of it is another
 }
 
 var errBroken = errors.New("connection lost")
 
 func hourOf(t time.Time) int { return int(t.Sub(start) / time.Hour) }
 
-func (f *table) Counts(_ context.Context, from, _ time.Time) (counts []rollup.Count, err error) {
+func (f *table) Counts(_ context.Context, from, _ time.Time, final bool) (counts []rollup.Count, err error) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	for org, hours := range f.rows {
-		if n := hours[hourOf(from)]; n > 0 {
-			c := rollup.Count{Organization: org, Trail: schema.Activity, Rows: uint64(n), Distinct: uint64(n), FirstSeq: 1, LastSeq: uint64(n)}
-			if f.double {
+		if n := hours[hourOf(from)]; n > 0 && (!f.gone || org != "acme" || hourOf(from) != 1) {
+			c := rollup.Count{Organization: org, Trail: schema.Activity, Digest: digest(org, from, n), FirstSeq: 1, LastSeq: uint64(n)}
+			if f.double && !final {
 				c.Rows++
+			}
+			if f.changed && org == "acme" && hourOf(from) == 1 {
+				c.Sum++
 			}
 			counts = append(counts, c)
 		}
 	}
 	return counts, nil
+}
+
+// digest is that of the rows that CSV gives.
+func digest(org string, hour time.Time, n int) seal.Digest {
+	p := schema.Partition{Organization: org, Trail: schema.Activity, Hour: hour, Length: time.Hour}
+	rows := seal.NewRows(p, codec.CSVColumns)
+	if _, err := rows.Write(csvText(p, n, n)); err != nil {
+		panic(err)
+	}
+	content, err := rows.Close()
+	if err != nil {
+		panic(err)
+	}
+	return content.Digest
+}
+
+// ledger says what the writer took: a message for each organization and hour that the table has, if it is not
+// told otherwise. Messages are numbered in the order of the hours.
+type ledger struct {
+	table *table
+	took  map[string]map[int]int // other numbers of rows
+	lost  uint64                 // a message of the first hour that has no tally
+}
+
+func (l *ledger) Between(_ context.Context, from, to time.Time) (tallies []tally.Tally, after *tally.Tally, err error) {
+	l.table.mu.Lock()
+	defer l.table.mu.Unlock()
+	seq := uint64(0)
+	for hour := range 24 {
+		for _, org := range []string{"acme", "globex"} {
+			n := l.table.rows[org][hour]
+			if took, ok := l.took[org][hour]; ok {
+				n = took
+			}
+			if n == 0 {
+				continue
+			}
+			if seq++; seq == l.lost {
+				seq++
+			}
+			at := start.Add(time.Duration(hour) * time.Hour)
+			d := digest(org, at, n)
+			t := tally.Tally{StreamSeq: seq, RecordedAt: at.Add(time.Minute), Organization: org, Trail: schema.Activity, Rows: d.Rows, Sum: d.Sum}
+			switch {
+			case t.RecordedAt.Before(from):
+			case t.RecordedAt.Before(to):
+				tallies = append(tallies, t)
+			case after == nil:
+				after = &t
+			}
+		}
+	}
+	return tallies, after, nil
 }
 
 func (f *table) FirstRecorded(context.Context) (time.Time, bool, error) {
@@ -70,16 +129,21 @@ func (f *table) CSV(_ context.Context, p schema.Partition, final bool) (io.ReadC
 	if f.lie || f.double && !final {
 		n++
 	}
-	text := codec.AppendCSVHeader(nil)
-	for i := range n {
-		e := codec.Stored{RecordedAt: p.Hour.Add(time.Duration(i) * time.Millisecond), StreamSeq: uint64(min(i+1, f.rows[p.Organization][hourOf(p.Hour)])), BatchIndex: uint32(i)}
-		e.Organization, e.Trail, e.Description = p.Organization, p.Trail, "a \"row\"\r\nof two lines"
-		text = codec.AppendCSV(text, &e)
-	}
+	text := csvText(p, n, f.rows[p.Organization][hourOf(p.Hour)])
 	if f.breakAfter > 0 {
 		return io.NopCloser(io.MultiReader(bytes.NewReader(text[:min(f.breakAfter, len(text))]), broken{})), nil
 	}
 	return io.NopCloser(bytes.NewReader(text)), nil
+}
+
+func csvText(p schema.Partition, rows, lastSeq int) []byte {
+	text := codec.AppendCSVHeader(nil)
+	for i := range rows {
+		e := codec.Stored{RecordedAt: p.Hour.Add(time.Duration(i) * time.Millisecond), StreamSeq: uint64(min(i+1, lastSeq)), BatchIndex: uint32(i)}
+		e.Organization, e.Trail, e.Description = p.Organization, p.Trail, "a \"row\"\r\nof two lines"
+		text = codec.AppendCSV(text, &e)
+	}
+	return text
 }
 
 type broken struct{}
@@ -92,19 +156,25 @@ type until struct {
 	t  time.Time
 }
 
-func (u *until) ClosedUntil(context.Context) (time.Time, error) {
+func (u *until) Closed(context.Context) (time.Time, uint64, error) {
 	u.mu.Lock()
 	defer u.mu.Unlock()
-	return u.t, nil
+	return u.t, 0, nil
+}
+
+func (u *until) Recorded(context.Context, uint64) (time.Time, bool, error) {
+	return time.Time{}, false, nil
 }
 
 type fixture struct {
 	table  *table
+	ledger *ledger
 	floor  *until
 	bucket *blob.Bucket
 	client *broker.Client
 	keys   *keys.Keys
 	rollup *rollup.Rollup
+	alarms []schema.Partition
 }
 
 func newFixture(t *testing.T) *fixture {
@@ -114,7 +184,8 @@ func newFixture(t *testing.T) *fixture {
 		t.Fatal(err)
 	}
 	t.Cleanup(s.Close)
-	f := &fixture{table: &table{rows: map[string]map[int]int{}}, floor: &until{}, bucket: memblob.OpenBucket(nil)}
+	f := &fixture{table: &table{rows: map[string]map[int]int{}}, floor: &until{}, ledger: &ledger{}, bucket: memblob.OpenBucket(nil)}
+	f.ledger.table = f.table
 	t.Cleanup(func() { _ = f.bucket.Close() })
 	if f.client, err = broker.Connect(t.Context(), broker.Options{URL: s.URL()}); err != nil {
 		t.Fatal(err)
@@ -130,7 +201,9 @@ func newFixture(t *testing.T) *fixture {
 	if f.keys, err = keys.Open(t.Context(), t.TempDir(), f.bucket); err != nil {
 		t.Fatal(err)
 	}
-	if f.rollup, err = rollup.New(f.table, f.floor, rollup.Progress{KV: kv}, f.bucket, f.keys, f.client.JS, rollup.Config{}); err != nil {
+	if f.rollup, err = rollup.New(f.table, f.ledger, f.floor, rollup.Progress{KV: kv}, f.bucket, f.keys, f.client.JS, rollup.Config{
+		Alarm: func(_ context.Context, p schema.Partition, _ error) { f.alarms = append(f.alarms, p) },
+	}); err != nil {
 		t.Fatal(err)
 	}
 	return f
@@ -305,7 +378,7 @@ func TestManifestsFormOneChain(t *testing.T) {
 		}
 		previous = m.TextHash()
 	}
-	other, err := rollup.New(f.table, f.floor, rollup.Progress{KV: f.kv(t)}, f.bucket, f.keys, f.client.JS, rollup.Config{})
+	other, err := rollup.New(f.table, f.ledger, f.floor, rollup.Progress{KV: f.kv(t)}, f.bucket, f.keys, f.client.JS, rollup.Config{})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -365,7 +438,7 @@ func TestManifestsFormOneChain(t *testing.T) {
 		t.Fatal(err)
 	}
 	// From now on hours are half as long; the chain goes on.
-	half, err := rollup.New(f.table, f.floor, rollup.Progress{KV: kv}, f.bucket, f.keys, f.client.JS, rollup.Config{Hour: 30 * time.Minute})
+	half, err := rollup.New(f.table, f.ledger, f.floor, rollup.Progress{KV: kv}, f.bucket, f.keys, f.client.JS, rollup.Config{Hour: 30 * time.Minute})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -389,4 +462,86 @@ func (f *fixture) kv(t *testing.T) jetstream.KeyValue {
 		t.Fatal(err)
 	}
 	return kv
+}
+
+// Design, section 4: nothing is signed unless stream, table and file agree. Who disagrees is left behind, alone,
+// and catches up when it is repaired.
+func TestAccountsThatDisagree(t *testing.T) {
+	t.Parallel()
+	for name, c := range map[string]struct {
+		fault, repair func(f *fixture)
+	}{
+		"a row is lost":    {func(f *fixture) { f.ledger.took = map[string]map[int]int{"acme": {1: 6}} }, func(f *fixture) { f.ledger.took = nil }},
+		"a row is added":   {func(f *fixture) { f.ledger.took = map[string]map[int]int{"acme": {1: 4}} }, func(f *fixture) { f.ledger.took = nil }},
+		"all is lost":      {func(f *fixture) { f.table.gone = true }, func(f *fixture) { f.table.gone = false }},
+		"a row is changed": {func(f *fixture) { f.table.changed = true }, func(f *fixture) { f.table.changed = false }},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			f := newFixture(t)
+			f.table.rows["acme"] = map[int]int{0: 3, 1: 5, 2: 2}
+			f.table.rows["globex"] = map[int]int{0: 1, 1: 1, 2: 1}
+			c.fault(f)
+			if _, err := f.advance(t, 3); !errors.Is(err, rollup.ErrDisagree) {
+				t.Fatalf("got %v, want a disagreement", err)
+			}
+			if f.manifest(t, "acme", 0) == nil || f.manifest(t, "acme", 1) != nil || f.manifest(t, "acme", 2) != nil {
+				t.Error("acme is not sealed up to its first hour, and no further")
+			}
+			if f.manifest(t, "globex", 2) == nil {
+				t.Error("globex waits for acme")
+			}
+			if f.alarms[0].Path() != "acme/activity/2026/11/20/01" || len(f.alarms) != 1 || f.rollup.Stats().Alarms != 1 {
+				t.Errorf("alarms: %v", f.alarms)
+			}
+			blocked, err := rollup.Progress{KV: f.kv(t)}.Blocked(t.Context(), time.Hour)
+			if err != nil || len(blocked) != 1 || blocked[0].Path() != "acme/activity/2026/11/20/01" {
+				t.Errorf("blocked: %v, %v", blocked, err)
+			}
+			c.repair(f)
+			if _, err := f.advance(t, 4); err != nil {
+				t.Fatal(err)
+			}
+			for hour := range 4 {
+				if m := f.manifest(t, "acme", hour); m == nil || m.Number != uint64(hour+1) {
+					t.Errorf("hour %d after the repair: %+v", hour, m)
+				}
+			}
+		})
+	}
+}
+
+// A message that nobody accounts for stops everybody, for nobody knows whose it was; somebody may answer for
+// it, and the manifests say so.
+func TestMessagesThatAreLost(t *testing.T) {
+	t.Parallel()
+	f := newFixture(t)
+	f.table.rows["acme"] = map[int]int{0: 3, 1: 5, 2: 2}
+	f.ledger.lost = 2
+	if _, err := f.advance(t, 3); !errors.Is(err, rollup.ErrLost) {
+		t.Fatalf("got %v, want a loss", err)
+	}
+	if f.manifest(t, "acme", 1) != nil || len(f.alarms) != 1 {
+		t.Errorf("sealed over a loss, or without an alarm: %v", f.alarms)
+	}
+	progress := rollup.Progress{KV: f.kv(t)}
+	if err := progress.Accept(t.Context(), rollup.Loss{First: 2, Last: 2, By: "auditor", Reason: "disk failure, ticket 17"}); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := f.advance(t, 3); err != nil {
+		t.Fatal(err)
+	}
+	gaps := 0
+	for hour := range 3 {
+		m := f.manifest(t, "acme", hour)
+		for _, g := range m.Gaps {
+			gaps++
+			if g.By != "auditor" || g.Reason != "messages 2 to 2 of the stream were lost: disk failure, ticket 17" {
+				t.Errorf("hour %d: %+v", hour, g)
+			}
+		}
+	}
+	if gaps == 0 {
+		t.Error("no manifest states the loss")
+	}
 }

@@ -36,51 +36,54 @@ func (l Ledger) Put(ctx context.Context, tallies []Tally) error {
 var ErrContradiction = errors.New("tallies contradict each other")
 
 // Between returns the tallies of the messages that were recorded from one instant up to, and without, another,
-// each once, in the order of the stream. It reads what was written since the first instant: a message is
-// tallied after it was recorded, by the same clock. It takes some 80 bytes of memory a message.
-func (l Ledger) Between(ctx context.Context, from, to time.Time) ([]Tally, error) {
+// each once, in the order of the stream; and the first of those recorded later, if there is one. It reads what
+// was written since the first instant: a message is tallied after it was recorded, by the same clock. It takes
+// some 80 bytes of memory a message.
+func (l Ledger) Between(ctx context.Context, from, to time.Time) (tallies []Tally, after *Tally, err error) {
 	stream, err := l.JS.Stream(ctx, Stream)
 	if err != nil {
-		return nil, fmt.Errorf("look up stream %s: %w", Stream, err)
+		return nil, nil, fmt.Errorf("look up stream %s: %w", Stream, err)
 	}
 	last := stream.CachedInfo().State.LastSeq
-	if stream.CachedInfo().State.Msgs == 0 {
-		return nil, nil
-	}
 	consumer, err := stream.OrderedConsumer(ctx, jetstream.OrderedConsumerConfig{
 		DeliverPolicy: jetstream.DeliverByStartTimePolicy, OptStartTime: &from, InactiveThreshold: 30 * time.Second,
 	})
 	if err != nil {
-		return nil, fmt.Errorf("read the tallies: %w", err)
+		return nil, nil, fmt.Errorf("read the tallies: %w", err)
 	}
 	info, err := consumer.Info(ctx)
 	if err != nil {
-		return nil, fmt.Errorf("read the tallies: %w", err)
+		return nil, nil, fmt.Errorf("read the tallies: %w", err)
 	}
-	var all []Tally
+	// What is written from now on is of messages that are not closed yet.
 	for waiting := info.NumPending; waiting > 0; {
 		msg, err := consumer.Next(jetstream.FetchContext(ctx))
 		if err != nil {
-			return nil, fmt.Errorf("read the tallies: %w", err)
+			return nil, nil, fmt.Errorf("read the tallies: %w", err)
 		}
 		meta, err := msg.Metadata()
 		if err != nil {
-			return nil, fmt.Errorf("read the tallies: %w", err)
+			return nil, nil, fmt.Errorf("read the tallies: %w", err)
 		}
 		some, err := Decode(msg.Data())
 		if err != nil {
-			return nil, fmt.Errorf("read message %d of %s: %w", meta.Sequence.Stream, Stream, err)
+			return nil, nil, fmt.Errorf("read message %d of %s: %w", meta.Sequence.Stream, Stream, err)
 		}
-		for _, t := range some {
-			if !t.RecordedAt.Before(from) && t.RecordedAt.Before(to) {
-				all = append(all, t)
+		for i := range some {
+			switch t := &some[i]; {
+			case t.RecordedAt.Before(from):
+			case t.RecordedAt.Before(to):
+				tallies = append(tallies, *t)
+			case after == nil || t.StreamSeq < after.StreamSeq:
+				after = t
 			}
 		}
 		if waiting = meta.NumPending; meta.Sequence.Stream >= last {
-			break // what was written since is of messages that came since
+			break
 		}
 	}
-	return once(all)
+	tallies, err = once(tallies)
+	return tallies, after, err
 }
 
 // once sorts tallies and leaves each message's one.

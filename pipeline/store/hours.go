@@ -11,6 +11,7 @@ import (
 	"github.com/google/uuid"
 
 	"github.com/kansa-audit/kansa/consumers/rollup"
+	"github.com/kansa-audit/kansa/consumers/tally"
 	"github.com/kansa-audit/kansa/schema"
 	"github.com/kansa-audit/kansa/schema/codec"
 )
@@ -20,10 +21,29 @@ func micros(t time.Time) string {
 	return fmt.Sprintf("fromUnixTimestamp64Micro(%d, 'UTC')", t.UnixMicro())
 }
 
-// Counts returns what was recorded from one instant up to, and without, another.
-func (s *Store) Counts(ctx context.Context, from, to time.Time) ([]rollup.Count, error) {
-	rows, err := s.conn.Query(ctx, `SELECT organization, trail, count(), uniqExact(stream_seq, batch_index), min(stream_seq), max(stream_seq)
-FROM audit_events WHERE recorded_at >= `+micros(from)+` AND recorded_at < `+micros(to)+`
+// rowText is a row's fields as its CSV has them, with the byte 0xFF between them: what seal.RowHash is taken of.
+var rowText = func() string {
+	texts := make([]string, len(codec.CSVColumns))
+	for i, c := range codec.CSVColumns {
+		switch c {
+		case "recorded_at", "occurred_at":
+			texts[i] = "formatDateTime(" + c + ", '%Y-%m-%dT%H:%i:%S.%fZ', 'UTC')"
+		case "stream_seq", "batch_index", "id":
+			texts[i] = "toString(" + c + ")"
+		case "attributes":
+			texts[i] = "toJSONString(attributes)" // see countSettings
+		default:
+			texts[i] = c
+		}
+	}
+	return "concat(" + strings.Join(texts, `, '\xFF', `) + ")"
+}()
+
+// Counts returns what was recorded from one instant up to, and without, another: how many rows, from where to
+// where in the stream, and the sum of their hashes. final collapses rows that are stored twice.
+func (s *Store) Counts(ctx context.Context, from, to time.Time, final bool) ([]rollup.Count, error) {
+	rows, err := s.conn.Query(clickhouse.Context(ctx, clickhouse.WithSettings(countSettings)), `SELECT organization, trail, count(), min(stream_seq), max(stream_seq), sum(xxh3(`+rowText+`))
+FROM audit_events`+finally(final)+` WHERE recorded_at >= `+micros(from)+` AND recorded_at < `+micros(to)+`
 GROUP BY organization, trail ORDER BY organization, trail`)
 	if err != nil {
 		return nil, fmt.Errorf("count events from %s to %s: %w", from, to, err)
@@ -33,7 +53,7 @@ GROUP BY organization, trail ORDER BY organization, trail`)
 	for rows.Next() {
 		var c rollup.Count
 		var trail string
-		if err := rows.Scan(&c.Organization, &trail, &c.Rows, &c.Distinct, &c.FirstSeq, &c.LastSeq); err != nil {
+		if err := rows.Scan(&c.Organization, &trail, &c.Rows, &c.FirstSeq, &c.LastSeq, &c.Sum); err != nil {
 			return nil, fmt.Errorf("count events: %w", err)
 		}
 		c.Trail = schema.Trail(trail)
@@ -43,6 +63,39 @@ GROUP BY organization, trail ORDER BY organization, trail`)
 		return nil, fmt.Errorf("count events: %w", err)
 	}
 	return counts, nil
+}
+
+// Tallies returns what the table has of each message that was recorded from one instant up to, and without,
+// another, in the order of the stream. Doubles count twice.
+func (s *Store) Tallies(ctx context.Context, from, to time.Time) ([]tally.Tally, error) {
+	rows, err := s.conn.Query(clickhouse.Context(ctx, clickhouse.WithSettings(countSettings)), `SELECT stream_seq, any(organization), any(trail), any(recorded_at), count(), sum(xxh3(`+rowText+`))
+FROM audit_events WHERE recorded_at >= `+micros(from)+` AND recorded_at < `+micros(to)+`
+GROUP BY stream_seq ORDER BY stream_seq`)
+	if err != nil {
+		return nil, fmt.Errorf("count the events of each message: %w", err)
+	}
+	defer rows.Close()
+	var tallies []tally.Tally
+	for rows.Next() {
+		var t tally.Tally
+		var trail string
+		if err := rows.Scan(&t.StreamSeq, &t.Organization, &trail, &t.RecordedAt, &t.Rows, &t.Sum); err != nil {
+			return nil, fmt.Errorf("count the events of each message: %w", err)
+		}
+		t.Trail, t.RecordedAt = schema.Trail(trail), t.RecordedAt.UTC()
+		tallies = append(tallies, t)
+	}
+	if err := rows.Err(); err != nil {
+		return nil, fmt.Errorf("count the events of each message: %w", err)
+	}
+	return tallies, nil
+}
+
+func finally(final bool) string {
+	if final {
+		return " FINAL"
+	}
+	return ""
 }
 
 // FirstRecorded returns the time of the earliest event, and false if there is none.
@@ -72,17 +125,16 @@ var csvSettings = clickhouse.Settings{
 	"output_format_json_escape_forward_slashes": 0, "format_csv_delimiter": ",",
 }
 
+// countSettings make rowText what codec.AppendCSV writes, too.
+var countSettings = clickhouse.Settings{"output_format_json_escape_forward_slashes": 0}
+
 // CSV streams the partition as CSV with a header line (codec.CSVColumns), ordered by recorded_at,
 // stream_seq and batch_index. final collapses rows that are stored twice. If the query fails on the way,
 // Read returns the error.
 func (s *Store) CSV(ctx context.Context, p schema.Partition, final bool) (io.ReadCloser, error) {
-	modifier := ""
-	if final {
-		modifier = " FINAL"
-	}
 	tail := fmt.Sprintf(" FROM audit_events%s WHERE organization = %s AND trail = %s AND recorded_at >= %s AND recorded_at < %s"+
 		" ORDER BY organization, trail, recorded_at, stream_seq, batch_index",
-		modifier, quoteString(p.Organization), quoteString(string(p.Trail)), micros(p.Hour), micros(p.End()))
+		finally(final), quoteString(p.Organization), quoteString(string(p.Trail)), micros(p.Hour), micros(p.End()))
 	if s.native {
 		return s.csvNative(ctx, "SELECT "+strings.Join(codec.CSVColumns, ", ")+tail)
 	}

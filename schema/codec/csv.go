@@ -103,11 +103,25 @@ func attributesJSON(m map[string]string) string {
 	return string(append(b, '}'))
 }
 
+// escaped marks the bytes with which something begins that may have to be escaped.
+var escaped = func() (t [256]bool) {
+	for c := range 0x20 {
+		t[c] = true
+	}
+	t['"'], t['\\'], t[0xe2] = true, true, true
+	return t
+}()
+
 // appendJSONString escapes what ClickHouse escapes, and as it does: the digits of \u00XX are upper case.
 func appendJSONString(dst []byte, s string) []byte {
 	const hex = "0123456789ABCDEF"
 	dst = append(dst, '"')
-	for i := 0; i < len(s); i++ {
+	plain := 0
+	for plain < len(s) && !escaped[s[plain]] {
+		plain++
+	}
+	dst = append(dst, s[:plain]...)
+	for i := plain; i < len(s); i++ {
 		switch c := s[i]; {
 		case c == '"' || c == '\\':
 			dst = append(dst, '\\', c)

@@ -8,6 +8,8 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"sync/atomic"
+	"time"
 
 	"github.com/nats-io/nats.go"
 	"github.com/nats-io/nats.go/jetstream"
@@ -25,8 +27,13 @@ import (
 	"github.com/kansa-audit/kansa/pipeline/config"
 	"github.com/kansa-audit/kansa/pipeline/engine"
 	"github.com/kansa-audit/kansa/pipeline/keys"
+	"github.com/kansa-audit/kansa/pipeline/metrics"
+	"github.com/kansa-audit/kansa/pipeline/owntrail"
 	"github.com/kansa-audit/kansa/pipeline/partitions"
+	"github.com/kansa-audit/kansa/pipeline/repair"
 	"github.com/kansa-audit/kansa/pipeline/store"
+	"github.com/kansa-audit/kansa/producers"
+	"github.com/kansa-audit/kansa/schema"
 )
 
 // Options of a system besides its configuration.
@@ -40,23 +47,26 @@ type Options struct {
 
 // System is a running pipeline. Its parts are there to be looked at; they are closed by Close.
 type System struct {
-	Config *config.Config
-	Client *broker.Client
-	Store  *store.Store   // nil if no role needs it
-	Engine *engine.Engine // nil if ClickHouse is elsewhere
-	Bucket *blob.Bucket
-	Writer *writer.Writer // nil if the role is not here
-	Rollup *rollup.Rollup
-	Keys   *keys.Keys // of the rollup
-	States exporter.States
-	Links  exporter.Links
-	API    *api.Server
+	Config   *config.Config
+	Client   *broker.Client
+	Store    *store.Store   // nil if no role needs it
+	Engine   *engine.Engine // nil if ClickHouse is elsewhere
+	Bucket   *blob.Bucket
+	Writer   *writer.Writer // nil if the role is not here
+	Rollup   *rollup.Rollup
+	Keys     *keys.Keys // of the rollup
+	Exporter *exporter.Exporter
+	States   exporter.States
+	Links    exporter.Links
+	API      *api.Server
 
-	log    *slog.Logger
-	server *broker.Server
-	roles  *errgroup.Group
-	stop   context.CancelFunc
-	ended  context.Context // done when a role has failed
+	own      owntrail.Trail
+	measured atomic.Pointer[metrics.Sources] // set when all roles have started
+	log      *slog.Logger
+	server   *broker.Server
+	roles    *errgroup.Group
+	stop     context.CancelFunc
+	ended    context.Context // done when a role has failed
 }
 
 // Start starts everything that the roles need and then the roles. When it returns, events can be
@@ -86,6 +96,11 @@ func Start(ctx context.Context, o Options) (_ *System, err error) {
 	if err := s.buckets(ctx); err != nil {
 		return nil, err
 	}
+	publisher, err := producers.New(s.Client.JS, producers.Config{Logger: o.Logger})
+	if err != nil {
+		return nil, err
+	}
+	s.own = owntrail.Trail{Publisher: publisher, Logger: o.Logger}
 	run, stop := context.WithCancel(context.Background())
 	s.stop = stop
 	s.roles, s.ended = errgroup.WithContext(run)
@@ -100,6 +115,13 @@ func Start(ctx context.Context, o Options) (_ *System, err error) {
 			}
 		}
 	}
+	progress, err := s.rolledUp(ctx)
+	if err != nil {
+		return nil, err
+	}
+	s.measured.Store(&metrics.Sources{
+		JS: s.Client.JS, Writer: s.Writer, Rollup: s.Rollup, Exporter: s.Exporter, Progress: progress, Hour: o.Config.Rollup.Hour,
+	})
 	return s, nil
 }
 
@@ -116,6 +138,11 @@ func (s *System) Close() error {
 	if s.stop != nil {
 		s.stop()
 		errs = append(errs, s.roles.Wait())
+	}
+	if p := s.own.Publisher; p != nil {
+		ctx, cancel := context.WithTimeout(context.Background(), 3*time.Second)
+		errs = append(errs, p.Close(ctx))
+		cancel()
 	}
 	if s.Bucket != nil {
 		errs = append(errs, s.Bucket.Close())
@@ -279,16 +306,30 @@ func (s *System) startRollup(ctx context.Context) error {
 	floor := rollup.AckFloor{Stream: stream, Consumer: consumer, Grace: s.Config.Rollup.Grace}
 	log := s.log.With(slog.String("part", "rollup"))
 	s.Rollup, err = rollup.New(s.Store, tally.Ledger{JS: s.Client.JS}, floor, *progress, s.Bucket, s.Keys, s.Client.JS, rollup.Config{
-		Hour: s.Config.Rollup.Hour, Parallel: s.Config.Rollup.Parallel, Logger: log,
+		Hour: s.Config.Rollup.Hour, Parallel: s.Config.Rollup.Parallel, Logger: log, Alarm: s.alarm,
 	})
 	if err != nil {
 		return err
 	}
+	mender := repair.Repairer{
+		Store: s.Store, Client: s.Client, Progress: *progress, Hour: s.Config.Rollup.Hour, Retention: s.Config.Retention.Expires,
+	}
+	s.roles.Go(func() error { return mender.Serve(s.ended, s.Client.NC) })
 	// Hours may have closed while nobody was here; the next tick may be an hour away.
 	if err := s.Client.Tick(ctx); err != nil {
 		return err
 	}
 	return s.work(ctx, broker.StreamHours, broker.ConsumerRollup, consumers.Work{Handle: s.Rollup.Tick, Logger: log})
+}
+
+// alarm makes an hour that can't be sealed an event of the system's own trail.
+func (s *System) alarm(ctx context.Context, p schema.Partition, err error) {
+	code := "hour.disagreed"
+	if errors.Is(err, rollup.ErrLost) {
+		code = "messages.lost"
+	}
+	s.own.Record(ctx, code, "seal", schema.Failure, schema.Target{Type: "partition", ID: p.Path()}, err.Error(),
+		map[string]any{"organization": p.Organization, "trail": p.Trail, "hour": p.Hour})
 }
 
 func (s *System) startExporter(ctx context.Context) error {
@@ -305,11 +346,12 @@ func (s *System) startExporter(ctx context.Context) error {
 		}
 	}
 	x, err := exporter.New(s.Bucket, s.States, s.Links, mailer, s.Client.JS, exporter.Config{
-		Destinations: c.Destinations, PublicURL: s.publicURL(), LinkTTL: c.LinkTTL(), Closed: progress.Next, Logger: log,
+		Destinations: c.Destinations, PublicURL: s.publicURL(), LinkTTL: c.LinkTTL(), Closed: progress.Sealed, Logger: log,
 	})
 	if err != nil {
 		return err
 	}
+	s.Exporter = x
 	if err := s.schedules(ctx); err != nil {
 		return err
 	}
@@ -343,7 +385,7 @@ func (s *System) schedules(ctx context.Context) error {
 func (s *System) startAPI(ctx context.Context) (err error) {
 	s.API, err = api.Start(ctx, api.Options{
 		Listen: s.Config.API.Listen, Bucket: s.Bucket, States: s.States, Links: s.Links,
-		Healthy: s.healthy, Logger: s.log.With(slog.String("part", "api")),
+		Healthy: s.healthy, Metrics: metrics.Handler(s.measured.Load, s.log.With(slog.String("part", "metrics"))), Logger: s.log.With(slog.String("part", "api")),
 	})
 	if err != nil {
 		return err

@@ -34,8 +34,8 @@ type Config struct {
 	PublicURL string
 	// LinkTTL is how long a link works; default 7 days.
 	LinkTTL time.Duration
-	// Closed returns the first instant that is not rolled up.
-	Closed func(ctx context.Context) (time.Time, error)
+	// Closed returns the first instant up to which an organization's trails are rolled up.
+	Closed func(ctx context.Context, organization string, trails []schema.Trail) (time.Time, error)
 	Logger *slog.Logger
 	Now    func() time.Time
 }
@@ -50,6 +50,19 @@ type Exporter struct {
 	mailer       Mailer
 	js           jetstream.JetStream
 	log          *slog.Logger
+	stats        struct{ delivered, failed, givenUp atomic.Uint64 }
+}
+
+// Stats counts attempts to deliver since the exporter was made.
+type Stats struct {
+	Delivered uint64
+	Failed    uint64 // and to be tried again
+	GivenUp   uint64
+}
+
+// Stats returns the counts.
+func (x *Exporter) Stats() Stats {
+	return Stats{x.stats.delivered.Load(), x.stats.failed.Load(), x.stats.givenUp.Load()}
 }
 
 // New returns an exporter. mailer may be nil where no mail server is set up; links are refused then.
@@ -119,6 +132,7 @@ func (x *Exporter) export(ctx context.Context, r Request) error {
 	switch {
 	case err == nil:
 		e.State = Done
+		x.stats.delivered.Add(1)
 		x.log.Info("export delivered", slog.String("export", e.ID), slog.String("file", e.File),
 			slog.Int64("bytes", e.Bytes), slog.Uint64("rows", e.Rows), slog.Uint64("attempts", e.Attempts))
 	case errors.Is(err, ErrNotClosed):
@@ -126,7 +140,9 @@ func (x *Exporter) export(ctx context.Context, r Request) error {
 		err = consumers.Later(err, waitForHour)
 	case errors.Is(err, consumers.ErrPermanent):
 		e.State, e.Error = Failed, err.Error()
+		x.stats.givenUp.Add(1)
 	default:
+		x.stats.failed.Add(1)
 		e.State, e.Error = Retrying, err.Error()
 	}
 	// Even when we are told to stop, what happened is kept.
@@ -139,7 +155,7 @@ func (x *Exporter) export(ctx context.Context, r Request) error {
 }
 
 func (x *Exporter) attempt(ctx context.Context, e *Export) error {
-	closed, err := x.cfg.Closed(ctx)
+	closed, err := x.cfg.Closed(ctx, e.Organization, e.Trails)
 	if err != nil {
 		return fmt.Errorf("find which hours are rolled up: %w", err)
 	}
@@ -268,7 +284,7 @@ func (x *Exporter) schedule(ctx context.Context, name string) error {
 	if !ok || d.Schedule == nil {
 		return nil // it was removed from the configuration since
 	}
-	closed, err := x.cfg.Closed(ctx)
+	closed, err := x.cfg.Closed(ctx, d.Organization, d.Trails)
 	if err != nil {
 		return fmt.Errorf("find which hours are rolled up: %w", err)
 	}

@@ -109,7 +109,7 @@ func (f *fixture) clock() time.Time {
 	return f.now
 }
 
-func (f *fixture) closedUntil(context.Context) (time.Time, error) {
+func (f *fixture) closedUntil(context.Context, string, []schema.Trail) (time.Time, error) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	return f.closed, nil

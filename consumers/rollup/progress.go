@@ -144,6 +144,24 @@ func (p Progress) Blocked(ctx context.Context, length time.Duration) ([]schema.P
 	return list, nil
 }
 
+// Sealed is the instant up to which every hour of an organization's trails is rolled up.
+func (p Progress) Sealed(ctx context.Context, organization string, trails []schema.Trail) (time.Time, error) {
+	until, err := p.Next(ctx)
+	if err != nil {
+		return time.Time{}, err
+	}
+	blocked, err := p.blocked(ctx)
+	if err != nil {
+		return time.Time{}, err
+	}
+	for _, t := range trails {
+		if hour, ok := blocked[series{organization, t}]; ok && hour.Before(until) {
+			until = hour
+		}
+	}
+	return until, nil
+}
+
 func (p Progress) block(ctx context.Context, s series, hour time.Time) error {
 	if _, err := p.KV.PutString(ctx, prefixBlocked+s.key(), hour.UTC().Format(time.RFC3339)); err != nil {
 		return fmt.Errorf("block the series %s: %w", s.key(), err)

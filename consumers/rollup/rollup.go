@@ -104,8 +104,16 @@ func (r *Rollup) Stats() Stats { return Stats{r.partitions.Load(), r.rows.Load()
 // Tick does what is due: a consumers.Handler for the ticks of HOURS.
 func (r *Rollup) Tick(ctx context.Context, _ jetstream.Msg) error {
 	_, err := r.Advance(ctx)
+	if errors.As(err, new(leftBehind)) {
+		return nil // the alarm was given when it happened; the next tick, or a repair, has it tried again
+	}
 	return err
 }
+
+// leftBehind is the error of series that were left behind, and of nothing else.
+type leftBehind struct{ error }
+
+func (e leftBehind) Unwrap() error { return e.error }
 
 // Advance rolls up every hour that is closed and not yet done, and returns the first instant that is
 // not rolled up. An organization and trail whose counts disagree is left behind, and tried again each time;
@@ -193,23 +201,34 @@ func (r *Rollup) retry(ctx context.Context, next time.Time) error {
 	if err != nil {
 		return err
 	}
-	var errs []error
+	var left []error
 	for s, start := range blocked {
 		for ; start.Before(next); start = start.Add(r.cfg.Hour) {
 			h, err := r.account(ctx, position{next: start}, 0)
 			if err == nil {
 				err = r.partition(ctx, s, h)
 			}
+			if errors.Is(err, ErrDisagree) {
+				left = append(left, err)
+				err = r.progress.block(ctx, s, start)
+				if err == nil {
+					break
+				}
+			}
 			if err != nil {
-				errs = append(errs, err, r.progress.block(ctx, s, start))
-				break
+				return err
 			}
 		}
 		if !start.Before(next) {
-			errs = append(errs, r.progress.unblock(ctx, s))
+			if err := r.progress.unblock(ctx, s); err != nil {
+				return err
+			}
 		}
 	}
-	return errors.Join(errs...)
+	if len(left) > 0 {
+		return leftBehind{errors.Join(left...)}
+	}
+	return nil
 }
 
 func (r *Rollup) alarm(ctx context.Context, p schema.Partition, err error) {

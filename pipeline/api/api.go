@@ -25,6 +25,8 @@ type Options struct {
 	Links  exporter.Links
 	// Healthy says what is not working, or nothing.
 	Healthy func(ctx context.Context) error
+	// Metrics answers Prometheus; nil for none.
+	Metrics http.Handler
 	Logger  *slog.Logger
 }
 
@@ -47,6 +49,9 @@ func Start(ctx context.Context, o Options) (*Server, error) {
 	mux := http.NewServeMux()
 	mux.HandleFunc("GET /healthz", func(w http.ResponseWriter, _ *http.Request) { fmt.Fprintln(w, "alive") })
 	mux.HandleFunc("GET /readyz", s.ready)
+	if o.Metrics != nil {
+		mux.Handle("GET /metrics", o.Metrics)
+	}
 	(&downloads{o: o}).register(mux)
 	s.http = &http.Server{
 		Handler: mux, ReadHeaderTimeout: 10 * time.Second, IdleTimeout: 2 * time.Minute, MaxHeaderBytes: 64 << 10,

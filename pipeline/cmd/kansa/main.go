@@ -25,6 +25,7 @@ type cli struct {
 	Publish     publishCmd     `cmd:"" help:"Publish events from files or standard input."`
 	Export      exportCmd      `cmd:"" help:"Ask for archives and see how they are doing."`
 	Deadletter  deadletterCmd  `cmd:"" help:"Look at events that could not be stored, and replay them."`
+	Repair      repairCmd      `cmd:"" help:"Say why an hour can not be sealed, message by message, and mend it."`
 	CheckConfig checkConfigCmd `cmd:"" name:"check-config" help:"Check a configuration file and print what it amounts to."`
 	Demo        demoCmd        `cmd:"" help:"Show the main job in half a minute, with real parts under a fresh directory."`
 	Version     versionCmd     `cmd:"" help:"Print the version."`

@@ -1,0 +1,199 @@
+// Package metrics tells Prometheus how the pipeline is doing.
+//
+// It asks the broker and the parts when it is scraped, and keeps nothing itself.
+package metrics
+
+import (
+	"context"
+	"errors"
+	"log/slog"
+	"net/http"
+	"time"
+
+	"github.com/nats-io/nats.go/jetstream"
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/collectors"
+	"github.com/prometheus/client_golang/prometheus/promhttp"
+
+	"github.com/kansa-audit/kansa/consumers/exporter"
+	"github.com/kansa-audit/kansa/consumers/rollup"
+	"github.com/kansa-audit/kansa/consumers/writer"
+	"github.com/kansa-audit/kansa/pipeline/broker"
+)
+
+// Sources are what the metrics are of. A part that is nil is not in this process.
+type Sources struct {
+	JS       jetstream.JetStream
+	Writer   *writer.Writer
+	Rollup   *rollup.Rollup
+	Progress *rollup.Progress
+	Exporter *exporter.Exporter
+	Hour     time.Duration
+}
+
+// scrapeTimeout bounds one look at everything.
+const scrapeTimeout = 5 * time.Second
+
+// Handler serves the metrics of this process, and of the sources once there are any.
+func Handler(sources func() *Sources, log *slog.Logger) http.Handler {
+	registry := prometheus.NewRegistry()
+	registry.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}), &collector{sources, log})
+	return promhttp.HandlerFor(registry, promhttp.HandlerOpts{
+		ErrorHandling: promhttp.ContinueOnError, ErrorLog: slog.NewLogLogger(log.Handler(), slog.LevelWarn),
+	})
+}
+
+func desc(name, help string, labels ...string) *prometheus.Desc {
+	return prometheus.NewDesc("kansa_"+name, help, labels, nil)
+}
+
+var (
+	streamMessages = desc("stream_messages", "Messages that a stream holds.", "stream")
+	streamBytes    = desc("stream_bytes", "Bytes that a stream holds on disk.", "stream")
+	streamLimit    = desc("stream_max_bytes", "Bytes at which a stream is full; absent without a bound.", "stream")
+	lagMessages    = desc("consumer_lag_messages", "Messages that a consumer has not acknowledged.", "consumer")
+	lagSeconds     = desc("writer_lag_seconds", "Age of the first message that the writer has not acknowledged; 0 if all are.")
+	redelivered    = desc("consumer_redelivered_messages", "Messages on their way that were delivered before.", "consumer")
+	deadLetters    = desc("dead_letters", "Dead letters that wait for somebody.")
+
+	stored       = desc("writer_events_stored_total", "Events that this process stored.")
+	skipped      = desc("writer_events_skipped_total", "Events that were stored already and left out.")
+	rejected     = desc("writer_events_rejected_total", "Events that this process put on the dead letters.")
+	inserts      = desc("writer_inserts_total", "Inserts that succeeded.")
+	insertErrors = desc("writer_insert_errors_total", "Inserts that failed and were tried again.")
+
+	rolledUpUntil = desc("rollup_done_until_timestamp_seconds", "All hours before this time are rolled up.")
+	rollupLag     = desc("rollup_lag_seconds", "Time since the end of the last hour that is rolled up.")
+	partitions    = desc("rollup_partitions_total", "Partitions that this process made.")
+	alarms        = desc("rollup_agreement_failures_total", "Hours that this process could not seal because their accounts disagree or messages were lost.")
+	blocked       = desc("rollup_blocked_trails", "Organizations' trails that wait for a repair before their next hour can be sealed.")
+
+	deliveries = desc("exporter_deliveries_total", "Attempts of this process to deliver an archive.", "result")
+)
+
+type collector struct {
+	sources func() *Sources
+	log     *slog.Logger
+}
+
+func (c *collector) Describe(out chan<- *prometheus.Desc) {
+	for _, d := range []*prometheus.Desc{
+		streamMessages, streamBytes, streamLimit, lagMessages, lagSeconds, redelivered, deadLetters, stored, skipped, rejected, inserts,
+		insertErrors, rolledUpUntil, rollupLag, partitions, alarms, blocked, deliveries,
+	} {
+		out <- d
+	}
+}
+
+func (c *collector) Collect(out chan<- prometheus.Metric) {
+	s := c.sources()
+	if s == nil {
+		return
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), scrapeTimeout)
+	defer cancel()
+	gauge := func(d *prometheus.Desc, v float64, labels ...string) {
+		out <- prometheus.MustNewConstMetric(d, prometheus.GaugeValue, v, labels...)
+	}
+	count := func(d *prometheus.Desc, v uint64, labels ...string) {
+		out <- prometheus.MustNewConstMetric(d, prometheus.CounterValue, float64(v), labels...)
+	}
+	if err := errors.Join(s.streams(ctx, gauge), s.consumers(ctx, gauge), s.rollup(ctx, gauge)); err != nil {
+		c.log.Warn("metrics are not complete", slog.Any("error", err))
+	}
+	if w := s.Writer; w != nil {
+		st := w.Stats()
+		count(stored, st.Stored)
+		count(skipped, st.Skipped)
+		count(rejected, st.Rejected)
+		count(inserts, st.Inserts)
+		count(insertErrors, st.Failures)
+	}
+	if r := s.Rollup; r != nil {
+		count(partitions, r.Stats().Partitions)
+		count(alarms, r.Stats().Alarms)
+	}
+	if x := s.Exporter; x != nil {
+		count(deliveries, x.Stats().Delivered, "delivered")
+		count(deliveries, x.Stats().Failed, "failed")
+		count(deliveries, x.Stats().GivenUp, "given_up")
+	}
+}
+
+type gauger func(d *prometheus.Desc, v float64, labels ...string)
+
+func (s *Sources) streams(ctx context.Context, gauge gauger) error {
+	list := s.JS.ListStreams(ctx)
+	for info := range list.Info() {
+		gauge(streamMessages, float64(info.State.Msgs), info.Config.Name)
+		gauge(streamBytes, float64(info.State.Bytes), info.Config.Name)
+		if info.Config.MaxBytes > 0 {
+			gauge(streamLimit, float64(info.Config.MaxBytes), info.Config.Name)
+		}
+		if info.Config.Name == broker.StreamDeadLetter {
+			gauge(deadLetters, float64(info.State.Msgs))
+		}
+	}
+	return list.Err()
+}
+
+func (s *Sources) consumers(ctx context.Context, gauge gauger) error {
+	var errs []error
+	for stream, name := range map[string]string{
+		broker.StreamAudit: broker.ConsumerWriter, broker.StreamHours: broker.ConsumerRollup, broker.StreamExports: broker.ConsumerExporter,
+	} {
+		consumer, err := s.JS.Consumer(ctx, stream, name)
+		if err != nil {
+			errs = append(errs, err)
+			continue
+		}
+		info := consumer.CachedInfo()
+		gauge(lagMessages, float64(info.NumPending)+float64(info.NumAckPending), name)
+		gauge(redelivered, float64(info.NumRedelivered), name)
+		if stream == broker.StreamAudit {
+			age, err := s.age(ctx, info)
+			errs = append(errs, err)
+			gauge(lagSeconds, age.Seconds())
+		}
+	}
+	return errors.Join(errs...)
+}
+
+// age is that of the first message that is not acknowledged.
+func (s *Sources) age(ctx context.Context, info *jetstream.ConsumerInfo) (time.Duration, error) {
+	if info.NumPending == 0 && info.NumAckPending == 0 {
+		return 0, nil
+	}
+	stream, err := s.JS.Stream(ctx, broker.StreamAudit)
+	if err != nil {
+		return 0, err
+	}
+	msg, err := stream.GetMsg(ctx, info.AckFloor.Stream+1, jetstream.WithGetMsgSubject(">"))
+	if errors.Is(err, jetstream.ErrMsgNotFound) {
+		return 0, nil
+	}
+	if err != nil {
+		return 0, err
+	}
+	return max(0, info.TimeStamp.Sub(msg.Time)), nil
+}
+
+func (s *Sources) rollup(ctx context.Context, gauge gauger) error {
+	if s.Progress == nil {
+		return nil
+	}
+	next, err := s.Progress.Next(ctx)
+	if err != nil {
+		return err
+	}
+	if !next.IsZero() {
+		gauge(rolledUpUntil, float64(next.Unix()))
+		gauge(rollupLag, max(0, time.Since(next).Seconds()))
+	}
+	waiting, err := s.Progress.Blocked(ctx, s.Hour)
+	if err != nil {
+		return err
+	}
+	gauge(blocked, float64(len(waiting)))
+	return nil
+}

@@ -14,14 +14,24 @@ import (
 )
 
 // verifyProof tells whether a proof proves its row.
-func verifyProof(data []byte, r *Report) {
+func verifyProof(data []byte, o Options, r *Report) {
 	fail := func(err error) { r.Faults = append(r.Faults, &Fault{File: r.Path, Problem: err.Error(), err: err}) }
 	p, err := seal.DecodeProof(data)
 	if err != nil {
 		fail(err)
 		return
 	}
-	ring, err := p.Ring(r.Key)
+	rotations := make([][]byte, len(p.Rotations))
+	for i, text := range p.Rotations {
+		rotations[i] = []byte(text)
+	}
+	if o.Rotations != "" {
+		rotations, err = goOn(rotations, o.Rotations)
+	}
+	var ring *seal.Ring
+	if err == nil {
+		ring, err = seal.NewRing(o.Key, rotations...)
+	}
 	if err != nil {
 		fail(fmt.Errorf("%w: %w", ErrKeys, err))
 		return
@@ -143,12 +153,7 @@ func prove(ctx context.Context, l *files, e Event, o Options) (*seal.Proof, erro
 	default:
 		return nil, fmt.Errorf("%w: %s in %d partitions", ErrNoEvent, e, len(manifests))
 	}
-	keys, err := seal.ReadKeys(func(name string) ([]byte, error) {
-		if f, ok := l.others[name]; ok {
-			return f.small()
-		}
-		return nil, nil
-	})
+	keys, err := l.keys()
 	for _, rotation := range keys.Rotations {
 		proof.Rotations = append(proof.Rotations, string(rotation))
 	}

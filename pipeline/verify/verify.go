@@ -1,6 +1,7 @@
 package verify
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -25,6 +26,9 @@ import (
 type Options struct {
 	// Key is the verifier key that is trusted: any that sealed, or was rotated to or from.
 	Key string
+	// Rotations is a folder that has keys/ of a partition store, for an archive that was made before Key
+	// took office: what it carries does not lead that far.
+	Rotations string
 	// FromStart demands that chains begin with their first manifest.
 	FromStart bool
 	// From and To, if set, demand that every organization's trail reaches from one to the other.
@@ -112,7 +116,7 @@ func Path(ctx context.Context, name string, o Options) (*Report, error) {
 		if err != nil {
 			return unreadable(err)
 		}
-		verifyProof(data, r)
+		verifyProof(data, o, r)
 		r.finish(began)
 		return r, nil
 	}
@@ -129,7 +133,7 @@ func Path(ctx context.Context, name string, o Options) (*Report, error) {
 }
 
 func verifyFiles(ctx context.Context, l *files, o Options, r *Report) error {
-	ring, err := readRing(l, o.Key, r)
+	ring, err := readRing(l, o, r)
 	if err != nil {
 		return err
 	}
@@ -152,25 +156,22 @@ func verifyFiles(ctx context.Context, l *files, o Options, r *Report) error {
 }
 
 // readRing returns the ring of the trusted key by the rotations that are here.
-func readRing(l *files, key string, r *Report) (*seal.Ring, error) {
+func readRing(l *files, o Options, r *Report) (*seal.Ring, error) {
 	var failed *readError
-	found, err := seal.ReadKeys(func(name string) ([]byte, error) {
-		f, ok := l.others[name]
-		if !ok {
-			return nil, nil
-		}
-		return f.small()
-	})
+	found, err := l.keys()
+	if err == nil && o.Rotations != "" {
+		found.Rotations, err = goOn(found.Rotations, o.Rotations)
+	}
 	var ring *seal.Ring
 	if err == nil {
-		ring, err = seal.NewRing(key, found.Rotations...)
+		ring, err = seal.NewRing(o.Key, found.Rotations...)
 	}
 	if errors.As(err, &failed) {
 		return nil, err
 	}
 	if err != nil {
 		r.fault("keys/", nil, ErrKeys, "%v", err)
-		return seal.NewRing(key) // what this key alone has sealed still shows
+		return seal.NewRing(o.Key) // what this key alone has sealed still shows
 	}
 	isOf := func(name string, data []byte, has func(key string) bool) {
 		if s, ok := strings.CutSuffix(string(data), "\n"); !ok || !has(s) {
@@ -192,9 +193,41 @@ func readRing(l *files, key string, r *Report) (*seal.Ring, error) {
 		if errors.As(err, &failed) {
 			return nil, err
 		}
-		isOf(seal.PublicKey, data, func(k string) bool { return err == nil && k == ring.Current() })
+		isOf(seal.PublicKey, data, func(k string) bool { return err == nil && slices.Contains(ring.Keys(), k) })
 	}
 	return ring, nil
+}
+
+// goOn returns the rotations of a folder, which have to begin with those that are given.
+func goOn(given [][]byte, dir string) ([][]byte, error) {
+	l := newFiles()
+	for _, f := range keyFiles(dir) {
+		l.add(f)
+	}
+	more, err := l.keys()
+	if err != nil {
+		return nil, err
+	}
+	for i, r := range given {
+		if i < len(more.Rotations) && !bytes.Equal(r, more.Rotations[i]) {
+			return nil, fmt.Errorf("%w: rotation %d is not the one in %s", ErrKeys, i+1, dir)
+		}
+	}
+	if len(more.Rotations) < len(given) {
+		return given, nil
+	}
+	return more.Rotations, nil
+}
+
+// keys reads the files of keys/.
+func (l *files) keys() (seal.KeyFiles, error) {
+	return seal.ReadKeys(func(name string) ([]byte, error) {
+		f, ok := l.others[name]
+		if !ok {
+			return nil, nil
+		}
+		return f.small()
+	})
 }
 
 // workers runs do for each of n things, on all cores, each worker with its own state.

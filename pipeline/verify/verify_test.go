@@ -120,6 +120,32 @@ func hasFault(r *Report, kind error, file string, row uint64) bool {
 	return false
 }
 
+// An archive that is older than the key one has needs the rotations of since from elsewhere.
+func TestArchiveOlderThanTheKey(t *testing.T) {
+	t.Parallel()
+	s, _ := newStore()
+	old := zipOf(t, s, 0, 4)
+	s.Rotate(sealtest.NewKey(), at(5))
+	dir := t.TempDir()
+	onDiskAt(t, dir, s)
+	o := strict(s.Key)
+	if r := verifyZip(t, old, o); r.OK {
+		t.Error("it is verified by a key that it does not lead to")
+	}
+	o.Rotations = dir
+	if r := verifyZip(t, old, o); !r.OK || len(r.Keys) != 3 {
+		t.Errorf("%v, %v", r.Keys, r.Faults)
+	}
+	other, _ := newStore()
+	other.Rotate(s.Key, at(5))
+	dir = t.TempDir()
+	onDiskAt(t, dir, other)
+	o.Rotations = dir
+	if r := verifyZip(t, old, o); r.OK || !hasFault(r, ErrKeys, "keys/", 0) {
+		t.Errorf("another store's rotations: %v", r.Faults)
+	}
+}
+
 // What is wrong is named: the kind, the file, the row.
 func TestFaultsAreNamed(t *testing.T) {
 	t.Parallel()

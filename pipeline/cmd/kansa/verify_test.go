@@ -70,9 +70,15 @@ func TestVerifyProveRotate(t *testing.T) {
 	want(0, []string{last.ID.String()}, "prove", store, "--seq", "1044.1", "-o", "-")
 	want(1, []string{"no such event"}, "prove", store, "--seq", "1.1", "-o", proof)
 	for _, args := range [][]string{
-		{"verify", store}, {"verify", "nowhere", "-k", auditor}, {"verify", store, "-k", file("seal.key")}, {"verify", store, "-k", "nowhere"},
-		{"verify", store, "-k", auditor, "--from", "yesterday"}, {"prove", store, "-o", "-"}, {"prove", store, "--seq", "x", "-o", "-"},
-		{"prove", store, "--event", "x", "-o", "-"}, {"prove", store, "--seq", "1044.1", "-o", file("a.zip")},
+		{"verify", store},
+		{"verify", "nowhere", "-k", auditor},
+		{"verify", store, "-k", file("seal.key")},
+		{"verify", store, "-k", "nowhere"},
+		{"verify", store, "-k", auditor, "--from", "yesterday"},
+		{"prove", store, "-o", "-"},
+		{"prove", store, "--seq", "x", "-o", "-"},
+		{"prove", store, "--event", "x", "-o", "-"},
+		{"prove", store, "--seq", "1044.1", "-o", file("a.zip")},
 	} {
 		want(exitUsage, nil, args...)
 	}

@@ -398,6 +398,8 @@ func others(l *files, r *Report) error {
 				r.fault(name, nil, ErrArchive, "%v", err)
 			}
 			r.Notes = append(r.Notes, name+" is not sealed: anybody may have written it")
+		case r.Kind == Store && strings.HasSuffix(name, ".tmp"):
+			r.Notes = append(r.Notes, name+" was left behind by a write that was cut off, or is being written")
 		default:
 			r.fault(name, nil, ErrUnsealed, "it belongs to no partition")
 		}

@@ -26,7 +26,8 @@ var ErrInvalid = errors.New("invalid configuration")
 
 // Config is the whole file.
 type Config struct {
-	// DataDir holds what the embedded parts keep, and the partitions unless partitions.url says otherwise.
+	// DataDir holds what the embedded parts keep, the key that seals partitions, and the partitions unless
+	// partitions.url says otherwise.
 	DataDir      string                 `yaml:"data_dir"`
 	Log          Log                    `yaml:"log"`
 	NATS         NATS                   `yaml:"nats"`

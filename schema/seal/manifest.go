@@ -66,7 +66,7 @@ type Gap struct {
 	Reason string    `json:"reason"`
 }
 
-// New returns the manifest of a partition that holds nothing. What Describe and Chain do not set is the
+// New returns the manifest of a partition that holds nothing. What Describe and Follow do not set is the
 // caller's: the file and the gaps.
 func New(p schema.Partition) *Manifest {
 	return &Manifest{

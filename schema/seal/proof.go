@@ -51,15 +51,6 @@ func DecodeProof(data []byte) (*Proof, error) {
 	return p, nil
 }
 
-// Ring is the one to which a verifier key belongs, by the rotations that the proof carries.
-func (p *Proof) Ring(key string) (*Ring, error) {
-	files := make([][]byte, len(p.Rotations))
-	for i, r := range p.Rotations {
-		files[i] = []byte(r)
-	}
-	return NewRing(key, files...)
-}
-
 // Verify tells whether the row is where the proof says, in a partition that a key of the ring sealed, and
 // returns its manifest. columns are those of the partition's CSV.
 func (p *Proof) Verify(g *Ring, columns []string) (*Sealed, error) {

@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"github.com/kansa-audit/kansa/pipeline/demo"
+	"github.com/kansa-audit/kansa/pipeline/keys"
 	"github.com/kansa-audit/kansa/producers/mapping"
 )
 
@@ -122,11 +123,14 @@ func (c *demoCmd) print(e *env, d *demo.Demo, r *demo.Result) {
 	row("arrived by link", r.LinkRows, fmt.Sprintf("in the archives of %d mailed links", r.Mails))
 	fmt.Fprintf(t, "  rejected\t%s\t\tdead letters and refused lines\n", grouped(r.Rejected))
 	_ = t.Flush()
-	verdict := "Every count agrees, and every file is what its manifest says."
+	verdict := "Every count agrees, and every archive is verified: signatures, chains, files and rows."
 	if !r.Verified {
 		verdict = "It does NOT agree: " + r.Fault
 	}
 	fmt.Fprintf(e.stdout, "%s\n\nWhere everything lies: %s\n", verdict, c.Dir)
+	if len(r.Archives) > 0 {
+		defer fmt.Fprintf(e.stdout, "\nVerify one yourself, and then change a byte of it:\n  kansa verify %s --key %s\n", r.Archives[0], filepath.Join(d.DataDir(), keys.PublicFile))
+	}
 	for _, p := range []struct{ what, dir string }{
 		{"archives that arrived by SFTP", d.SFTPDir()},
 		{"archives downloaded by link", d.DownloadDir()},

@@ -14,6 +14,7 @@ import (
 	"github.com/alecthomas/kong"
 
 	"github.com/kansa-audit/kansa/pipeline/config"
+	"github.com/kansa-audit/kansa/pipeline/verify"
 )
 
 // version is set by the linker.
@@ -24,6 +25,9 @@ type cli struct {
 	Run         runCmd         `cmd:"" help:"Run chosen roles against NATS and ClickHouse servers of your own."`
 	Publish     publishCmd     `cmd:"" help:"Publish events from files or standard input."`
 	Export      exportCmd      `cmd:"" help:"Ask for archives and see how they are doing."`
+	Verify      verifyCmd      `cmd:"" help:"Check an archive, partitions or a proof, offline."`
+	Prove       proveCmd       `cmd:"" help:"Prove that one event is in a sealed partition, without the others."`
+	Key         keyCmd         `cmd:"" help:"Show or rotate the key that seals partitions."`
 	Deadletter  deadletterCmd  `cmd:"" help:"Look at events that could not be stored, and replay them."`
 	Repair      repairCmd      `cmd:"" help:"Say why an hour can not be sealed, message by message, and mend it."`
 	CheckConfig checkConfigCmd `cmd:"" name:"check-config" help:"Check a configuration file and print what it amounts to."`
@@ -43,7 +47,7 @@ type env struct {
 // Exit codes.
 const (
 	exitFailed = 1 // it was tried and did not succeed
-	exitUsage  = 2 // the command line or the configuration is wrong
+	exitUsage  = 2 // the command line or the configuration is wrong, or what is to be verified can't be read
 )
 
 // errFailed ends a command that has said already what went wrong.
@@ -85,7 +89,7 @@ func run(ctx context.Context, args []string, stdin io.Reader, stdout, stderr io.
 	switch {
 	case err == nil:
 		return 0
-	case errors.Is(err, config.ErrInvalid):
+	case errors.Is(err, config.ErrInvalid), errors.Is(err, verify.ErrUnreadable):
 		fmt.Fprintln(stderr, "kansa:", err)
 		return exitUsage
 	case err.Error() != "":

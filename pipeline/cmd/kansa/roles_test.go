@@ -161,7 +161,7 @@ func TestTermDrains(t *testing.T) {
 	t.Parallel()
 	s := startServers(t)
 	first, out := start(t, "run", "writer", "rollup", "exporter", "api", "--config", s.config)
-	s.untilSetUp(t)
+	pipelinetest.Until(t, time.Minute, func() (bool, any) { return strings.Contains(out.String(), "is up"), out })
 	s.publish(t, many/4, map[int]func(){many / 8: func() {
 		if err := first.Process.Signal(syscall.SIGTERM); err != nil {
 			t.Error(err)

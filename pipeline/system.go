@@ -104,6 +104,17 @@ func Start(ctx context.Context, o Options) (_ *System, err error) {
 	run, stop := context.WithCancel(context.Background())
 	s.stop = stop
 	s.roles, s.ended = errgroup.WithContext(run)
+	if e := s.Engine; e != nil {
+		// Its supervisor has tried and given up; what runs on without it would only look alive.
+		s.roles.Go(func() error {
+			select {
+			case <-s.ended.Done():
+				return nil
+			case <-e.Done():
+				return fmt.Errorf("the embedded engine is gone: %w", e.Err())
+			}
+		})
+	}
 	starts := map[Role]func(context.Context) error{
 		RoleWriter: s.startWriter, RoleRollup: s.startRollup, RoleAPI: s.startAPI, RoleExporter: s.startExporter,
 	}
@@ -187,7 +198,8 @@ func (s *System) connect(ctx context.Context) (err error) {
 	}
 	return s.Client.Setup(ctx, broker.Settings{
 		Replicas: c.Streams.Replicas, AuditMaxAge: c.Streams.AuditMaxAge, AuditMaxBytes: c.Streams.AuditMaxBytes,
-		DuplicateWindow: c.Streams.DuplicateWindow, AckWait: c.Writer.AckWait, Hour: c.Rollup.Hour,
+		DuplicateWindow: c.Streams.DuplicateWindow, AckWait: c.Writer.AckWait,
+		ExportAckWait: c.Exports.AckWait, Hour: c.Rollup.Hour,
 	})
 }
 

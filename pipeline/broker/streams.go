@@ -1,6 +1,7 @@
 package broker
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -49,6 +50,8 @@ type Settings struct {
 	DuplicateWindow time.Duration
 	// AckWait is how long the writer holds a message before another may have it.
 	AckWait time.Duration
+	// ExportAckWait is the same for the exporter and a request; default 30 s.
+	ExportAckWait time.Duration
 	// Hour is the length of a partition.
 	Hour time.Duration
 }
@@ -95,7 +98,7 @@ func (c *Client) Setup(ctx context.Context, s Settings) error {
 	consumers := map[string]jetstream.ConsumerConfig{
 		StreamAudit:   {Durable: ConsumerWriter, AckWait: s.AckWait, MaxAckPending: 50_000},
 		StreamHours:   {Durable: ConsumerRollup, AckWait: 30 * time.Second, MaxAckPending: 1, FilterSubject: subjectTick},
-		StreamExports: {Durable: ConsumerExporter, AckWait: 30 * time.Second, MaxAckPending: 64, FilterSubject: schema.SubjectExports + ".*"},
+		StreamExports: {Durable: ConsumerExporter, AckWait: cmp.Or(s.ExportAckWait, 30*time.Second), MaxAckPending: 64, FilterSubject: schema.SubjectExports + ".*"},
 	}
 	for stream, cfg := range consumers {
 		cfg.AckPolicy, cfg.DeliverPolicy, cfg.MaxDeliver = jetstream.AckExplicitPolicy, jetstream.DeliverAllPolicy, -1

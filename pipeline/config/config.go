@@ -144,6 +144,8 @@ type Exports struct {
 	// LinkDays is how long a link works.
 	LinkDays int `yaml:"link_days"`
 	Parallel int `yaml:"parallel"`
+	// AckWait is how long a request waits for an exporter that took it and died, before another has it.
+	AckWait time.Duration `yaml:"ack_wait"`
 }
 
 // API is the HTTP server.
@@ -165,7 +167,7 @@ func Default() *Config {
 		},
 		Retention: Retention{Days: 730},
 		Rollup:    Rollup{Hour: time.Hour, Grace: 500 * time.Millisecond},
-		Exports:   Exports{LinkDays: 7, Parallel: 4},
+		Exports:   Exports{LinkDays: 7, Parallel: 4, AckWait: 30 * time.Second},
 		API:       API{Listen: "127.0.0.1:8080"},
 	}
 }
@@ -215,6 +217,9 @@ func (c *Config) Check() error {
 	}
 	if c.Writer.AckWait < c.Writer.InsertTimeout+3*time.Second {
 		fault("writer.ack_wait is %s: give it 3s more than writer.insert_timeout at least, which is %s", c.Writer.AckWait, c.Writer.InsertTimeout)
+	}
+	if c.Exports.AckWait < 3*time.Second {
+		fault("exports.ack_wait is %s: give 3s at least", c.Exports.AckWait)
 	}
 	for key, v := range map[string]int{
 		"writer.max_rows": c.Writer.MaxRows, "writer.max_bytes": c.Writer.MaxBytes, "writer.inserts": c.Writer.Inserts,

@@ -26,6 +26,7 @@ type handler struct {
 	lib      *library
 	args     []string // of a connection
 	slots    chan struct{}
+	inserts  inserts // those with a time
 	maxBody  int64
 	users    users
 	log      *slog.Logger
@@ -100,6 +101,11 @@ func (h *handler) serve(r *http.Request, q *request, out *response) (err error) 
 	}
 	if q.reader != nil {
 		if err := q.checkReader(st, h.tableFunctions); err != nil {
+			return err
+		}
+	}
+	if q.settings["log_comment"] == AfterLate {
+		if err := h.inserts.wait(r.Context()); err != nil { // before it takes a slot, which they may need
 			return err
 		}
 	}
@@ -217,6 +223,11 @@ func (h *handler) prepare(s *session, q *request) error {
 }
 
 func (h *handler) insert(s *session, q *request, st statement, data [][]byte, out *response) error {
+	end, err := h.inserts.begin(untilOf(q.settings["log_comment"]))
+	if err != nil {
+		return err
+	}
+	defer end()
 	res, err := s.insert(st.text, st.format, q.params, pieces(data))
 	if err != nil {
 		return err

@@ -13,6 +13,7 @@ import (
 	"github.com/ClickHouse/clickhouse-go/v2"
 	"github.com/ClickHouse/clickhouse-go/v2/lib/driver"
 
+	"github.com/kansa-audit/kansa/pipeline/engine"
 	"github.com/kansa-audit/kansa/schema/codec"
 )
 
@@ -25,8 +26,10 @@ func insertSettings(ctx context.Context, token string) clickhouse.Settings {
 		"max_insert_block_size": 1 << 22, "deduplicate_blocks_in_dependent_materialized_views": 1,
 	}
 	if deadline, ok := ctx.Deadline(); ok {
-		// The server gives up when we do, so that nothing is stored behind our back.
+		// The server gives up when we do, so that nothing is stored behind our back. How long the request was
+		// under way only the embedded engine knows, which reads the comment.
 		settings["max_execution_time"] = int(math.Ceil(max(time.Until(deadline).Seconds(), 1)))
+		settings["log_comment"] = engine.Until(deadline)
 	}
 	return settings
 }
@@ -127,6 +130,7 @@ func (s *Store) StoredRows(ctx context.Context, parts []codec.Part) (map[uint64]
 	for o := range orgs {
 		names = append(names, o)
 	}
+	ctx = clickhouse.Context(ctx, clickhouse.WithSettings(clickhouse.Settings{"log_comment": engine.AfterLate}))
 	rows, err := s.conn.Query(ctx, `SELECT stream_seq, uniqExact(batch_index) FROM audit_events
 WHERE organization IN (?) AND recorded_at >= fromUnixTimestamp64Micro(?, 'UTC') AND recorded_at <= fromUnixTimestamp64Micro(?, 'UTC') AND stream_seq IN (?)
 GROUP BY stream_seq`, names, first.UnixMicro(), last.UnixMicro(), seqs)

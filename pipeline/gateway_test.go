@@ -115,14 +115,16 @@ func TestGatewayDrains(t *testing.T) {
 		}
 		res, err := (&http.Client{Transport: &http.Transport{DisableKeepAlives: true}}).Do(req)
 		if err == nil {
-			res.Body.Close()
+			_ = res.Body.Close()
 		}
 		return err != nil && strings.Contains(err.Error(), "refused"), err
 	})
 	if _, err := io.WriteString(w, line(1)+"\n"); err != nil {
 		t.Fatal(err)
 	}
-	w.Close()
+	if err := w.Close(); err != nil {
+		t.Fatal(err)
+	}
 	if status := <-answered; status != http.StatusAccepted {
 		t.Errorf("answered with %d", status)
 	}

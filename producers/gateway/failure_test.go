@@ -123,10 +123,7 @@ func TestIdempotencyKey(t *testing.T) {
 	second := httptest.NewServer(other)
 	defer second.Close()
 	_, lines := made(t, 1, 500)
-	var bare []byte // without ids, so that they are the gateway's
-	for l := range bytes.Lines(lines) {
-		bare = append(append(bare, `{`...), l[bytes.IndexByte(l, ',')+1:]...)
-	}
+	bare := withoutIDs(lines) // so that they are the gateway's
 	var wg sync.WaitGroup
 	noise, _ := made(t, 2, 200)
 	for i := range noise {
@@ -223,7 +220,7 @@ func TestMemoryIsBounded(t *testing.T) {
 			req.ContentLength = 4 << 20
 			req.Header.Set("Content-Type", codec.ContentNDJSON)
 			if res, err := s.http.Client().Do(req); err == nil {
-				res.Body.Close()
+				_ = res.Body.Close()
 			}
 		})
 	}

@@ -257,6 +257,14 @@ func made(t testing.TB, seed uint64, n int) (events []schema.Event, lines []byte
 	return events, lines
 }
 
+// withoutIDs takes the first member of each line away.
+func withoutIDs(lines []byte) (bare []byte) {
+	for l := range bytes.Lines(lines) {
+		bare = append(append(bare, '{'), l[bytes.IndexByte(l, ',')+1:]...)
+	}
+	return bare
+}
+
 func line(change ...string) string {
 	return strings.NewReplacer(change...).Replace(`{"occurred_at":"2026-11-22T04:05:06.789Z","organization":"acme","trail":"activity","source":"test","event":"thing.done","action":"do","description":"1"}`)
 }

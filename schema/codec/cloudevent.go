@@ -33,7 +33,7 @@ import (
 type cloudEvent struct {
 	e           *schema.Event
 	seen        uint32
-	id, source  string
+	id          string
 	contentType string
 }
 

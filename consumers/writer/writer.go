@@ -60,7 +60,7 @@ type Config struct {
 	// less an event. Defaults 50 ms, 400 ms.
 	Linger    time.Duration
 	MaxLinger time.Duration
-	// Inserts is the number of inserts in flight when they are full. Default 4: one uses about one core of
+	// Inserts is the number of inserts in flight when they are full. Default 2: one uses about one core of
 	// the engine.
 	Inserts int
 	// Memory bounds the bytes of decoded messages held. Default 256 MiB; the process may need half as
@@ -95,7 +95,7 @@ func (c Config) withDefaults() (Config, error) {
 		c.MaxLinger = max(400*time.Millisecond, c.Linger)
 	}
 	if c.Inserts == 0 {
-		c.Inserts = 4
+		c.Inserts = 2
 	}
 	if c.Memory == 0 {
 		c.Memory = 256 << 20

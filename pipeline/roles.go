@@ -18,10 +18,11 @@ const (
 	RoleRollup   Role = "rollup"   // closed hours → partitions
 	RoleExporter Role = "exporter" // partitions → SFTP, mail
 	RoleAPI      Role = "api"      // downloads, health
+	RoleGateway  Role = "gateway"  // HTTP → AUDIT, at the API's address
 )
 
 // Roles lists every role.
-var Roles = []Role{RoleWriter, RoleRollup, RoleExporter, RoleAPI}
+var Roles = []Role{RoleWriter, RoleRollup, RoleExporter, RoleAPI, RoleGateway}
 
 // ParseRoles checks names of roles.
 func ParseRoles(names []string) ([]Role, error) {

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"net/http"
 	"os"
 	"path/filepath"
 	"slices"
@@ -33,6 +34,7 @@ import (
 	"github.com/kansa-audit/kansa/pipeline/repair"
 	"github.com/kansa-audit/kansa/pipeline/store"
 	"github.com/kansa-audit/kansa/producers"
+	"github.com/kansa-audit/kansa/producers/gateway"
 	"github.com/kansa-audit/kansa/schema"
 )
 
@@ -59,6 +61,8 @@ type System struct {
 	States   exporter.States
 	Links    exporter.Links
 	API      *api.Server
+	// Gateway is nil if the role is not here; it is served by API.
+	Gateway *gateway.Gateway
 
 	own      owntrail.Trail
 	measured atomic.Pointer[metrics.Sources] // set when all roles have started
@@ -116,10 +120,15 @@ func Start(ctx context.Context, o Options) (_ *System, err error) {
 		})
 	}
 	starts := map[Role]func(context.Context) error{
-		RoleWriter: s.startWriter, RoleRollup: s.startRollup, RoleAPI: s.startAPI, RoleExporter: s.startExporter,
+		RoleWriter: s.startWriter, RoleRollup: s.startRollup, RoleExporter: s.startExporter,
 	}
 	// The API first: links name its address.
-	for _, r := range []Role{RoleAPI, RoleWriter, RoleRollup, RoleExporter} {
+	if has(RoleAPI) || has(RoleGateway) {
+		if err := s.startAPI(ctx, has(RoleAPI), has(RoleGateway)); err != nil {
+			return nil, fmt.Errorf("start the API: %w", err)
+		}
+	}
+	for _, r := range []Role{RoleWriter, RoleRollup, RoleExporter} {
 		if has(r) {
 			if err := starts[r](ctx); err != nil {
 				return nil, fmt.Errorf("start the %s: %w", r, err)
@@ -394,24 +403,59 @@ func (s *System) schedules(ctx context.Context) error {
 	return s.Client.SetExportSchedules(ctx, all)
 }
 
-func (s *System) startAPI(ctx context.Context) (err error) {
-	s.API, err = api.Start(ctx, api.Options{
-		Listen: s.Config.API.Listen, Bucket: s.Bucket, States: s.States, Links: s.Links,
-		Healthy: s.healthy, Metrics: metrics.Handler(s.measured.Load, s.log.With(slog.String("part", "metrics"))), Logger: s.log.With(slog.String("part", "api")),
-	})
-	if err != nil {
+// startAPI starts the HTTP server, with the downloads and the gateway or one of them.
+func (s *System) startAPI(ctx context.Context, downloads, intake bool) (err error) {
+	o := api.Options{Listen: s.Config.API.Listen, Healthy: s.healthy, Logger: s.log.With(slog.String("part", "api"))}
+	if downloads {
+		o.Bucket, o.States, o.Links = s.Bucket, s.States, s.Links
+	}
+	var publisher *producers.Publisher
+	o.Routes = map[string]http.Handler{"GET /metrics": metrics.Handler(s.measured.Load, s.log.With(slog.String("part", "metrics")))}
+	if intake {
+		if publisher, err = s.newGateway(); err != nil {
+			return err
+		}
+		o.Routes[gateway.Path] = s.Gateway
+		o.Drain = drainRequests
+	}
+	if s.API, err = api.Start(ctx, o); err != nil {
 		return err
 	}
 	s.roles.Go(func() error {
 		<-s.ended.Done()
-		return s.API.Close()
+		errs := []error{s.API.Close()}
+		if publisher != nil { // no request is left that could publish
+			ctx, cancel := context.WithTimeout(context.Background(), drainRequests)
+			defer cancel()
+			errs = append(errs, publisher.Close(ctx))
+		}
+		return errors.Join(errs...)
 	})
 	return nil
+}
+
+// drainRequests is how long requests may take to end when the system does.
+const drainRequests = 10 * time.Second
+
+func (s *System) newGateway() (*producers.Publisher, error) {
+	c, log := s.Config.Gateway, s.log.With(slog.String("part", "gateway"))
+	publisher, err := producers.New(s.Client.JS, producers.Config{RetryFor: c.RetryFor, AckTimeout: min(5*time.Second, c.RetryFor), Logger: log})
+	if err != nil {
+		return nil, err
+	}
+	s.Gateway, err = gateway.New(publisher, gateway.Config{
+		MaxBody: c.MaxBody, MaxEvents: c.MaxEvents, Memory: c.Memory, ClientMemory: c.ClientMemory, MaxRequests: c.MaxRequests,
+		Timeout: c.Timeout, Window: s.Config.Streams.DuplicateWindow, Logger: log,
+	})
+	return publisher, err
 }
 
 // healthy says what is not working, or nothing.
 func (s *System) healthy(ctx context.Context) error {
 	var errs []error
+	if s.server != nil {
+		errs = append(errs, s.server.Err())
+	}
 	if !s.Client.NC.IsConnected() {
 		errs = append(errs, errors.New("no connection to NATS"))
 	}

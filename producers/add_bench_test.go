@@ -28,8 +28,7 @@ func BenchmarkAdd(b *testing.B) {
 			for _, l := range p.lanes {
 				l.timer.Stop()
 				p.buffer.Release(l.open.held)
-				l.open.block.Reset()
-				blocks.Put(l.open.block)
+				l.open.block.GiveBack()
 			}
 			clear(p.lanes)
 			b.StartTimer()

@@ -59,6 +59,7 @@ type batch struct {
 	held   int64 // bytes taken from Publisher.buffer
 	async  bool  // some of its events have nobody waiting
 	waited bool  // some have
+	alone  bool  // no other events may join
 	done   chan struct{}
 	err    error // valid once done is closed
 }
@@ -143,24 +144,17 @@ func (p *Publisher) add(ctx context.Context, e *schema.Event, async bool) (Ack, 
 		p.buffer.Release(size)
 		return Ack{}, ErrClosed
 	}
-	l := p.lanes[key]
-	if l == nil {
-		l = &laneState{}
-		p.lanes[key] = l
-	}
+	l := p.laneLocked(key)
 	if l.open != nil && (l.open.block.Rows() >= p.cfg.MaxEvents || l.open.block.Bytes()+int(size) > p.cfg.MaxBytes) {
 		p.seal(key, l)
 	}
 	if l.open == nil {
-		l.open = &batch{lane: key, block: blocks.Get().(*codec.Block), waited: !async, done: make(chan struct{})}
+		l.open = &batch{lane: key, block: codec.TakeBlock(), waited: !async, done: make(chan struct{})}
 		p.lingerLocked(key, l)
 	}
 	b := l.open
-	if !async && !b.waited {
-		b.waited = true
-		if l.timer != nil {
-			l.timer.Reset(p.cfg.Linger)
-		}
+	if !async {
+		p.awaited(l)
 	}
 	b.block.Append(e)
 	b.held += size
@@ -171,8 +165,26 @@ func (p *Publisher) add(ctx context.Context, e *schema.Event, async bool) (Ack, 
 	return Ack{b}, nil
 }
 
-// blocks are used again: a block has a slice for each of its columns, and they have grown to their size.
-var blocks = sync.Pool{New: func() any { return codec.NewBlock() }}
+// laneLocked finds or makes the state of a lane.
+func (p *Publisher) laneLocked(key lane) *laneState {
+	l := p.lanes[key]
+	if l == nil {
+		l = &laneState{}
+		p.lanes[key] = l
+	}
+	return l
+}
+
+// awaited notes that somebody waits for what is open in l. p.mu is held.
+func (p *Publisher) awaited(l *laneState) {
+	if l.open.waited {
+		return
+	}
+	l.open.waited = true
+	if l.timer != nil {
+		l.timer.Reset(p.cfg.Linger)
+	}
+}
 
 // waitForRoom takes size bytes of the buffer. While something is on its way, room will come; otherwise
 // what waits for company is sent now, or a full buffer could wait for itself.
@@ -238,6 +250,11 @@ func (p *Publisher) seal(key lane, l *laneState) {
 		l.timer = nil
 	}
 	l.open = nil
+	p.dispatch(key, l, b)
+}
+
+// dispatch hands b, which takes no more events, to a sender. p.mu is held.
+func (p *Publisher) dispatch(key lane, l *laneState, b *batch) {
 	l.inFly++
 	p.pending[b] = struct{}{}
 	p.senders.Add(1)
@@ -262,8 +279,7 @@ func (p *Publisher) sent(key lane, l *laneState, b *batch, err error) {
 	if err == nil {
 		p.acked.Add(uint64(b.block.Rows()))
 	}
-	b.block.Reset()
-	blocks.Put(b.block)
+	b.block.GiveBack()
 	b.block = nil
 	p.buffer.Release(b.held)
 	p.mu.Lock()

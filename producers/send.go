@@ -65,6 +65,10 @@ func (p *Publisher) message(b *batch) (*nats.Msg, *[]byte) {
 	buf := payloads.Get().(*[]byte)
 	msg.Data = b.block.AppendNative((*buf)[:0])
 	msg.Header.Set(schema.HeaderContentType, codec.ContentBlock)
+	if b.alone {
+		// Of the events themselves, for a repetition may come to a process that compresses in another way.
+		msg.Header.Set(nats.MsgIdHdr, messageID(msg.Subject, msg.Data))
+	}
 	if p.cfg.Compression != NoCompression {
 		plain := buf
 		*plain, buf = msg.Data, payloads.Get().(*[]byte)
@@ -72,7 +76,9 @@ func (p *Publisher) message(b *batch) (*nats.Msg, *[]byte) {
 		msg.Header.Set(schema.HeaderContentEncoding, p.cfg.Compression)
 		payloads.Put(plain)
 	}
-	msg.Header.Set(nats.MsgIdHdr, messageID(msg.Subject, msg.Data))
+	if !b.alone {
+		msg.Header.Set(nats.MsgIdHdr, messageID(msg.Subject, msg.Data))
+	}
 	return msg, buf
 }
 

@@ -65,7 +65,7 @@ func (b *bench) ingest(ctx context.Context) error {
 	b.say("engine ceiling: %s rows/s", number(d.EngineCeiling.EventsPerS))
 	t := table{
 		title:  "Ingest: publish to stored, everything on this machine, fsync before ack",
-		header: []string{"", "events/s", "MB/s", "of the engine's ceiling", "of the broker's ceiling", "CPU µs an event (producer, broker, writer, engine)", "peak MiB (the same)", "rows an insert", "cores used by others"},
+		header: []string{"", "events/s", "MB/s", "of the engine's ceiling", "of the broker's ceiling", "CPU µs an event (producer, gateway, broker, writer, engine)", "peak MiB (the same)", "rows an insert", "cores used by others"},
 	}
 	for _, kind := range []string{kindColumnar, kindNDJSON, kindSingle} {
 		ceiling, err := b.brokerCeiling(ctx, kind)
@@ -95,6 +95,18 @@ func (b *bench) ingest(ctx context.Context) error {
 			*s.WriterPeakMiB = max(*s.WriterPeakMiB, *figure(l.PeakMiB["writer"]))
 		}
 	}
+	posted, err := b.pipeline(ctx, kindGateway)
+	if err != nil {
+		return fmt.Errorf("%s: %w", kindGateway, err)
+	}
+	d.Pipeline = append(d.Pipeline, posted)
+	b.say("%s: %s events/s, %s rows an insert, %s events waiting", kindGateway, number(posted.EventsPerS), number(posted.RowsAnInsert), number(float64(posted.Waiting)))
+	b.result.Summary.IngestGatewayPerS = figure(posted.EventsPerS)
+	*b.result.Summary.WriterPeakMiB = max(*b.result.Summary.WriterPeakMiB, *figure(posted.PeakMiB["writer"]))
+	t.rows = append(t.rows, append([]string{
+		fmt.Sprintf("gateway: NDJSON by HTTP, %d a request", requestEvents), number(posted.EventsPerS), number(posted.MBPerS),
+		number(posted.EventsPerS / d.EngineCeiling.EventsPerS), "",
+	}, append(costs(posted), number(posted.RowsAnInsert), number(posted.OthersCores))...))
 	for i, kind := range []string{kindColumnar, kindNDJSON, kindSingle} {
 		l := d.BrokerCeiling[i]
 		t.rows = append(t.rows, append([]string{"ceiling: broker alone, " + kind, number(l.EventsPerS), number(l.MBPerS), "", ""}, append(costs(l), "", number(l.OthersCores))...))
@@ -102,14 +114,13 @@ func (b *bench) ingest(ctx context.Context) error {
 	l := d.EngineCeiling
 	t.rows = append(t.rows, append([]string{"ceiling: engine alone, prepared blocks", number(l.EventsPerS), number(l.MBPerS), "", ""}, append(costs(l), number(l.RowsAnInsert), number(l.OthersCores))...))
 	t.notes = []string{fmt.Sprintf("An event is %.0f bytes of JSON on average. Pipeline and engine for %.0f s each after a warm-up.", d.EventBytes, l.Seconds)}
-	b.result.miss("ingest through the gateway", "there is no gateway yet")
 	b.result.add("ingest", d, t)
 	return nil
 }
 
 func costs(l load) []string {
 	cell := func(m map[string]float64, digits int) (text string) {
-		for i, part := range []string{"producer", "broker", "writer", "engine"} {
+		for i, part := range []string{"producer", "gateway", "broker", "writer", "engine"} {
 			if i > 0 {
 				text += ", "
 			}
@@ -141,7 +152,15 @@ func (b *bench) pipeline(ctx context.Context, kind string) (l load, err error) {
 	if err := s.startAll(ctx); err != nil {
 		return l, err
 	}
-	p, err := s.start(ctx, "producer", producerSettings{Broker: s.broker.now().URL, Kind: kind, Limit: b.window()})
+	set := producerSettings{Broker: s.broker.now().URL, Kind: kind, Limit: b.window()}
+	if kind == kindGateway {
+		g, err := s.start(ctx, "gateway", gatewaySettings{Broker: set.Broker})
+		if err != nil {
+			return l, err
+		}
+		set.Gateway = g.now().URL
+	}
+	p, err := s.start(ctx, "producer", set)
 	if err != nil {
 		return l, err
 	}

@@ -100,6 +100,7 @@ var parts = map[string]func(context.Context, *session) (report, error){
 	"broker":   brokerPart,
 	"writer":   writerPart,
 	"producer": producerPart,
+	"gateway":  gatewayPart,
 	"inserter": inserterPart,
 	"rollup":   rollupPart,
 	"archive":  archivePart,

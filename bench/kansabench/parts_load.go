@@ -14,6 +14,7 @@ import (
 
 	"github.com/kansa-audit/kansa/pipeline/broker"
 	"github.com/kansa-audit/kansa/producers"
+	"github.com/kansa-audit/kansa/producers/gateway"
 	"github.com/kansa-audit/kansa/schema"
 	"github.com/kansa-audit/kansa/schema/codec"
 )
@@ -26,8 +27,9 @@ const (
 )
 
 type producerSettings struct {
-	Broker string `json:"broker"`
-	Kind   string `json:"kind"`
+	Broker  string `json:"broker"`
+	Gateway string `json:"gateway,omitempty"` // address; for that kind, in place of the broker
+	Kind    string `json:"kind"`
 	// Prepared publishes messages made beforehand, which for columnar ones leaves the SDK out: the
 	// broker's ceiling. The other kinds always are: what makes them is no part of Kansa.
 	Prepared bool    `json:"prepared"`
@@ -68,19 +70,24 @@ func producerPart(ctx context.Context, s *session) (r report, err error) {
 	if err := s.in.Decode(&set); err != nil {
 		return r, fmt.Errorf("read settings: %w", err)
 	}
-	client, err := broker.Connect(ctx, broker.Options{URL: set.Broker, Name: "bench producer", Logger: warnings()})
-	if err != nil {
-		return r, err
-	}
-	defer client.Close()
 	p := &pace{rate: set.Rate}
 	p.limit.Store(set.Limit)
 	var load func(context.Context) error
 	var count func() report
-	if set.Kind == kindColumnar && !set.Prepared {
-		load, count, err = sdkLoad(client.JS, p)
+	if set.Kind == kindGateway {
+		load, count, err = gatewayLoad(set.Gateway+gateway.Path, p)
 	} else {
-		load, count, err = messageLoad(client.NC, set.Kind, p)
+		var client *broker.Client
+		client, err = broker.Connect(ctx, broker.Options{URL: set.Broker, Name: "bench producer", Logger: warnings()})
+		if err != nil {
+			return r, err
+		}
+		defer client.Close()
+		if set.Kind == kindColumnar && !set.Prepared {
+			load, count, err = sdkLoad(client.JS, p)
+		} else {
+			load, count, err = messageLoad(client.NC, set.Kind, p)
+		}
 	}
 	if err != nil {
 		return r, err

@@ -98,11 +98,8 @@ func (r *Rollup) newest(ctx context.Context, p schema.Partition) (key string, er
 }
 
 // keep stores the manifest of p, which makes the partition. If another rollup was faster, its manifest
-// has to say the same: the first one stays, so that a chain has no two ways to go on.
-//
-// A file system under the store has no atomic "create if absent" in this library, but a look followed by
-// a rename. Two rollups would have to work on the same hour, which the broker gives to one at a time, and
-// come to different results, and to meet in that moment.
+// has to say the same: the first one stays, so that a chain has no two ways to go on. The store has to
+// create an object only if it is absent, in one step: a directory does so by a hard link.
 func (r *Rollup) keep(ctx context.Context, m *seal.Manifest) (*seal.Sealed, error) {
 	file, err := r.sealer.Seal(ctx, m)
 	if err != nil {

@@ -56,15 +56,15 @@ type Config struct {
 	MaxRows  int
 	MaxBytes int
 	// Linger is how long the first event of an insert waits for company when little is going on (a tenth of
-	// it after a pause of five times as long); MaxLinger, when much is: large inserts cost the engine far
-	// less an event. Defaults 50 ms, 400 ms.
+	// it after a pause of twice as long); MaxLinger, when much is: large inserts cost the engine far
+	// less an event. Defaults 50 ms, 300 ms.
 	Linger    time.Duration
 	MaxLinger time.Duration
-	// Inserts is the number of inserts in flight when they are full. Default 4: one uses about one core of
+	// Inserts is the number of inserts in flight when they are full. Default 2: one uses about one core of
 	// the engine.
 	Inserts int
-	// Memory bounds the bytes of decoded messages held. Default 256 MiB; the process may need half as
-	// much again.
+	// Memory bounds the bytes of decoded messages held. Default 192 MiB; the process may need two and a half
+	// times as much.
 	Memory int64
 	// AckWait is the consumer's: how long a message is ours. Default 60 s.
 	AckWait time.Duration
@@ -92,13 +92,13 @@ func (c Config) withDefaults() (Config, error) {
 		c.Linger = 50 * time.Millisecond
 	}
 	if c.MaxLinger == 0 {
-		c.MaxLinger = max(400*time.Millisecond, c.Linger)
+		c.MaxLinger = max(300*time.Millisecond, c.Linger)
 	}
 	if c.Inserts == 0 {
-		c.Inserts = 4
+		c.Inserts = 2
 	}
 	if c.Memory == 0 {
-		c.Memory = 256 << 20
+		c.Memory = 192 << 20
 	}
 	if c.AckWait == 0 {
 		c.AckWait = 60 * time.Second
@@ -193,6 +193,7 @@ type item struct {
 	tally   tally.Tally
 	suspect bool
 	size    int64
+	pending uint64    // messages that waited in the stream behind it
 	until   time.Time // the end of the lease
 	scratch []byte    // what the block's memory is, if the message was compressed
 }
@@ -320,6 +321,7 @@ func (w *Writer) decodeOne(ctx context.Context, it *item) error {
 	it.scratch = getScratch(codec.DecodedLen(m.ContentEncoding, m.Payload))
 	m.Scratch = it.scratch
 	it.reply, it.msg = it.msg.Reply(), nil
+	it.pending = meta.NumPending
 	it.suspect = meta.NumDelivered > 1 || m.StreamSeq <= w.suspect.Load()
 	letter := consumers.DeadLetter{
 		Subject: subject, StreamSeq: m.StreamSeq, RecordedAt: m.RecordedAt, BatchIndex: -1,

@@ -276,3 +276,31 @@ func TestConfigThatWouldBreakAGuarantee(t *testing.T) {
 		}
 	}
 }
+
+// Any number of writers share one consumer: each message is stored by one of them.
+func TestSeveralWriters(t *testing.T) {
+	t.Parallel()
+	f := newFixture(t, time.Minute)
+	var writers []*writer.Writer
+	for range 3 {
+		w, stop := f.run(t, writer.Config{MaxRows: 30}) // so that no one insert takes all
+		defer stop()
+		writers = append(writers, w)
+	}
+	for range 20 { // a few at a time, as they come in life; one pull may take all there is
+		f.publish(t, 30)
+	}
+	f.settled(t)
+	if rows, twice := f.table.counts(); rows != 1800 || twice != 0 {
+		t.Errorf("%d events are stored, %d of them twice; want 1800 once", rows, twice)
+	}
+	busy := 0
+	for _, w := range writers {
+		if w.Stats().Stored > 0 {
+			busy++
+		}
+	}
+	if busy < 2 {
+		t.Errorf("%d of 3 writers stored anything", busy)
+	}
+}

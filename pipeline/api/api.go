@@ -1,4 +1,5 @@
-// Package api is Kansa's HTTP server: downloads of archives, and the health of the process.
+// Package api is Kansa's HTTP server: downloads of archives, the health of the process, and what else the
+// process has to serve at the same address.
 //
 // It owns routes and answers, and computes nothing itself.
 package api
@@ -20,13 +21,16 @@ import (
 // Options of a server.
 type Options struct {
 	Listen string // host:port
+	// Bucket, States and Links are of the downloads; there are none without a bucket.
 	Bucket *blob.Bucket
 	States exporter.States
 	Links  exporter.Links
+	// Routes are served besides, by the pattern of a mux.
+	Routes map[string]http.Handler
+	// Drain is how long Close lets requests end. Default 3 s.
+	Drain time.Duration
 	// Healthy says what is not working, or nothing.
 	Healthy func(ctx context.Context) error
-	// Metrics answers Prometheus; nil for none.
-	Metrics http.Handler
 	Logger  *slog.Logger
 }
 
@@ -40,6 +44,9 @@ type Server struct {
 
 // Start listens and serves until Close.
 func Start(ctx context.Context, o Options) (*Server, error) {
+	if o.Drain == 0 {
+		o.Drain = 3 * time.Second
+	}
 	var lc net.ListenConfig
 	l, err := lc.Listen(ctx, "tcp", o.Listen)
 	if err != nil {
@@ -49,10 +56,12 @@ func Start(ctx context.Context, o Options) (*Server, error) {
 	mux := http.NewServeMux()
 	mux.HandleFunc("GET /healthz", func(w http.ResponseWriter, _ *http.Request) { fmt.Fprintln(w, "alive") })
 	mux.HandleFunc("GET /readyz", s.ready)
-	if o.Metrics != nil {
-		mux.Handle("GET /metrics", o.Metrics)
+	if o.Bucket != nil {
+		(&downloads{o: o}).register(mux)
 	}
-	(&downloads{o: o}).register(mux)
+	for pattern, handler := range o.Routes {
+		mux.Handle(pattern, handler)
+	}
 	s.http = &http.Server{
 		Handler: mux, ReadHeaderTimeout: 10 * time.Second, IdleTimeout: 2 * time.Minute, MaxHeaderBytes: 64 << 10,
 		ErrorLog: slog.NewLogLogger(o.Logger.Handler(), slog.LevelDebug),
@@ -64,9 +73,9 @@ func Start(ctx context.Context, o Options) (*Server, error) {
 // URL is the server's address as seen from this machine.
 func (s *Server) URL() string { return "http://" + s.listen.Addr().String() }
 
-// Close lets requests end for a few seconds, and then ends them.
+// Close takes no more requests, lets those at hand end for a few seconds, and then ends them.
 func (s *Server) Close() error {
-	ctx, cancel := context.WithTimeout(context.Background(), 3*time.Second)
+	ctx, cancel := context.WithTimeout(context.Background(), s.o.Drain)
 	defer cancel()
 	err := s.http.Shutdown(ctx)
 	if errors.Is(err, context.DeadlineExceeded) {

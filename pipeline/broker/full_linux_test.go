@@ -2,14 +2,12 @@ package broker_test
 
 import (
 	"context"
-	"errors"
-	"os"
 	"path/filepath"
-	"syscall"
 	"testing"
 	"time"
 
 	"github.com/kansa-audit/kansa/pipeline/broker"
+	"github.com/kansa-audit/kansa/pipeline/pipelinetest"
 	"github.com/kansa-audit/kansa/schema"
 )
 
@@ -17,18 +15,7 @@ import (
 // messages, on the same address, without anybody's help. JetStream alone would refuse until it is started again.
 func TestServerThatCouldNotWriteComesBack(t *testing.T) {
 	t.Parallel()
-	dir := t.TempDir()
-	if err := syscall.Mount("tmpfs", dir, "tmpfs", 0, "size=16m"); err != nil {
-		if os.Getenv("REQUIRE_ALL") != "" {
-			t.Fatalf("a full disk needs the right to mount: %v", err)
-		}
-		t.Skipf("a full disk needs the right to mount: %v", err)
-	}
-	t.Cleanup(func() {
-		if err := syscall.Unmount(dir, syscall.MNT_DETACH); err != nil {
-			t.Error(err)
-		}
-	})
+	dir, fill, free := pipelinetest.SmallDisk(t, 16<<20)
 	s, err := broker.StartServer(t.Context(), broker.ServerOptions{Dir: filepath.Join(dir, "nats")})
 	if err != nil {
 		t.Fatal(err)
@@ -55,22 +42,14 @@ func TestServerThatCouldNotWriteComesBack(t *testing.T) {
 	if err := publish(); err != nil {
 		t.Fatal(err)
 	}
-	ballast := filepath.Join(dir, "ballast")
-	if err := os.WriteFile(ballast, make([]byte, 16<<20), 0o600); !errors.Is(err, syscall.ENOSPC) {
-		t.Fatalf("the disk is not full: %v", err)
-	}
+	fill()
 	if err := publish(); err == nil {
 		t.Fatal("acknowledged on a full disk")
 	}
-	if err := os.Remove(ballast); err != nil {
-		t.Fatal(err)
-	}
-	deadline := time.Now().Add(time.Minute)
-	for publish() != nil {
-		if time.Now().After(deadline) {
-			t.Fatal("nothing can be published, though there is room")
-		}
-	}
+	pipelinetest.Until(t, 10*time.Second, func() (bool, any) { return s.Err() != nil, "it says that it can write" })
+	free()
+	pipelinetest.Until(t, time.Minute, func() (bool, any) { err := publish(); return err == nil, err })
+	pipelinetest.Until(t, 10*time.Second, func() (bool, any) { return s.Err() == nil, s.Err() })
 	if s.Restarts() == 0 {
 		t.Error("it was not started again: then what is all this for?")
 	}

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"log/slog"
 	"net"
+	"os"
 	"strings"
 	"sync/atomic"
 	"time"
@@ -37,7 +38,8 @@ type Server struct {
 	stop context.CancelFunc
 	done chan struct{}
 
-	broken   chan string // what the server said
+	broken   chan string            // what the server said
+	fault    atomic.Pointer[string] // the same, until it can write again
 	restarts atomic.Int64
 	ns       *server.Server // the supervisor's, until done
 }
@@ -119,10 +121,12 @@ func (s *Server) supervise(ctx context.Context) {
 		case why = <-s.broken:
 		case <-tick.C:
 			if s.ns.JetStreamEnabled() {
+				s.recovered()
 				continue
 			}
 			why = "its streams are disabled"
 		}
+		s.fault.Store(&why)
 		if time.Since(last) > soundFor {
 			pause = firstPause
 		}
@@ -150,6 +154,33 @@ func (s *Server) supervise(ctx context.Context) {
 		last = time.Now()
 		s.restarts.Add(1)
 	}
+}
+
+// recovered takes a fault back when files can be written again: that the server has started does not say so.
+func (s *Server) recovered() {
+	if s.fault.Load() == nil || canWrite(s.o.Dir) != nil {
+		return
+	}
+	s.fault.Store(nil)
+	s.log.Info("the embedded NATS server can write again")
+}
+
+// canWrite tries what the server does: to write a piece of a file, and to sync it.
+func canWrite(dir string) error {
+	f, err := os.CreateTemp(dir, ".can-write-")
+	if err != nil {
+		return err
+	}
+	_, err = f.Write(make([]byte, 64<<10))
+	return errors.Join(err, f.Sync(), f.Close(), os.Remove(f.Name()))
+}
+
+// Err is not nil while the server can not write, and takes no events.
+func (s *Server) Err() error {
+	if why := s.fault.Load(); why != nil {
+		return fmt.Errorf("the embedded NATS server can not write: %s", *why)
+	}
+	return nil
 }
 
 // URL is where clients connect. It never changes.

@@ -124,18 +124,22 @@ func runGeneration(t *testing.T, g, rounds int, r *result) {
 	for i := range plans {
 		p := &plans[i]
 		n := g**perStack + i
-		say("iteration %d: %d events in %s, %d a message, tried for %s", n, p.events, p.pace, p.perMessage, p.retryFor)
+		way := "the library"
+		if p.http {
+			way = "HTTP"
+		}
+		say("iteration %d: %d events by %s in %s, %d a message, tried for %s", n, p.events, way, p.pace, p.perMessage, p.retryFor)
 		ctx, cancel := context.WithTimeout(t.Context(), 5*time.Minute)
 		err := s.round(ctx, p, a, say)
 		healing := time.Now()
-		var until time.Time
+		var end time.Time
 		if err == nil {
-			until, err = s.settled(ctx, healWithin, was)
+			end, err = s.settled(ctx, healWithin, was)
 		}
 		heal := time.Since(healing)
 		say("          settled after %s", heal.Round(time.Millisecond))
 		if err == nil {
-			err = s.check(ctx, a, until, was)
+			err = s.check(ctx, a, end, was)
 		}
 		cancel()
 		r.mu.Lock()

@@ -3,9 +3,11 @@
 package chaos
 
 import (
+	"cmp"
 	"fmt"
 	"math/rand/v2"
 	"slices"
+	"strings"
 	"sync"
 	"syscall"
 	"time"
@@ -100,13 +102,10 @@ func drawKill(r *rand.Rand) fault {
 	}}
 }
 
+// base is the role of a process: several have the same.
 func base(name string) string {
-	for _, b := range []string{"writer", "rollup", "exporter"} {
-		if len(name) == len(b)+2 && name[:len(b)] == b {
-			return b
-		}
-	}
-	return name
+	role, _, _ := strings.Cut(name, "-")
+	return role
 }
 
 // drawKillAll kills everything at once: what a power cut leaves of processes.
@@ -205,6 +204,7 @@ func drawSyncs(r *rand.Rand) fault {
 
 // plan is what one round does, all of it drawn beforehand.
 type plan struct {
+	http       bool // through the gateway
 	events     int
 	perMessage int
 	pace       time.Duration // for all of them
@@ -221,17 +221,12 @@ func drawPlan(r *rand.Rand) plan {
 	if p.perMessage == 1 {
 		p.events = min(p.events, 400)
 	}
+	if p.http = r.IntN(3) == 0; p.http {
+		p.perMessage = max(p.perMessage, 20)
+	}
 	for range 1 + r.IntN(3) {
 		p.faults = append(p.faults, drawFault(r))
 	}
-	slices.SortStableFunc(p.faults, func(a, b fault) int {
-		switch {
-		case a.at < b.at:
-			return -1
-		case a.at > b.at:
-			return 1
-		}
-		return 0
-	})
+	slices.SortStableFunc(p.faults, func(a, b fault) int { return cmp.Compare(a.at, b.at) })
 	return p
 }

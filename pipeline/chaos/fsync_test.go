@@ -3,17 +3,14 @@
 package chaos
 
 import (
-	"bufio"
 	"fmt"
 	"math/rand/v2"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"regexp"
 	"strconv"
 	"strings"
 	"sync"
-	"syscall"
 	"testing"
 	"time"
 
@@ -28,27 +25,11 @@ import (
 // that file was synced in between.
 func TestAckNeverPrecedesFsync(t *testing.T) {
 	t.Parallel()
-	if err := canTrace(); err != nil {
-		require(t, fmt.Sprintf("the order of system calls needs strace: %v", err))
-	}
-	dir := t.TempDir()
-	trace := filepath.Join(dir, "trace")
-	self, err := os.Executable()
-	if err != nil {
-		t.Fatal(err)
-	}
 	port, err := freePort(rand.New(rand.NewPCG(uint64(os.Getpid()), 0)))
 	if err != nil {
 		t.Fatal(err)
 	}
-	// A string of a write is long enough for a burst of messages.
-	cmd := exec.Command("strace", "-f", "-qq", "-y", "-s", "1000000", "-e", "trace=write,writev,pwrite64,pwritev,fsync,fdatasync", "-o", trace, self)
-	cmd.Env = append(os.Environ(), fmt.Sprintf("%s=%s|%d", envBroker, filepath.Join(dir, "data"), port))
-	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
-	if err := cmd.Start(); err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { _ = syscall.Kill(-cmd.Process.Pid, syscall.SIGKILL); _ = cmd.Wait() })
+	end, trace := traced(t, fmt.Sprintf("%s=%s|%d", envBroker, filepath.Join(t.TempDir(), "data"), port))
 	c, err := connect(t, fmt.Sprintf("nats://127.0.0.1:%d", port))
 	if err != nil {
 		t.Fatal(err)
@@ -59,11 +40,18 @@ func TestAckNeverPrecedesFsync(t *testing.T) {
 		t.Fatal(err)
 	}
 	marks := publishMarked(t, c.JS)
-	if err := syscall.Kill(-cmd.Process.Pid, syscall.SIGTERM); err != nil { // the broker ends, and strace with it
-		t.Fatal(err)
+	end()
+	w := &brokerWatcher{
+		t: t, marks: marks, waiting: map[string]bool{}, written: map[string]string{}, durable: map[string]bool{}, acked: map[uint64]bool{},
+		syncing: map[string][]string{},
 	}
-	_ = cmd.Wait()
-	checkOrder(t, trace, marks)
+	for _, mark := range marks {
+		w.waiting[mark] = true
+	}
+	watch(t, trace, w)
+	if len(w.acked) != len(marks) || len(w.waiting) > 0 {
+		t.Errorf("of %d messages, the trace has %d acknowledgements and lacks %d records", len(marks), len(w.acked), len(w.waiting))
+	}
 }
 
 // publishMarked publishes one by one, and then many at once, and returns what is in each message by its sequence.
@@ -92,108 +80,56 @@ func publishMarked(t *testing.T, js jetstream.JetStream) map[uint64]string {
 	return marks
 }
 
-var (
-	tracedCall    = regexp.MustCompile(`^(\d+) +(\w+)\(\d+<(.*?)>(.*)$`)
-	tracedResumed = regexp.MustCompile(`^(\d+) +<\.\.\. (\w+) resumed>`)
-	tracedAck     = regexp.MustCompile(`\\"stream\\": ?\\"` + broker.StreamAudit + `\\", ?\\"seq\\": ?(\d+)`)
-)
+// brokerWatcher follows each message, by what is in it, from a file to its acknowledgement.
+type brokerWatcher struct {
+	t       *testing.T
+	marks   map[uint64]string
+	waiting map[string]bool     // not seen in a file yet
+	written map[string]string   // the file it lies in and is not synced
+	durable map[string]bool     //
+	syncing map[string][]string // what a sync under way is of, by thread
+	acked   map[uint64]bool
+}
 
-// checkOrder reads a trace in the order in which calls began and ended. A sync counts from its end, a write to
-// a file from its end, one to a socket from its beginning.
-func checkOrder(t *testing.T, trace string, marks map[uint64]string) {
-	t.Helper()
-	f, err := os.Open(trace)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer f.Close()
-	type call struct{ name, path, text string }
-	begun := map[string]call{}       // by thread
-	written := map[string]string{}   // mark: the file it lies in and is not synced
-	durable := map[string]bool{}     // marks
-	acked := map[uint64]bool{}       // sequences
-	waiting := map[string]uint64{}   // marks that were not seen in a file yet
-	pending := map[string][]string{} // marks that a sync under way is of, by thread
-	for seq, mark := range marks {
-		waiting[mark] = seq
-	}
-	begin := func(thread string, c call) {
-		switch {
-		case c.name == "fsync" || c.name == "fdatasync":
-			for mark, path := range written {
-				if path == c.path {
-					pending[thread] = append(pending[thread], mark)
-				}
-			}
-		case strings.HasPrefix(c.path, "TCP") || strings.HasPrefix(c.path, "socket"):
-			for _, m := range tracedAck.FindAllStringSubmatch(c.text, -1) {
-				seq, err := strconv.ParseUint(m[1], 10, 64)
-				if err != nil || marks[seq] == "" {
-					continue
-				}
-				acked[seq] = true
-				if !durable[marks[seq]] {
-					t.Errorf("message %d was acknowledged, and it was not synced: written to %q", seq, written[marks[seq]])
-				}
+var tracedAck = regexp.MustCompile(`\\"stream\\": ?\\"` + broker.StreamAudit + `\\", ?\\"seq\\": ?(\d+)`)
+
+func (w *brokerWatcher) begins(thread string, c *call) {
+	switch {
+	case c.syncs():
+		w.syncing[thread] = nil
+		for mark, path := range w.written {
+			if path == c.path {
+				w.syncing[thread] = append(w.syncing[thread], mark)
 			}
 		}
-	}
-	end := func(thread string, c call, ok bool) {
-		switch {
-		case c.name == "fsync" || c.name == "fdatasync":
-			if ok {
-				for _, mark := range pending[thread] {
-					durable[mark] = true
-					delete(written, mark)
-				}
+	case c.sends():
+		for _, m := range tracedAck.FindAllStringSubmatch(c.text, -1) {
+			seq, err := strconv.ParseUint(m[1], 10, 64)
+			if err != nil || w.marks[seq] == "" {
+				continue
 			}
-			delete(pending, thread)
-		case strings.Contains(c.path, "/streams/"+broker.StreamAudit+"/msgs/"):
-			for mark := range waiting {
-				if strings.Contains(c.text, mark) {
-					written[mark] = c.path
-					delete(waiting, mark)
-				}
+			w.acked[seq] = true
+			if mark := w.marks[seq]; !w.durable[mark] {
+				w.t.Errorf("message %d was acknowledged, and it was not synced: written to %q", seq, w.written[mark])
 			}
 		}
-	}
-	lines := bufio.NewScanner(f)
-	lines.Buffer(nil, 64<<20)
-	n := 0
-	for ; lines.Scan(); n++ {
-		line := lines.Text()
-		if m := tracedResumed.FindStringSubmatch(line); m != nil {
-			if c, ok := begun[m[1]]; ok {
-				end(m[1], c, !strings.Contains(line, "= -1"))
-				delete(begun, m[1])
-			}
-			continue
-		}
-		m := tracedCall.FindStringSubmatch(line)
-		if m == nil {
-			continue
-		}
-		c := call{m[2], m[3], m[4]}
-		begin(m[1], c)
-		if strings.HasSuffix(line, "<unfinished ...>") {
-			begun[m[1]] = c
-			continue
-		}
-		end(m[1], c, !strings.Contains(line, "= -1"))
-	}
-	if err := lines.Err(); err != nil {
-		t.Fatal(err)
-	}
-	if len(acked) != len(marks) || len(waiting) > 0 {
-		t.Errorf("of %d messages, the trace of %d lines has %d acknowledgements and lacks %d records", len(marks), n, len(acked), len(waiting))
 	}
 }
 
-// require skips a test for want of something, unless everything is required.
-func require(t *testing.T, reason string) {
-	t.Helper()
-	if os.Getenv("REQUIRE_ALL") != "" {
-		t.Fatal(reason)
+func (w *brokerWatcher) ends(thread string, c *call) {
+	switch {
+	case c.syncs():
+		for _, mark := range w.syncing[thread] {
+			w.durable[mark] = true
+			delete(w.written, mark)
+		}
+		delete(w.syncing, thread)
+	case strings.Contains(c.path, "/streams/"+broker.StreamAudit+"/msgs/"):
+		for mark := range w.waiting {
+			if strings.Contains(c.text, mark) {
+				w.written[mark] = c.path
+				delete(w.waiting, mark)
+			}
+		}
 	}
-	t.Skip(reason)
 }

@@ -51,61 +51,51 @@ func newSeen() *seen {
 }
 
 // settled waits until nothing is on its way any more, and returns the end of the last period that has events.
-func (s *stack) settled(ctx context.Context, limit time.Duration, was *seen) (until time.Time, err error) {
-	deadline := time.NewTimer(limit)
-	defer deadline.Stop()
-	tick := time.NewTicker(50 * time.Millisecond)
-	defer tick.Stop()
-	for {
-		what := ""
-		until, what = s.waitsFor(ctx, was)
-		if what == "" {
-			return until, nil
-		}
-		select {
-		case <-ctx.Done():
-			return until, ctx.Err()
-		case <-deadline.C:
-			return until, fmt.Errorf("not healed within %s: %s", limit, what)
-		case <-tick.C:
-		}
-	}
+func (s *stack) settled(ctx context.Context, limit time.Duration, was *seen) (end time.Time, err error) {
+	err = until(ctx, limit, func() (err error) { end, err = s.waitsFor(ctx, was); return err })
+	return end, err
 }
 
 // waitsFor says what is not yet as it will be.
-func (s *stack) waitsFor(ctx context.Context, was *seen) (until time.Time, what string) {
+func (s *stack) waitsFor(ctx context.Context, was *seen) (end time.Time, err error) {
 	ctx, cancel := context.WithTimeout(ctx, 5*time.Second)
 	defer cancel()
 	stream, err := s.client.JS.Stream(ctx, broker.StreamAudit)
 	if err != nil {
-		return until, fmt.Sprintf("the broker answers %v", err)
+		return end, fmt.Errorf("ask the broker: %w", err)
 	}
 	consumer, err := stream.Consumer(ctx, broker.ConsumerWriter)
 	if err != nil {
-		return until, fmt.Sprintf("the writer's consumer: %v", err)
+		return end, fmt.Errorf("the writer's consumer: %w", err)
 	}
 	if i := consumer.CachedInfo(); i.NumPending > 0 || i.NumAckPending > 0 {
-		return until, fmt.Sprintf("the writer has %d messages to fetch and %d to acknowledge", i.NumPending, i.NumAckPending)
+		return end, fmt.Errorf("the writer has %d messages to fetch and %d to acknowledge", i.NumPending, i.NumAckPending)
 	}
-	until = stream.CachedInfo().State.LastTime.UTC().Truncate(period).Add(period)
+	end = stream.CachedInfo().State.LastTime.UTC().Truncate(period).Add(period)
 	next, err := s.progress.Next(ctx)
-	if err != nil || next.Before(until) {
-		return until, fmt.Sprintf("rolled up until %s, not %s: %v", next, until, err)
+	if err != nil {
+		return end, err
+	}
+	if next.Before(end) {
+		return end, fmt.Errorf("rolled up until %s, not %s", next, end)
 	}
 	for name := range destinations() {
-		for from := s.since; from.Before(until); from = from.Add(period) {
+		for from := s.since; from.Before(end); from = from.Add(period) {
 			id := exporter.ScheduledID(name, from)
 			if was.delivered[id] {
 				continue
 			}
 			e, found, err := s.states.Get(ctx, id)
-			if err != nil || !found || e.State != exporter.Done {
-				return until, fmt.Sprintf("export %s: found %t, state %q, attempts %d, %s: %v", id, found, e.State, e.Attempts, e.Error, err)
+			if err != nil {
+				return end, err
+			}
+			if !found || e.State != exporter.Done {
+				return end, fmt.Errorf("export %s: found %t, state %q, attempts %d, %s", id, found, e.State, e.Attempts, e.Error)
 			}
 			was.delivered[id] = true
 		}
 	}
-	return until, ""
+	return end, nil
 }
 
 func destinations() map[string]string {
@@ -129,7 +119,7 @@ func (r *row) key() string {
 }
 
 // check holds everything against what was promised.
-func (s *stack) check(ctx context.Context, a *account, until time.Time, was *seen) error {
+func (s *stack) check(ctx context.Context, a *account, end time.Time, was *seen) error {
 	rows, err := s.rows(ctx)
 	if err != nil {
 		return err
@@ -164,9 +154,9 @@ func (s *stack) check(ctx context.Context, a *account, until time.Time, was *see
 	if err != nil {
 		return err
 	}
-	errs = append(errs, s.checkStore(ctx, key, rows, until)...)
-	errs = append(errs, s.checkArchives(ctx, key, rows, until, was)...)
-	errs = append(errs, s.checkMails(ctx, key, rows, until, was)...)
+	errs = append(errs, s.checkStore(ctx, key, rows, end)...)
+	errs = append(errs, s.checkArchives(ctx, key, rows, end, was)...)
+	errs = append(errs, s.checkMails(ctx, key, rows, end, was)...)
 
 	// Nobody was alarmed, nothing was rejected.
 	blocked, err := s.progress.Blocked(ctx, hour)
@@ -203,34 +193,30 @@ func (s *stack) rows(ctx context.Context) (rows []row, err error) {
 	return rows, found.Err()
 }
 
-// attempts at reading a store to which hours are being added meanwhile.
-const attempts = 3
-
-func (s *stack) checkStore(ctx context.Context, key string, rows []row, until time.Time) (errs []error) {
-	for try := 1; ; try++ {
+func (s *stack) checkStore(ctx context.Context, key string, rows []row, end time.Time) (errs []error) {
+	// An hour may be added while it is read; then it is read again.
+	err := until(ctx, 5*hour, func() error {
 		report, err := verify.Path(ctx, s.parts, verify.Options{Key: key, FromStart: true})
 		if err != nil {
-			return []error{err}
+			return err
 		}
-		if report.OK {
-			break
+		var faults []error
+		for _, f := range report.Faults {
+			faults = append(faults, fmt.Errorf("partition store: %w", f))
 		}
-		if try == attempts {
-			for _, f := range report.Faults {
-				errs = append(errs, fmt.Errorf("partition store: %w", f))
-			}
-			return errs
-		}
-		time.Sleep(hour / 2)
+		return errors.Join(faults...)
+	})
+	if err != nil {
+		return []error{err}
 	}
 	want := map[string][]string{}
 	for i := range rows {
-		if rows[i].recorded.Before(until) {
+		if rows[i].recorded.Before(end) {
 			want[rows[i].key()] = append(want[rows[i].key()], rows[i].id)
 		}
 	}
 	got := map[string][]string{}
-	err := filepath.WalkDir(s.parts, func(path string, e fs.DirEntry, err error) error {
+	err = filepath.WalkDir(s.parts, func(path string, e fs.DirEntry, err error) error {
 		if err != nil || e.IsDir() || !strings.HasSuffix(path, schema.CSVSuffix) {
 			return err
 		}
@@ -292,11 +278,11 @@ func same(a, b []string) bool {
 	return slices.Equal(a, b)
 }
 
-// expected are the archives of the periods before until: the ids of each by its name.
-func (s *stack) expected(to map[string]string, rows []row, until time.Time) map[string][]string {
+// expected are the archives of the periods before end: the ids of each by its name.
+func (s *stack) expected(to map[string]string, rows []row, end time.Time) map[string][]string {
 	all := map[string][]string{}
 	for name, org := range to {
-		for from := s.since; from.Before(until); from = from.Add(period) {
+		for from := s.since; from.Before(end); from = from.Add(period) {
 			request := exporter.Request{ID: exporter.ScheduledID(name, from), Organization: org, Trails: schema.Trails, From: from, To: from.Add(period)}
 			ids := []string{}
 			for i := range rows {
@@ -311,10 +297,10 @@ func (s *stack) expected(to map[string]string, rows []row, until time.Time) map[
 }
 
 // checkArchives looks at what arrived at the SSH server: every archive once, whole, and nothing else.
-func (s *stack) checkArchives(ctx context.Context, key string, rows []row, until time.Time, was *seen) (errs []error) {
+func (s *stack) checkArchives(ctx context.Context, key string, rows []row, end time.Time, was *seen) (errs []error) {
 	fault := func(format string, v ...any) { errs = append(errs, fmt.Errorf(format, v...)) }
-	want := s.expected(sftpDestinations, rows, until)
-	later := s.expected(sftpDestinations, nil, until.Add(time.Hour)) // delivered while we look
+	want := s.expected(sftpDestinations, rows, end)
+	later := s.expected(sftpDestinations, nil, end.Add(time.Hour)) // delivered while we look
 	entries, err := os.ReadDir(s.archives)
 	if err != nil {
 		return []error{err}
@@ -396,7 +382,7 @@ var linkPattern = regexp.MustCompile(`https?://\S+/download/\S+`)
 
 // checkMails: each archive was mailed, and the newest link of those that are new leads to it. That a mail whose
 // answer was lost is sent again is as it must be.
-func (s *stack) checkMails(ctx context.Context, key string, rows []row, until time.Time, was *seen) (errs []error) {
+func (s *stack) checkMails(ctx context.Context, key string, rows []row, end time.Time, was *seen) (errs []error) {
 	fault := func(format string, v ...any) { errs = append(errs, fmt.Errorf(format, v...)) }
 	mails := s.mails.Mails()
 	newest := map[string]string{} // file: link
@@ -408,13 +394,13 @@ func (s *stack) checkMails(ctx context.Context, key string, rows []row, until ti
 	}
 	was.mails = len(mails)
 	for name := range mailDestinations {
-		for from := s.since; from.Before(until); from = from.Add(period) {
+		for from := s.since; from.Before(end); from = from.Add(period) {
 			if id := exporter.ScheduledID(name, from); was.mailed[id] == 0 {
 				fault("mail: %s never came", id)
 			}
 		}
 	}
-	want := s.expected(mailDestinations, rows, until)
+	want := s.expected(mailDestinations, rows, end)
 	for name, link := range newest {
 		ids, due := want[name]
 		if !due {
@@ -435,18 +421,16 @@ func (s *stack) checkMails(ctx context.Context, key string, rows []row, until ti
 
 func (s *stack) download(ctx context.Context, name, link string) (string, error) {
 	var res *http.Response
-	for try := 1; ; try++ { // the API may be starting
+	err := until(ctx, 10*time.Second, func() error { // the API may be starting
 		req, err := http.NewRequestWithContext(ctx, http.MethodGet, link, http.NoBody)
 		if err != nil {
-			return "", err
+			return err
 		}
-		if res, err = http.DefaultClient.Do(req); err == nil {
-			break
-		}
-		if try == 50 {
-			return "", err
-		}
-		time.Sleep(100 * time.Millisecond)
+		res, err = http.DefaultClient.Do(req)
+		return err
+	})
+	if err != nil {
+		return "", err
 	}
 	defer res.Body.Close()
 	if res.StatusCode != http.StatusOK {

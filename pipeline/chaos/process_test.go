@@ -88,7 +88,11 @@ func rolesMain(what string) error {
 	if err != nil {
 		return err
 	}
-	s, err := pipeline.Start(ctx, pipeline.Options{Config: c, Roles: roles, Logger: stderrLogger()})
+	self, err := engineSelf()
+	if err != nil {
+		return err
+	}
+	s, err := pipeline.Start(ctx, pipeline.Options{Config: c, Roles: roles, EngineCommand: self, Logger: stderrLogger()})
 	if err != nil {
 		return err
 	}
@@ -98,6 +102,12 @@ func rolesMain(what string) error {
 	case <-s.Failed():
 	}
 	return s.Close()
+}
+
+// engineSelf is the command of the engine's child.
+func engineSelf() ([]string, error) {
+	self, err := os.Executable()
+	return []string{"/usr/bin/env", "KANSA_TEST_ENGINE=1", self}, err
 }
 
 // process is one that is started again whenever it ends, as a service manager does.

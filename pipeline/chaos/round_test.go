@@ -13,29 +13,14 @@ import (
 
 	"github.com/google/uuid"
 
-	"github.com/kansa-audit/kansa/pipeline/broker"
-	"github.com/kansa-audit/kansa/producers"
 	"github.com/kansa-audit/kansa/schema/sample"
 )
 
-// account is what the publisher knows: every id it handed over, and whether it was acknowledged.
-type account struct {
-	acked map[uuid.UUID]bool
-	n     int // of those
-}
-
-// round publishes under faults, heals, and waits until all is well again. What happened is in the history.
+// round publishes under faults and heals. What happened is in the history.
 func (s *stack) round(ctx context.Context, p *plan, a *account, say func(string, ...any)) error {
 	began := time.Now()
 	since := func() time.Duration { return time.Since(began).Round(time.Millisecond) }
-	client, err := broker.Connect(ctx, broker.Options{URL: "nats://" + s.net.links["publisher-broker"].Listen, Name: "publisher", Logger: s.log})
-	if err != nil {
-		return err
-	}
-	defer client.NC.Close() // without a flush: nothing of it matters any more
-	publisher, err := producers.New(client.JS, producers.Config{
-		MaxEvents: p.perMessage, RetryFor: p.retryFor, AckTimeout: 2 * time.Second, Logger: s.log,
-	})
+	in, err := s.intake(ctx, p)
 	if err != nil {
 		return err
 	}
@@ -58,57 +43,58 @@ func (s *stack) round(ctx context.Context, p *plan, a *account, say func(string,
 			}
 		})
 	}
-	type sent struct {
-		id  uuid.UUID
-		ack producers.Ack
+	outcomes, err := s.publish(ctx, in, p, a, happen)
+	happening.Wait()
+	if err = errors.Join(append(failed, err, s.heal(ctx))...); err != nil {
+		return err
 	}
-	events := sample.New(p.seed, nil)
-	all := make([]sent, 0, p.events)
-	next := 0
-	due := func(i int) {
-		for ; next < len(p.faults) && p.faults[next].at*float64(p.events) <= float64(i); next++ {
-			happen(&p.faults[next])
+	flush, cancel := context.WithTimeout(ctx, 2*p.retryFor+10*time.Second)
+	defer cancel()
+	in.close(flush)
+	acked := 0
+	for id, outcome := range outcomes {
+		if outcome(flush) == nil {
+			a.acked[id] = true
+			acked++
 		}
 	}
-	const steps = 20
-	for i := range p.events {
-		due(i)
+	a.n += acked
+	say("%8s  published: %d, acknowledged: %d", since(), len(outcomes), acked)
+	return nil
+}
+
+// steps of the pace at which events are published.
+const steps = 20
+
+// publish hands the events of a round over, each fault at its point among them.
+func (s *stack) publish(ctx context.Context, in intake, p *plan, a *account, happen func(*fault)) (map[uuid.UUID]outcome, error) {
+	pace := time.NewTicker(p.pace / steps)
+	defer pace.Stop()
+	events := sample.New(p.seed, nil)
+	outcomes := make(map[uuid.UUID]outcome, p.events)
+	next := 0
+	for i := range p.events + 1 {
+		for ; next < len(p.faults) && (i == p.events || p.faults[next].at*float64(p.events) <= float64(i)); next++ {
+			happen(&p.faults[next])
+		}
+		if i == p.events {
+			break
+		}
 		if i%(p.events/steps+1) == 0 {
-			time.Sleep(p.pace / steps) // a pace, not a wait for anything
+			<-pace.C
 		}
 		e := events.Next()
 		if e.Organization == "initech" {
 			e.Organization = "globex" // fewer partitions an hour
 		}
 		a.acked[e.ID] = false
-		ack, err := publisher.PublishAsync(ctx, e)
+		o, err := in.publish(ctx, e)
 		if err != nil {
-			return fmt.Errorf("publish: %w", err)
+			return outcomes, fmt.Errorf("publish: %w", err)
 		}
-		all = append(all, sent{e.ID, ack})
+		outcomes[e.ID] = o
 	}
-	due(p.events)
-	happening.Wait()
-	if err := errors.Join(failed...); err != nil {
-		return err
-	}
-	if err := s.heal(ctx); err != nil {
-		return err
-	}
-	flush, cancel := context.WithTimeout(ctx, 2*p.retryFor+10*time.Second)
-	defer cancel()
-	_ = publisher.Close(flush) // each event's outcome is looked at
-	given := 0
-	for _, e := range all {
-		if err := e.ack.Wait(flush); err == nil {
-			a.acked[e.id] = true
-			a.n++
-		} else {
-			given++
-		}
-	}
-	say("%8s  published: %d, given up %d", since(), len(all), given)
-	return nil
+	return outcomes, nil
 }
 
 // heal undoes whatever may be left of faults, as an operator would who looks at each part.

@@ -30,6 +30,7 @@ import (
 	"github.com/kansa-audit/kansa/pipeline/engine"
 	"github.com/kansa-audit/kansa/pipeline/pipelinetest"
 	"github.com/kansa-audit/kansa/pipeline/store"
+	"github.com/kansa-audit/kansa/producers/gateway"
 )
 
 const (
@@ -46,12 +47,14 @@ const (
 	procBroker = "broker"
 	procEngine = "engine"
 	procAPI    = "api"
+	procGate   = "gateway"
 )
 
 var (
-	roleProcs = []string{"writer-1", "writer-2", "rollup-1", "rollup-2", "exporter-1", "exporter-2", procAPI}
+	roleProcs = []string{"writer-1", "writer-2", "rollup-1", "rollup-2", "exporter-1", "exporter-2", procAPI, procGate}
 	linkNames = []string{
-		"publisher-broker", "writer-broker", "rollup-broker", "exporter-broker", "writer-engine", "rollup-engine", "exporter-sftp", "exporter-smtp",
+		"publisher-broker", "publisher-gateway", "gateway-broker", "writer-broker", "rollup-broker", "exporter-broker",
+		"writer-engine", "rollup-engine", "exporter-sftp", "exporter-smtp",
 	}
 	diskNames = []string{"broker", "engine", "partitions", "sftp"}
 )
@@ -68,6 +71,7 @@ type stack struct {
 	disks  map[string]*disk // empty where nothing can be mounted
 	log    *slog.Logger
 
+	gateway  string // where events are posted
 	archives string // where the SSH server keeps what arrives
 	parts    string // the partition store
 	data     string // the rollups' data_dir, with the key
@@ -94,7 +98,7 @@ func startStack(t *testing.T, r *rand.Rand, dir string) *stack {
 			t.Fatal(err)
 		}
 	}
-	for _, d := range []string{"broker", "engine", "partitions", "rollup", "exporter", "api", "writer", "mail", "sftp"} {
+	for _, d := range []string{"broker", "engine", "partitions", "rollup", "exporter", "api", "gateway", "writer", "mail", "sftp"} {
 		must(os.MkdirAll(filepath.Join(dir, d), 0o755))
 	}
 	s.parts, s.data = filepath.Join(dir, "partitions", "store"), filepath.Join(dir, "rollup")
@@ -133,16 +137,22 @@ func startStack(t *testing.T, r *rand.Rand, dir string) *stack {
 
 	// The links.
 	brokerAddr := fmt.Sprintf("127.0.0.1:%d", port)
+	apiPort, err := freePort(r)
+	must(err)
+	gatewayPort, err := freePort(r)
+	must(err)
+	upstream := map[string]string{
+		"broker": brokerAddr, "engine": s.engine.Addr(), "sftp": s.sshd, "smtp": s.mails.Addr(), "gateway": fmt.Sprintf("127.0.0.1:%d", gatewayPort),
+	}
 	addrs := map[string]string{}
 	for _, name := range linkNames {
 		_, to, _ := strings.Cut(name, "-")
-		addrs[name], err = s.net.add(name, map[string]string{"broker": brokerAddr, "engine": s.engine.Addr(), "sftp": s.sshd, "smtp": s.mails.Addr()}[to])
+		addrs[name], err = s.net.add(name, upstream[to])
 		must(err)
 	}
+	s.gateway = "http://" + addrs["publisher-gateway"] + gateway.Path
 	password := filepath.Join(dir, "password")
 	must(os.WriteFile(password, []byte(s.engine.Password()), 0o600))
-	apiPort, err := freePort(r)
-	must(err)
 	s.since = time.Now().UTC().Truncate(period)
 	write := func(role string) string {
 		c := config.Default()
@@ -153,6 +163,9 @@ func startStack(t *testing.T, r *rand.Rand, dir string) *stack {
 		c.Rollup.Hour, c.Partitions.URL = hour, "file://"+s.parts
 		c.API.Listen = fmt.Sprintf("127.0.0.1:%d", apiPort)
 		c.Exports.PublicURL, c.Exports.AckWait = "http://"+c.API.Listen, exportAckWait
+		if role == procGate {
+			c.API.Listen = upstream["gateway"]
+		}
 		mailHost, mailPort := split(addrs["exporter-smtp"])
 		c.Mail = &mail.Config{Host: mailHost, Port: mailPort, TLS: mail.NoTLS, From: "Kansa <audit@kansa.example>", Timeout: 3 * time.Second}
 		target.Host, target.Port = split(addrs["exporter-sftp"])
@@ -222,12 +235,12 @@ func connect(t *testing.T, url string) (c *broker.Client, err error) {
 
 // startEngine starts the engine's supervisor, which lives here; its child is a process.
 func (s *stack) startEngine(ctx context.Context) (err error) {
-	self, err := os.Executable()
+	command, err := engineSelf()
 	if err != nil {
 		return err
 	}
 	s.engine, err = engine.Start(ctx, engine.Options{
-		Dir: filepath.Join(s.dir, "engine", "data"), Command: []string{"/usr/bin/env", "KANSA_TEST_ENGINE=1", self},
+		Dir: filepath.Join(s.dir, "engine", "data"), Command: command,
 		Memory: 1 << 30, Logger: s.log,
 	})
 	return err

@@ -42,6 +42,7 @@ type Config struct {
 	Mail         *mail.Config           `yaml:"mail,omitempty"`
 	Destinations []exporter.Destination `yaml:"destinations,omitempty"`
 	API          API                    `yaml:"api"`
+	Gateway      Gateway                `yaml:"gateway"`
 }
 
 // Log says what is written to standard error.
@@ -153,6 +154,22 @@ type API struct {
 	Listen string `yaml:"listen"` // host:port; port 0 chooses a free one
 }
 
+// Gateway is the HTTP way in, at the API's address.
+type Gateway struct {
+	// MaxBody and MaxEvents bound one request; MaxBody as sent and as decompressed.
+	MaxBody   int64 `yaml:"max_body"`
+	MaxEvents int   `yaml:"max_events"`
+	// Memory bounds what all requests together hold, ClientMemory what those of one client do.
+	Memory       int64 `yaml:"memory"`
+	ClientMemory int64 `yaml:"client_memory"`
+	// MaxRequests bounds the requests that are served at once.
+	MaxRequests int `yaml:"max_requests"`
+	// Timeout bounds the reading of a body, and then again the wait for the broker.
+	Timeout time.Duration `yaml:"timeout"`
+	// RetryFor is how long a message is sent again before its events are answered with 503.
+	RetryFor time.Duration `yaml:"retry_for"`
+}
+
 // Default returns the configuration that holds where the file says nothing.
 func Default() *Config {
 	return &Config{
@@ -162,13 +179,17 @@ func Default() *Config {
 		Streams:    Streams{Replicas: 1, AuditMaxAge: 7 * 24 * time.Hour, DuplicateWindow: 10 * time.Minute},
 		ClickHouse: ClickHouse{Database: "kansa"},
 		Writer: Writer{
-			MaxRows: 200_000, MaxBytes: 96 << 20, Linger: 50 * time.Millisecond, MaxLinger: 400 * time.Millisecond, Inserts: 4, Memory: 256 << 20,
+			MaxRows: 200_000, MaxBytes: 96 << 20, Linger: 50 * time.Millisecond, MaxLinger: 300 * time.Millisecond, Inserts: 2, Memory: 192 << 20,
 			AckWait: time.Minute, InsertTimeout: 20 * time.Second,
 		},
 		Retention: Retention{Days: 730},
 		Rollup:    Rollup{Hour: time.Hour, Grace: 500 * time.Millisecond},
 		Exports:   Exports{LinkDays: 7, Parallel: 4, AckWait: 30 * time.Second},
 		API:       API{Listen: "127.0.0.1:8080"},
+		Gateway: Gateway{
+			MaxBody: 32 << 20, MaxEvents: schema.MaxMessageEvents, Memory: 192 << 20, ClientMemory: 128 << 20, MaxRequests: 1024,
+			Timeout: 30 * time.Second, RetryFor: 10 * time.Second,
+		},
 	}
 }
 
@@ -224,6 +245,7 @@ func (c *Config) Check() error {
 	for key, v := range map[string]int{
 		"writer.max_rows": c.Writer.MaxRows, "writer.max_bytes": c.Writer.MaxBytes, "writer.inserts": c.Writer.Inserts,
 		"retention.days": c.Retention.Days, "exports.link_days": c.Exports.LinkDays, "exports.parallel": c.Exports.Parallel,
+		"gateway.max_events": c.Gateway.MaxEvents, "gateway.max_requests": c.Gateway.MaxRequests,
 	} {
 		if v < 1 {
 			fault("%s is %d: give a positive number", key, v)
@@ -232,6 +254,7 @@ func (c *Config) Check() error {
 	if least := int64(4 * schema.MaxMessageBytes); c.Writer.Memory < least {
 		fault("writer.memory is %d: give %d at least", c.Writer.Memory, least)
 	}
+	c.Gateway.check(fault)
 	if h := c.Rollup.Hour; h < time.Second || (24*time.Hour)%h != 0 {
 		fault("rollup.hour is %s: it has to be one second at least and divide a day", h)
 	}
@@ -276,6 +299,28 @@ func (c *Config) Check() error {
 		}
 	})
 	return errors.Join(faults...)
+}
+
+func (g *Gateway) check(fault func(format string, v ...any)) {
+	if least, most := int64(2*schema.MaxEventBytes), int64(1<<30); g.MaxBody < least || g.MaxBody > most {
+		fault("gateway.max_body is %d: give %d to %d", g.MaxBody, least, most)
+	}
+	if most := 1 << 20; g.MaxEvents > most {
+		fault("gateway.max_events is %d: give %d at most", g.MaxEvents, most)
+	}
+	// A request takes up to four times its body: as sent, as decompressed, and the events read from it.
+	if least := 4*g.MaxBody + 8<<20; g.Memory < least {
+		fault("gateway.memory is %d: give %d at least, four times gateway.max_body and 8 MiB", g.Memory, least)
+	}
+	if least := 4 * g.MaxBody; g.ClientMemory < least || g.ClientMemory > g.Memory {
+		fault("gateway.client_memory is %d: give %d, four times gateway.max_body, to gateway.memory, which is %d", g.ClientMemory, least, g.Memory)
+	}
+	if g.RetryFor < time.Second || g.RetryFor > time.Minute {
+		fault("gateway.retry_for is %s: give 1s to 1m", g.RetryFor)
+	}
+	if g.Timeout < g.RetryFor {
+		fault("gateway.timeout is %s: at least gateway.retry_for, which is %s, or clients are told nothing of what failed", g.Timeout, g.RetryFor)
+	}
 }
 
 // Redacted is the configuration without its secrets, to be shown to people.

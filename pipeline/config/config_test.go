@@ -53,6 +53,15 @@ func TestFaults(t *testing.T) {
 		{"destinations: [{name: x, organization: o, mail: [a@b.example]}]", "mail needs mail.host and exports.public_url"},
 		{"destinations: [{name: x, organization: o}]", "neither sftp nor mail"},
 		{"mail: {host: 'smtp.example.com:25', from: a@b.example}", "mail: "},
+		{"gateway: {max_body: 5}", "gateway.max_body is 5: give 524288 to 1073741824"},
+		{"gateway: {max_events: 0}", "gateway.max_events is 0: give a positive number"},
+		{"gateway: {max_events: 2000000}", "gateway.max_events is 2000000: give 1048576 at most"},
+		{"gateway: {memory: 1000000}", "gateway.memory is 1000000: give 142606336 at least"},
+		{"gateway: {client_memory: 1000000}", "gateway.client_memory is 1000000: give 134217728"},
+		{"gateway: {client_memory: 999999999}", "gateway.client_memory is 999999999"},
+		{"gateway: {max_requests: -1}", "gateway.max_requests is -1"},
+		{"gateway: {timeout: 5s}", "gateway.timeout is 5s: at least gateway.retry_for, which is 10s"},
+		{"gateway: {retry_for: 5m, timeout: 10m}", "gateway.retry_for is 5m0s: give 1s to 1m"},
 		{"kafka: {}", "unknown field"},
 	} {
 		path := filepath.Join(t.TempDir(), "kansa.yaml")

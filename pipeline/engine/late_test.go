@@ -6,6 +6,7 @@ import (
 	"strings"
 	"syscall"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/ClickHouse/clickhouse-go/v2"
@@ -46,44 +47,47 @@ func TestInsertThatComesTooLateIsNotBegun(t *testing.T) {
 	if err := syscall.Kill(e.PID(), syscall.SIGCONT); err != nil {
 		t.Fatal(err)
 	}
-	for range 20 {
+	tick := time.NewTicker(10 * time.Millisecond)
+	defer tick.Stop()
+	for range 20 { // it may come in a moment
 		if n := count(); n != 1 {
 			t.Fatalf("%d rows, want that of the insert that came in time", n)
 		}
-		time.Sleep(10 * time.Millisecond)
+		<-tick.C
 	}
 }
 
 func TestLookingWaitsForLateInserts(t *testing.T) {
 	t.Parallel()
-	var i inserts
-	soon, err := i.begin(time.Now().Add(time.Hour))
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer soon()
-	if err := i.wait(t.Context()); err != nil {
-		t.Errorf("waited for one that has its time: %v", err)
-	}
-	until := time.Now().Add(10 * time.Millisecond)
-	late, err := i.begin(until)
-	if err != nil {
-		t.Fatal(err)
-	}
-	time.Sleep(time.Until(until) + time.Millisecond)
-	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Millisecond)
-	defer cancel()
-	if err := i.wait(ctx); !errors.Is(err, context.DeadlineExceeded) {
-		t.Errorf("did not wait: %v", err)
-	}
-	late()
-	if err := i.wait(t.Context()); err != nil {
-		t.Error(err)
-	}
-	if _, err := i.begin(time.Now().Add(-time.Second)); err == nil {
-		t.Error("began too late")
-	}
-	if len(i.running) != 1 {
-		t.Errorf("%d are under way, want the first", len(i.running))
-	}
+	synctest.Test(t, func(t *testing.T) {
+		var i inserts
+		soon, err := i.begin(time.Now().Add(time.Hour))
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer soon()
+		if err := i.wait(t.Context()); err != nil {
+			t.Errorf("waited for one that has its time: %v", err)
+		}
+		late, err := i.begin(time.Now().Add(time.Second))
+		if err != nil {
+			t.Fatal(err)
+		}
+		time.Sleep(2 * time.Second)
+		ctx, cancel := context.WithTimeout(t.Context(), time.Second)
+		defer cancel()
+		if err := i.wait(ctx); !errors.Is(err, context.DeadlineExceeded) {
+			t.Errorf("did not wait: %v", err)
+		}
+		late()
+		if err := i.wait(t.Context()); err != nil {
+			t.Error(err)
+		}
+		if _, err := i.begin(time.Now().Add(-time.Second)); err == nil {
+			t.Error("began too late")
+		}
+		if len(i.running) != 1 {
+			t.Errorf("%d are under way, want the first", len(i.running))
+		}
+	})
 }

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"sync"
 	"time"
 	"unsafe"
 
@@ -104,6 +105,38 @@ func (b *Block) Append(e *schema.Event) {
 		b.bytes += len(b.cols[i]) - before
 	}
 	b.rows++
+}
+
+// AppendBlock adds the events of other, of the same organization and trail, by joining bytes. It copies them.
+func (b *Block) AppendBlock(other *Block) {
+	b.spans = nil
+	for i := range b.cols {
+		if i != colAttributes {
+			b.cols[i] = append(b.cols[i], other.cols[i]...)
+			continue
+		}
+		for row := range other.rows { // ends count from the first row
+			end := binary.LittleEndian.Uint64(other.cols[i][8*row:])
+			b.cols[i] = binary.LittleEndian.AppendUint64(b.cols[i], uint64(b.attrs)+end)
+		}
+	}
+	b.attrKeys = append(b.attrKeys, other.attrKeys...)
+	b.attrValues = append(b.attrValues, other.attrValues...)
+	b.attrs += other.attrs
+	b.rows += other.rows
+	b.bytes += other.bytes
+}
+
+// blocks are used again: a block has a slice for each of its columns, and they have grown to their size.
+var blocks = sync.Pool{New: func() any { return NewBlock() }}
+
+// TakeBlock returns an empty block, perhaps with the memory of one that was given back.
+func TakeBlock() *Block { return blocks.Get().(*Block) }
+
+// GiveBack lets b be used again. It has to be one of TakeBlock, and is not to be touched afterwards.
+func (b *Block) GiveBack() {
+	b.Reset()
+	blocks.Put(b)
 }
 
 // grow makes room for times as many events like those in b, so that its columns need not be moved again

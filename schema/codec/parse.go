@@ -63,6 +63,21 @@ var slots = func() []slot {
 // parse reads line into e, which is overwritten.
 func (p *parser) parse(line []byte, e *schema.Event) *schema.Fault {
 	*e = schema.Event{}
+	if f := p.begin(line); f != nil {
+		return f
+	}
+	if f := p.object(e, slots, nil); f != nil {
+		return f
+	}
+	p.space()
+	if p.i < len(p.s) {
+		return &schema.Fault{Value: p.s[p.i:], Problem: "follows the event", Remedy: "put one event in a line"}
+	}
+	return nil
+}
+
+// begin makes p ready for line, and goes to the object that it has to be.
+func (p *parser) begin(line []byte) *schema.Fault {
 	if f := schema.CheckSize(len(line)); f != nil {
 		return f
 	}
@@ -76,13 +91,6 @@ func (p *parser) parse(line []byte, e *schema.Event) *schema.Fault {
 			return &schema.Fault{Problem: "the event is a JSON " + p.kind(), Remedy: "give a JSON object"}
 		}
 		return p.malformed()
-	}
-	if f := p.object(e, slots, nil); f != nil {
-		return f
-	}
-	p.space()
-	if p.i < len(p.s) {
-		return &schema.Fault{Value: p.s[p.i:], Problem: "follows the event", Remedy: "put one event in a line"}
 	}
 	return nil
 }

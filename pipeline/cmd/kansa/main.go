@@ -21,7 +21,7 @@ import (
 var version = "devel"
 
 type cli struct {
-	Up          upCmd          `cmd:"" help:"Run everything on this machine: broker, engine, writer, rollup, exporter, API."`
+	Up          upCmd          `cmd:"" help:"Run everything on this machine: broker, engine, writer, rollup, exporter, API, gateway."`
 	Run         runCmd         `cmd:"" help:"Run chosen roles against NATS and ClickHouse servers of your own."`
 	Publish     publishCmd     `cmd:"" help:"Publish events from files or standard input."`
 	Export      exportCmd      `cmd:"" help:"Ask for archives and see how they are doing."`

@@ -8,6 +8,7 @@ import (
 	"github.com/kansa-audit/kansa/pipeline"
 	"github.com/kansa-audit/kansa/pipeline/config"
 	"github.com/kansa-audit/kansa/pipeline/engine"
+	"github.com/kansa-audit/kansa/producers/gateway"
 )
 
 // configFlag is shared by the commands that read the configuration.
@@ -21,7 +22,7 @@ type upCmd struct {
 }
 
 func (*upCmd) Help() string {
-	return "Starts NATS JetStream and ClickHouse inside and stores, rolls up and exports what is published on audit.events.<organization>.<trail>. " +
+	return "Starts NATS JetStream and ClickHouse inside and stores, rolls up and exports what is published on audit.events.<organization>.<trail> or posted to the API. " +
 		"With nats.url or clickhouse.url in the configuration, those servers are used instead. SIGTERM drains and stops it."
 }
 
@@ -38,7 +39,7 @@ func (c *upCmd) Run(e *env) error {
 
 type runCmd struct {
 	configFlag
-	Roles []string `arg:"" name:"role" help:"writer, rollup, exporter, api: any of them."`
+	Roles []string `arg:"" name:"role" help:"writer, rollup, exporter, api, gateway: any of them."`
 }
 
 func (*runCmd) Help() string {
@@ -81,6 +82,9 @@ func runSystem(e *env, cfg *config.Config, roles []pipeline.Role) error {
 	}
 	if s.API != nil {
 		fmt.Fprintf(e.stderr, "  API        %s\n", s.API.URL())
+	}
+	if s.Gateway != nil {
+		fmt.Fprintf(e.stderr, "  events     POST %s%s\n", s.API.URL(), gateway.Path)
 	}
 	select {
 	case <-e.ctx.Done():

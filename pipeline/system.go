@@ -105,6 +105,7 @@ func Start(ctx context.Context, o Options) (_ *System, err error) {
 		return nil, err
 	}
 	s.own = owntrail.Trail{Publisher: publisher, Logger: o.Logger}
+	s.reportDamage(ctx)
 	run, stop := context.WithCancel(context.Background())
 	s.stop = stop
 	s.roles, s.ended = errgroup.WithContext(run)
@@ -351,6 +352,15 @@ func (s *System) alarm(ctx context.Context, p schema.Partition, err error) {
 	}
 	s.own.Record(ctx, code, "seal", schema.Failure, schema.Target{Type: "partition", ID: p.Path()}, err.Error(),
 		map[string]any{"organization": p.Organization, "trail": p.Trail, "hour": p.Hour})
+}
+
+// reportDamage makes an event of what the embedded broker had to drop.
+func (s *System) reportDamage(ctx context.Context) {
+	if s.server == nil || s.server.CutOff() == 0 {
+		return
+	}
+	s.own.Record(ctx, "messages.lost", "recover", schema.Failure, schema.Target{Type: "stream", ID: broker.StreamAudit},
+		"the newest block of the stream is damaged, and was cut off there", map[string]any{"bytes": s.server.CutOff()})
 }
 
 func (s *System) startExporter(ctx context.Context) error {

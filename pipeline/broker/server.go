@@ -41,8 +41,12 @@ type Server struct {
 	broken   chan string            // what the server said
 	fault    atomic.Pointer[string] // the same, until it can write again
 	restarts atomic.Int64
+	cutOff   atomic.Int64
 	ns       *server.Server // the supervisor's, until done
 }
+
+// noLimit is more than any disk has; the streams have limits of their own.
+const noLimit = 1 << 60
 
 const (
 	firstPause = 200 * time.Millisecond // before a server that broke is started again
@@ -79,10 +83,13 @@ func StartServer(ctx context.Context, o ServerOptions) (*Server, error) {
 }
 
 func (s *Server) start(ctx context.Context) (*server.Server, error) {
+	newest := newestBlock(s.o.Dir)
 	ns, err := server.NewServer(&server.Options{
 		ServerName: "kansa", Host: s.o.Listen, Port: s.o.Port, DontListen: s.o.NoListen,
 		JetStream: true, StoreDir: s.o.Dir, SyncAlways: true, SyncInterval: 2 * time.Minute,
 		MaxPayload: maxPayload, NoSigs: true,
+		// By itself it takes for its limit what is free at its start: after a start on a full disk, nothing, for good.
+		JetStreamMaxStore: noLimit,
 	})
 	if err != nil {
 		return nil, fmt.Errorf("start the embedded NATS server: %w", err)
@@ -102,6 +109,11 @@ func (s *Server) start(ctx context.Context) (*server.Server, error) {
 		ns.Shutdown()
 		ns.WaitForShutdown()
 		return nil, errors.New("the embedded NATS server started without its streams: see its log")
+	}
+	if n := newest.cutOff(); n > 0 {
+		s.cutOff.Add(n)
+		s.log.Error("the stream of events was cut off where its newest block is damaged: what came after is lost, unless nothing of it was acknowledged",
+			slog.String("file", newest.path), slog.Int64("bytes", n))
 	}
 	return ns, nil
 }

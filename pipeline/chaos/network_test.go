@@ -22,6 +22,7 @@ type network struct {
 }
 
 func newNetwork() *network {
+	zerolog.SetGlobalLevel(zerolog.Disabled) // toxics log by themselves
 	return &network{toxiproxy.NewServer(toxiproxy.NewMetricsContainer(nil), zerolog.Nop()), map[string]*toxiproxy.Proxy{}}
 }
 

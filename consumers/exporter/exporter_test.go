@@ -346,6 +346,30 @@ func TestMailThatFails(t *testing.T) {
 }
 
 // Requirement I2: each period once, in order, those missed in an outage too.
+// Two attempts at once, of a request that was redelivered: the slower one fails, and has nothing to say any more.
+func TestFinalStateStays(t *testing.T) {
+	t.Parallel()
+	f := newFixture(t, 0)
+	for _, c := range []struct{ before, then, want exporter.State }{
+		{exporter.Running, exporter.Retrying, exporter.Retrying},
+		{exporter.Done, exporter.Retrying, exporter.Done},
+		{exporter.Done, exporter.Failed, exporter.Done},
+		{exporter.Failed, exporter.Running, exporter.Failed},
+		{exporter.Failed, exporter.Done, exporter.Done},
+	} {
+		id := string(c.before + "-" + c.then)
+		for _, state := range []exporter.State{c.before, c.then} {
+			if err := f.states.Put(t.Context(), exporter.Export{Request: exporter.Request{ID: id}, State: state}); err != nil {
+				t.Fatal(err)
+			}
+		}
+		e, _, err := f.states.Get(t.Context(), id)
+		if err != nil || e.State != c.want {
+			t.Errorf("%s, then %s: %s, %v; want %s", c.before, c.then, e.State, err, c.want)
+		}
+	}
+}
+
 func TestScheduleCatchesUp(t *testing.T) {
 	t.Parallel()
 	f := newFixture(t, 24*4)

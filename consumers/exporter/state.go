@@ -66,16 +66,36 @@ func (s States) Get(ctx context.Context, id string) (Export, bool, error) {
 	return e, true, nil
 }
 
-// Put keeps the state of an export.
+// Put keeps the state of an export, unless a final one is kept already: a request that was redelivered may be
+// worked on twice at once, and what comes of the second does not undo what came of the first. Only that it was
+// delivered after all replaces that it was given up.
 func (s States) Put(ctx context.Context, e Export) error {
 	data, err := json.Marshal(e)
 	if err != nil {
 		return fmt.Errorf("encode the state of export %s: %w", e.ID, err)
 	}
-	if _, err := s.KV.Put(ctx, prefixExport+e.ID, data); err != nil {
-		return fmt.Errorf("keep the state of export %s: %w", e.ID, err)
+	for {
+		var old Export
+		revision := uint64(0)
+		entry, err := s.KV.Get(ctx, prefixExport+e.ID)
+		if err == nil {
+			revision, err = entry.Revision(), json.Unmarshal(entry.Value(), &old)
+		} else if errors.Is(err, jetstream.ErrKeyNotFound) {
+			err = nil
+		}
+		if err == nil {
+			if old.State == Done || old.State == Failed && e.State != Done {
+				return nil
+			}
+			_, err = s.KV.Update(ctx, prefixExport+e.ID, data, revision)
+		}
+		if !errors.Is(err, jetstream.ErrKeyExists) { // another was faster
+			if err != nil {
+				return fmt.Errorf("keep the state of export %s: %w", e.ID, err)
+			}
+			return nil
+		}
 	}
-	return nil
 }
 
 // List returns all exports, the newest first.
@@ -93,6 +113,9 @@ func (s States) List(ctx context.Context) ([]Export, error) {
 		if ok {
 			all = append(all, e)
 		}
+	}
+	if err := ctx.Err(); err != nil { // the list of keys ends early with it, and says nothing
+		return nil, fmt.Errorf("list exports: %w", err)
 	}
 	slices.SortFunc(all, func(a, b Export) int { return b.Created.Compare(a.Created) })
 	return all, nil

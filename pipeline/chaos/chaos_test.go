@@ -26,7 +26,7 @@ var (
 	seed       = flag.Uint64("seed", 1, "what everything is drawn from")
 	iterations = flag.Int("iterations", 6, "rounds")
 	generation = flag.Int("generation", -1, "run this generation alone")
-	perStack   = flag.Int("rounds", 20, "rounds of a generation; part of what is drawn from")
+	perStack   = flag.Int("rounds", 10, "rounds of a generation; part of what is drawn from")
 	under      = flag.String("dir", "", "where the directories of generations are made; those that fail stay")
 	keepAll    = flag.Bool("keep", false, "keep the directories of generations that went well, too")
 	resultFile = flag.String("result", "", "where to write what came of it, as JSON")

@@ -79,6 +79,7 @@ func traced(t *testing.T, env string) (end func(), trace string) {
 var (
 	tracedCall    = regexp.MustCompile(`^(\d+) +(\w+)\(\d+<(.*?)>(.*)$`)
 	tracedRename  = regexp.MustCompile(`^(\d+) +(rename\w*)\((?:AT_FDCWD\S*, )?"(.*?)"(.*)$`)
+	tracedPieces  = regexp.MustCompile(`", iov_len=\d+}, {iov_base="`) // between the pieces of one write
 	tracedResumed = regexp.MustCompile(`^(\d+) +<\.\.\. (\w+) resumed>`)
 )
 
@@ -109,7 +110,7 @@ func watch(t *testing.T, trace string, w watcher) {
 				continue
 			}
 		}
-		c := &call{m[2], m[3], m[4]}
+		c := &call{m[2], m[3], tracedPieces.ReplaceAllString(m[4], "")}
 		w.begins(m[1], c)
 		switch {
 		case strings.HasSuffix(line, "<unfinished ...>"):

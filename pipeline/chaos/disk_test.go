@@ -4,7 +4,6 @@ package chaos
 
 import (
 	"bufio"
-	"bytes"
 	"errors"
 	"fmt"
 	"os"
@@ -66,8 +65,6 @@ func (d *disk) empty() error {
 // tracer is an strace at a process whose calls it lets fail.
 type tracer struct {
 	cmd *exec.Cmd
-	out bytes.Buffer
-	mu  sync.Mutex
 }
 
 // failSyncs has the syncs of a process fail, from the nth on or, with once, the nth alone, until stop.
@@ -79,7 +76,6 @@ func failSyncs(pid, nth int, once bool) (*tracer, error) {
 	t := &tracer{}
 	t.cmd = exec.Command("strace", "-f", "-qq", "-e", "trace=fsync,fdatasync", "-e", "inject=fsync,fdatasync:error=EIO:when="+when,
 		"-o", "/dev/null", "-p", strconv.Itoa(pid))
-	t.cmd.Stderr = &t.out
 	if err := t.cmd.Start(); err != nil {
 		return nil, fmt.Errorf("attach strace: %w", err)
 	}
@@ -105,7 +101,7 @@ var canMount = sync.OnceValue(func() bool {
 	if err != nil {
 		return false
 	}
-	defer os.Remove(dir)
+	defer func() { _ = os.Remove(dir) }() // it is empty
 	d, err := mount(dir, 1<<20)
 	return err == nil && d.unmount() == nil
 })

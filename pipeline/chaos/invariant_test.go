@@ -4,7 +4,6 @@ package chaos
 
 import (
 	"archive/zip"
-	"cmp"
 	"compress/gzip"
 	"context"
 	"errors"
@@ -419,28 +418,28 @@ func (s *stack) checkMails(ctx context.Context, key string, rows []row, end time
 	return errs
 }
 
-func (s *stack) download(ctx context.Context, name, link string) (string, error) {
-	var res *http.Response
-	err := until(ctx, 10*time.Second, func() error { // the API may be starting
-		req, err := http.NewRequestWithContext(ctx, http.MethodGet, link, http.NoBody)
-		if err != nil {
-			return err
-		}
-		res, err = http.DefaultClient.Do(req)
-		return err
-	})
+func (s *stack) download(ctx context.Context, name, link string) (path string, err error) {
+	path = filepath.Join(s.dir, "mail", name)
+	return path, until(ctx, 10*time.Second, func() error { return fetch(ctx, link, path) }) // the API may be starting
+}
+
+func fetch(ctx context.Context, link, path string) error {
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, link, http.NoBody)
 	if err != nil {
-		return "", err
+		return err
+	}
+	res, err := http.DefaultClient.Do(req)
+	if err != nil {
+		return err
 	}
 	defer res.Body.Close()
 	if res.StatusCode != http.StatusOK {
-		return "", fmt.Errorf("download: %s", res.Status)
+		return fmt.Errorf("download: %s", res.Status)
 	}
-	path := filepath.Join(s.dir, "mail", name)
 	f, err := os.Create(path)
 	if err != nil {
-		return "", err
+		return err
 	}
 	_, err = io.Copy(f, res.Body)
-	return path, cmp.Or(err, f.Close())
+	return errors.Join(err, f.Close())
 }

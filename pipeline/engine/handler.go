@@ -10,6 +10,7 @@ import (
 	"runtime"
 	"runtime/debug"
 	"strings"
+	"time"
 )
 
 const (
@@ -27,6 +28,7 @@ type handler struct {
 	args     []string // of a connection
 	slots    chan struct{}
 	inserts  inserts // those with a time
+	started  time.Time
 	maxBody  int64
 	users    users
 	log      *slog.Logger
@@ -77,6 +79,9 @@ func (h *handler) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 			header.Set("WWW-Authenticate", `Basic realm="ClickHouse server HTTP API"`)
 		}
 		out.fail(h.log, e)
+		if part, ok := spoiled(e, h.started); ok {
+			h.endSpoiled(part)
+		}
 	}
 }
 

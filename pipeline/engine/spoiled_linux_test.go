@@ -39,7 +39,7 @@ func TestMergesOnAFullDisk(t *testing.T) {
 			sure += rows
 		}
 	}
-	for round := range 30 {
+	for round := range 16 {
 		for range 8 {
 			insert()
 		}
@@ -94,7 +94,7 @@ func fillDisk(t *testing.T, ballast string, leave int64) {
 // untilWhole waits until the rows can be read, and finds as many as there have to be.
 func untilWhole(t *testing.T, conn clickhouse.Conn, sure, perhaps uint64) {
 	t.Helper()
-	deadline := time.After(30 * time.Second)
+	deadline := time.After(time.Minute)
 	tick := time.NewTicker(50 * time.Millisecond)
 	defer tick.Stop()
 	for {

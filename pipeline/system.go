@@ -2,6 +2,7 @@ package pipeline
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -29,9 +30,11 @@ import (
 	"github.com/kansa-audit/kansa/pipeline/engine"
 	"github.com/kansa-audit/kansa/pipeline/keys"
 	"github.com/kansa-audit/kansa/pipeline/metrics"
+	"github.com/kansa-audit/kansa/pipeline/operator"
 	"github.com/kansa-audit/kansa/pipeline/owntrail"
 	"github.com/kansa-audit/kansa/pipeline/partitions"
 	"github.com/kansa-audit/kansa/pipeline/repair"
+	"github.com/kansa-audit/kansa/pipeline/settings"
 	"github.com/kansa-audit/kansa/pipeline/store"
 	"github.com/kansa-audit/kansa/producers"
 	"github.com/kansa-audit/kansa/producers/gateway"
@@ -58,6 +61,8 @@ type System struct {
 	Rollup   *rollup.Rollup
 	Keys     *keys.Keys // of the rollup
 	Exporter *exporter.Exporter
+	Intake   *exporter.Intake // of the exporter
+	Settings *settings.Store  // of the exporter
 	States   exporter.States
 	Links    exporter.Links
 	API      *api.Server
@@ -65,6 +70,7 @@ type System struct {
 	Gateway *gateway.Gateway
 
 	own      owntrail.Trail
+	settings jetstream.KeyValue
 	measured atomic.Pointer[metrics.Sources] // set when all roles have started
 	log      *slog.Logger
 	server   *broker.Server
@@ -230,7 +236,7 @@ func OpenPartitions(ctx context.Context, c *config.Config) (*blob.Bucket, error)
 }
 
 func (s *System) buckets(ctx context.Context) error {
-	for name, to := range map[string]*jetstream.KeyValue{broker.BucketExports: &s.States.KV, broker.BucketLinks: &s.Links.KV} {
+	for name, to := range map[string]*jetstream.KeyValue{broker.BucketExports: &s.States.KV, broker.BucketLinks: &s.Links.KV, broker.BucketSettings: &s.settings} {
 		kv, err := s.Client.JS.KeyValue(ctx, name)
 		if err != nil {
 			return fmt.Errorf("open bucket %s: %w", name, err)
@@ -337,8 +343,14 @@ func (s *System) alarm(ctx context.Context, p schema.Partition, err error) {
 	if errors.Is(err, rollup.ErrLost) {
 		code = "messages.lost"
 	}
-	s.own.Record(ctx, code, "seal", schema.Failure, schema.Target{Type: "partition", ID: p.Path()}, err.Error(),
-		map[string]any{"organization": p.Organization, "trail": p.Trail, "hour": p.Hour})
+	data, jsonErr := json.Marshal(map[string]any{"organization": p.Organization, "trail": p.Trail, "hour": p.Hour})
+	if jsonErr != nil {
+		s.log.Error("alarm has no data", slog.Any("error", jsonErr))
+	}
+	s.own.Record(ctx, schema.Event{
+		Event: code, Action: "seal", Outcome: schema.Failure, Target: schema.Target{Type: "partition", ID: p.Path()}, Description: err.Error(),
+		Data: data, DataType: "kansa." + code + ".v1", Attributes: map[string]string{"organization": p.Organization},
+	})
 }
 
 func (s *System) startExporter(ctx context.Context) error {
@@ -354,17 +366,27 @@ func (s *System) startExporter(ctx context.Context) error {
 			return err
 		}
 	}
-	x, err := exporter.New(s.Bucket, s.States, s.Links, mailer, s.Client.JS, exporter.Config{
-		Destinations: c.Destinations, PublicURL: s.publicURL(), LinkTTL: c.LinkTTL(), Closed: progress.Sealed, Logger: log,
-	})
+	kept, err := s.openSettings()
 	if err != nil {
 		return err
 	}
-	s.Exporter = x
+	if err := kept.Provision(ctx, c.Destinations); err != nil {
+		return err
+	}
+	s.Settings = kept
+	s.Exporter = exporter.New(s.Bucket, s.States, s.Links, mailer, s.Client.JS, exporter.Config{
+		Settings: kept, PublicURL: s.publicURL(), LinkTTL: c.LinkTTL(), AlertAfter: c.Exports.AlertAfter, Closed: progress.Sealed, Record: s.own.Record, Logger: log,
+	})
+	s.Intake = &exporter.Intake{
+		JS: s.Client.JS, Bucket: s.Bucket, States: s.States, Settings: kept, Closed: progress.Sealed, Linger: c.LinkTTL(), Record: s.own.Record,
+	}
 	if err := s.schedules(ctx); err != nil {
 		return err
 	}
-	return s.work(ctx, broker.StreamExports, broker.ConsumerExporter, consumers.Work{Handle: x.Handle, Parallel: c.Exports.Parallel, Logger: log})
+	s.roles.Go(func() error { return s.followSettings(s.ended) })
+	desk := &operator.Desk{Settings: kept, States: s.States, Intake: s.Intake, Exporter: s.Exporter, Logger: log}
+	s.roles.Go(func() error { return desk.Serve(s.ended, s.Client.NC) })
+	return s.work(ctx, broker.StreamExports, broker.ConsumerExporter, consumers.Work{Handle: s.Exporter.Handle, Parallel: c.Exports.Parallel, Logger: log})
 }
 
 // publicURL is where links lead; on one machine, to the API itself.
@@ -375,27 +397,11 @@ func (s *System) publicURL() string {
 	return s.Config.Exports.PublicURL
 }
 
-// schedules gives the broker the schedules of the destinations, and takes away those of others.
-func (s *System) schedules(ctx context.Context) error {
-	var all []broker.Schedule
-	for _, d := range s.Config.Destinations {
-		if d.Schedule == nil {
-			continue
-		}
-		body, err := exporter.EncodeSchedule(d.Name)
-		if err != nil {
-			return fmt.Errorf("encode the schedule of %s: %w", d.Name, err)
-		}
-		all = append(all, broker.ExportSchedule(d.Name, d.Organization, d.Schedule.Cron, d.Schedule.TimeZone, d.Schedule.Every, body))
-	}
-	return s.Client.SetExportSchedules(ctx, all)
-}
-
 // startAPI starts the HTTP server, with the downloads and the gateway or one of them.
 func (s *System) startAPI(ctx context.Context, downloads, intake bool) (err error) {
 	o := api.Options{Listen: s.Config.API.Listen, Healthy: s.healthy, Logger: s.log.With(slog.String("part", "api"))}
 	if downloads {
-		o.Bucket, o.States, o.Links = s.Bucket, s.States, s.Links
+		o.Bucket, o.States, o.Links, o.Record = s.Bucket, s.States, s.Links, s.own.Record
 	}
 	var publisher *producers.Publisher
 	o.Routes = map[string]http.Handler{"GET /metrics": metrics.Handler(s.measured.Load, s.log.With(slog.String("part", "metrics")))}

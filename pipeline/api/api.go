@@ -16,6 +16,7 @@ import (
 	"gocloud.dev/blob"
 
 	"github.com/kansa-audit/kansa/consumers/exporter"
+	"github.com/kansa-audit/kansa/schema"
 )
 
 // Options of a server.
@@ -25,6 +26,8 @@ type Options struct {
 	Bucket *blob.Bucket
 	States exporter.States
 	Links  exporter.Links
+	// Record takes downloads, for the system's own trail. May be nil.
+	Record func(ctx context.Context, e schema.Event)
 	// Routes are served besides, by the pattern of a mux.
 	Routes map[string]http.Handler
 	// Drain is how long Close lets requests end. Default 3 s.
@@ -46,6 +49,9 @@ type Server struct {
 func Start(ctx context.Context, o Options) (*Server, error) {
 	if o.Drain == 0 {
 		o.Drain = 3 * time.Second
+	}
+	if o.Record == nil {
+		o.Record = func(context.Context, schema.Event) {}
 	}
 	var lc net.ListenConfig
 	l, err := lc.Listen(ctx, "tcp", o.Listen)

@@ -38,6 +38,7 @@ type Config struct {
 	Retention    Retention              `yaml:"retention"`
 	Rollup       Rollup                 `yaml:"rollup"`
 	Partitions   Partitions             `yaml:"partitions"`
+	Settings     Settings               `yaml:"settings"`
 	Exports      Exports                `yaml:"exports"`
 	Mail         *mail.Config           `yaml:"mail,omitempty"`
 	Destinations []exporter.Destination `yaml:"destinations,omitempty"`
@@ -138,6 +139,13 @@ type Partitions struct {
 	URL string `yaml:"url"`
 }
 
+// Settings are what people decide while the system runs.
+type Settings struct {
+	// KeyFile seals the secrets of destinations. A file of data_dir if empty; every process with the role
+	// exporter needs the same one.
+	KeyFile string `yaml:"key_file"`
+}
+
 // Exports are archives and links.
 type Exports struct {
 	// PublicURL is the address of the API as those who get a link reach it.
@@ -145,6 +153,10 @@ type Exports struct {
 	// LinkDays is how long a link works.
 	LinkDays int `yaml:"link_days"`
 	Parallel int `yaml:"parallel"`
+	// PerDay is how many archives of a trail an organization may ask for on one day, unless it decided otherwise.
+	PerDay int `yaml:"per_day"`
+	// AlertAfter is how long deliveries to a destination fail before those it names are mailed.
+	AlertAfter time.Duration `yaml:"alert_after"`
 }
 
 // API is the HTTP server.
@@ -182,7 +194,7 @@ func Default() *Config {
 		},
 		Retention: Retention{Days: 730},
 		Rollup:    Rollup{Hour: time.Hour, Grace: 500 * time.Millisecond},
-		Exports:   Exports{LinkDays: 7, Parallel: 4},
+		Exports:   Exports{LinkDays: 7, Parallel: 4, PerDay: 3, AlertAfter: 15 * time.Minute},
 		API:       API{Listen: "127.0.0.1:8080"},
 		Gateway: Gateway{
 			MaxBody: 32 << 20, MaxEvents: schema.MaxMessageEvents, Memory: 192 << 20, ClientMemory: 128 << 20, MaxRequests: 1024,
@@ -239,7 +251,7 @@ func (c *Config) Check() error {
 	}
 	for key, v := range map[string]int{
 		"writer.max_rows": c.Writer.MaxRows, "writer.max_bytes": c.Writer.MaxBytes, "writer.inserts": c.Writer.Inserts,
-		"retention.days": c.Retention.Days, "exports.link_days": c.Exports.LinkDays, "exports.parallel": c.Exports.Parallel,
+		"retention.days": c.Retention.Days, "exports.link_days": c.Exports.LinkDays, "exports.parallel": c.Exports.Parallel, "exports.per_day": c.Exports.PerDay,
 		"gateway.max_events": c.Gateway.MaxEvents, "gateway.max_requests": c.Gateway.MaxRequests,
 	} {
 		if v < 1 {
@@ -268,16 +280,19 @@ func (c *Config) Check() error {
 			fault("mail: %w", err)
 		}
 	}
+	if c.Exports.AlertAfter < time.Second {
+		fault("exports.alert_after is %s: give one second at least", c.Exports.AlertAfter)
+	}
 	seen := map[string]bool{}
 	for i := range c.Destinations {
 		d := &c.Destinations[i]
 		if err := d.Normalize(); err != nil {
 			fault("destinations[%d]: %w", i, err)
 		}
-		if seen[d.Name] {
-			fault("destinations[%d]: the name %q is taken: give each destination its own", i, d.Name)
+		if id := d.Organization + "/" + d.Name; seen[id] {
+			fault("destinations[%d]: the name %q is taken: give each destination of an organization its own", i, d.Name)
 		}
-		seen[d.Name] = true
+		seen[d.Organization+"/"+d.Name] = true
 		if len(d.Mail) > 0 && (c.Mail == nil || c.Exports.PublicURL == "") {
 			fault("destinations[%d]: mail needs mail.host and exports.public_url: set them", i)
 		}

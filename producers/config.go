@@ -35,6 +35,12 @@ type Config struct {
 	// Compression of messages: codec.EncodingSnappy (default), codec.EncodingZstd, which is smaller and
 	// takes longer, or NoCompression.
 	Compression string
+	// Spool is a directory of this publisher's own for messages that the broker does not take: they are
+	// acknowledged when they are on this machine's disk, outlive the application, and are published as soon as
+	// the broker answers, by this or the next publisher with the same directory. Default: none; publishing
+	// blocks instead. SpoolBytes bounds it; when it is full, publishing blocks. Default 1 GiB.
+	Spool      string
+	SpoolBytes int64
 	// Logger is told of retries; default none.
 	Logger *slog.Logger
 	// Now is the clock; default time.Now.
@@ -65,6 +71,9 @@ func (c Config) withDefaults() (Config, error) {
 	}
 	if c.Compression == "" {
 		c.Compression = codec.EncodingSnappy
+	}
+	if c.SpoolBytes == 0 {
+		c.SpoolBytes = 1 << 30
 	}
 	if c.RetryFor == 0 {
 		c.RetryFor = time.Minute

@@ -25,6 +25,10 @@ func (p *Publisher) send(b *batch) error {
 	}
 	defer p.inFly.Release(1)
 	msg, buf := p.message(b)
+	first := p.cfg.Now()
+	if p.spooling() && p.keep(msg, first, b.block.Rows()) {
+		return nil
+	}
 	ctx, cancel := context.WithTimeout(p.ctx, p.cfg.RetryFor)
 	defer cancel()
 	pause := 50 * time.Millisecond
@@ -34,6 +38,9 @@ func (p *Publisher) send(b *batch) error {
 			// Acknowledged, so that the connection has done with it. After an error it may have not.
 			*buf = msg.Data
 			payloads.Put(buf)
+			return nil
+		}
+		if (!permanent(err) || errors.Is(err, nats.ErrConnectionClosed)) && p.keep(msg, first, b.block.Rows()) {
 			return nil
 		}
 		if permanent(err) || ctx.Err() != nil {

@@ -47,6 +47,9 @@ func (w *Writer) store(ctx context.Context, items []*item) {
 	}
 }
 
+// clockDifference is how far a producer's clock may be ahead of the broker's.
+const clockDifference = 5 * time.Minute
+
 // leased returns those of items that are ours long enough for an insert to end.
 func (w *Writer) leased(items []*item) []*item {
 	least := w.cfg.Now().Add(w.cfg.InsertTimeout + leaseMargin)
@@ -80,8 +83,20 @@ func (w *Writer) insert(ctx context.Context, items []*item, lookUp bool) error {
 	tallies := make([]tally.Tally, 0, len(items))
 	first, last, skipped := ^uint64(0), uint64(0), 0
 	for _, it := range items {
-		tallies = append(tallies, it.tally)
 		rows, stored := it.part.Block.Rows(), have[it.part.StreamSeq]
+		if stored == 0 && !it.first.IsZero() {
+			twice, err := w.table.StoredElsewhere(ctx, &it.part, it.first.Add(-clockDifference))
+			if err != nil {
+				return fmt.Errorf("look up what is stored from another message: %w", err)
+			}
+			if len(twice) > 0 {
+				it.part.Drop(twice)
+				it.tally.Rows, it.tally.Sum = uint64(it.part.Block.Rows()), it.part.Sum()
+				skipped += len(twice)
+				rows = it.part.Block.Rows()
+			}
+		}
+		tallies = append(tallies, it.tally)
 		if stored >= rows {
 			skipped += rows
 			continue

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"log/slog"
 	"runtime"
+	"strconv"
 	"sync/atomic"
 	"time"
 
@@ -37,6 +38,9 @@ type Table interface {
 	Insert(ctx context.Context, token string, in *codec.Insert) error
 	// StoredRows returns how many rows the table has for each of the messages; absent means none.
 	StoredRows(ctx context.Context, parts []codec.Part) (map[uint64]int, error)
+	// StoredElsewhere returns the rows of a part, in order, whose ids the table has from another message that
+	// was recorded since.
+	StoredElsewhere(ctx context.Context, part *codec.Part, since time.Time) ([]int, error)
 }
 
 // Ledger takes the account of what was stored; nil means that it is safe there.
@@ -189,6 +193,7 @@ func (w *Writer) Stats() Stats {
 type item struct {
 	msg     jetstream.Msg // until it is decoded
 	reply   string        // where it is acknowledged
+	first   time.Time     // when its producer first tried to publish it, if it kept it since
 	part    codec.Part
 	tally   tally.Tally
 	suspect bool
@@ -319,8 +324,13 @@ func (w *Writer) decodeOne(ctx context.Context, it *item) error {
 	}
 	it.scratch = getScratch(codec.DecodedLen(m.ContentEncoding, m.Payload))
 	m.Scratch = it.scratch
+	if v := it.msg.Headers().Get(schema.HeaderFirstAttempt); v != "" {
+		if micros, err := strconv.ParseInt(v, 10, 64); err == nil {
+			it.first, it.suspect = time.UnixMicro(micros), true
+		}
+	}
 	it.reply, it.msg = it.msg.Reply(), nil
-	it.suspect = meta.NumDelivered > 1 || m.StreamSeq <= w.suspect.Load()
+	it.suspect = it.suspect || meta.NumDelivered > 1 || m.StreamSeq <= w.suspect.Load()
 	letter := consumers.DeadLetter{
 		Subject: subject, StreamSeq: m.StreamSeq, RecordedAt: m.RecordedAt, BatchIndex: -1,
 		ContentType: m.ContentType, ContentEncoding: m.ContentEncoding, Data: m.Payload,

@@ -84,6 +84,8 @@ func (f *table) StoredRows(_ context.Context, parts []codec.Part) (map[uint64]in
 	return stored, nil
 }
 
+func (f *table) StoredElsewhere(context.Context, *codec.Part, time.Time) ([]int, error) { return nil, nil }
+
 func (f *table) counts() (rows, twice int) {
 	f.mu.Lock()
 	defer f.mu.Unlock()

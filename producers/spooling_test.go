@@ -84,7 +84,7 @@ func TestFullSpoolBlocks(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	eventually(t, func() bool { return p.Stats().Spooled > 0 })
+	eventually(t, "something in the spool", func() bool { return p.Stats().Spooled > 0 })
 	if st := p.Stats(); st.Spooled == uint64(len(all)) {
 		t.Errorf("the spool took all: %+v", st)
 	}

@@ -2,16 +2,23 @@ package writer
 
 import "time"
 
-// busyRate is the number of events a second from which on an insert waits for MaxLinger.
-const busyRate = 20_000
+const (
+	// busyRate is the number of events a second from which on an insert waits for MaxLinger.
+	busyRate = 20_000
+	// When a whole insert more waits in the stream, we are behind. Then nobody sees an event sooner for a
+	// smaller insert, and an insert waits until it is full, or for backlogLinger.
+	backlogLinger = 2 * time.Second
+)
 
 // gathering is the insert that is being formed.
 type gathering struct {
 	items       []*item
 	rows, bytes int
 	due         *time.Timer
-	ready       bool // it has waited long enough
-	short       bool // and memory is short, so that waiting for more would be in vain
+	began       time.Time // when the first item came
+	waiting     float64   // events in the stream behind the last item, guessed from the messages before it
+	ready       bool      // it has waited long enough
+	short       bool      // and memory is short, so that waiting for more would be in vain
 	rate        float64
 	last        time.Time // when the one before was handed over
 }
@@ -49,12 +56,18 @@ func (w *Writer) gather(in <-chan *item, out chan<- []*item) {
 				g.sent(w.cfg.Now())
 			}
 			if len(g.items) == 0 {
+				g.began = w.cfg.Now()
 				g.due.Reset(w.linger(&g))
 			}
 			g.items = append(g.items, it)
 			g.rows += it.part.Block.Rows()
 			g.bytes += int(it.size)
+			g.waiting = float64(it.pending) * float64(g.rows) / float64(len(g.items))
 		case <-g.due.C:
+			if left := backlogLinger - w.cfg.Now().Sub(g.began); g.waiting > float64(w.cfg.MaxRows) && left > 0 {
+				g.due.Reset(min(left, w.cfg.MaxLinger))
+				continue
+			}
 			g.ready = len(g.items) > 0
 		case <-w.pressure:
 			g.short = len(g.items) > 0
@@ -75,7 +88,7 @@ func (g *gathering) sent(now time.Time) {
 // linger is how long the first item of g waits for company: hardly at all after a pause, for then most
 // likely none comes.
 func (w *Writer) linger(g *gathering) time.Duration {
-	if w.cfg.Now().Sub(g.last) > 5*w.cfg.Linger {
+	if w.cfg.Now().Sub(g.last) > 2*w.cfg.Linger {
 		return w.cfg.Linger / 10
 	}
 	return w.cfg.Linger + time.Duration(float64(w.cfg.MaxLinger-w.cfg.Linger)*min(1, g.rate/busyRate))

@@ -17,16 +17,16 @@ type gathering struct {
 	due         *time.Timer
 	began       time.Time // when the first item came
 	waiting     float64   // events in the stream behind the last item, guessed from the messages before it
-	ready       bool      // it has waited long enough
+	ready       bool      // it has waited long enough to go if nothing else is being inserted
+	late        bool      // and even if something is
 	short       bool      // and memory is short, so that waiting for more would be in vain
 	rate        float64
 	last        time.Time // when the one before was handed over
 }
 
-// gather forms inserts: by age while nothing is being inserted, and else by size. So they grow with the
-// load by themselves, as each takes what came while the one before was under way, and several are under
-// way at once only when they are full. The age grows with the rate at which events come: large inserts
-// cost the engine far less an event.
+// gather forms inserts: by age while nothing is being inserted, by a greater age while something is, and by
+// size. So they grow with the load by themselves, as each takes what came while the one before was under way.
+// The age grows with the rate at which events come: large inserts cost the engine far less an event.
 func (w *Writer) gather(in <-chan *item, out chan<- []*item) {
 	g := gathering{due: time.NewTimer(time.Hour), last: w.cfg.Now()}
 	defer g.due.Stop()
@@ -35,7 +35,7 @@ func (w *Writer) gather(in <-chan *item, out chan<- []*item) {
 		// A send is on offer only if there is something that should go, and nothing more is taken beyond
 		// the bounds until this much is gone.
 		var offer chan<- []*item
-		if len(g.items) > 0 && (full || g.short || g.ready && w.inserting.Load() == 0) {
+		if len(g.items) > 0 && (full || g.short || g.late || g.ready && w.inserting.Load() == 0) {
 			offer = out
 		}
 		take := in
@@ -68,7 +68,10 @@ func (w *Writer) gather(in <-chan *item, out chan<- []*item) {
 				g.due.Reset(min(left, w.cfg.MaxLinger))
 				continue
 			}
-			g.ready = len(g.items) > 0
+			if g.late = g.ready; !g.late && len(g.items) > 0 {
+				g.ready = true
+				g.due.Reset(w.cfg.MaxLinger)
+			}
 		case <-w.pressure:
 			g.short = len(g.items) > 0
 		case <-w.inserted: // look again
@@ -82,7 +85,7 @@ func (w *Writer) gather(in <-chan *item, out chan<- []*item) {
 func (g *gathering) sent(now time.Time) {
 	rate := float64(g.rows) / max(now.Sub(g.last).Seconds(), 0.001)
 	g.rate = (g.rate + rate) / 2
-	g.items, g.rows, g.bytes, g.ready, g.short, g.last = nil, 0, 0, false, false, now
+	g.items, g.rows, g.bytes, g.ready, g.late, g.short, g.last = nil, 0, 0, false, false, false, now
 }
 
 // linger is how long the first item of g waits for company: hardly at all after a pause, for then most

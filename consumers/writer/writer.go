@@ -67,8 +67,8 @@ type Config struct {
 	// Inserts is the number of inserts in flight when they are full. Default 2: one uses about one core of
 	// the engine.
 	Inserts int
-	// Memory bounds the bytes of decoded messages held. Default 256 MiB; the process may need half as
-	// much again.
+	// Memory bounds the bytes of decoded messages held. Default 192 MiB; the process may need two and a half
+	// times as much.
 	Memory int64
 	// AckWait is the consumer's: how long a message is ours. Default 60 s.
 	AckWait time.Duration
@@ -102,7 +102,7 @@ func (c Config) withDefaults() (Config, error) {
 		c.Inserts = 2
 	}
 	if c.Memory == 0 {
-		c.Memory = 256 << 20
+		c.Memory = 192 << 20
 	}
 	if c.AckWait == 0 {
 		c.AckWait = 60 * time.Second

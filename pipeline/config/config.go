@@ -177,7 +177,7 @@ func Default() *Config {
 		Streams:    Streams{Replicas: 1, AuditMaxAge: 7 * 24 * time.Hour, DuplicateWindow: 10 * time.Minute},
 		ClickHouse: ClickHouse{Database: "kansa"},
 		Writer: Writer{
-			MaxRows: 200_000, MaxBytes: 96 << 20, Linger: 50 * time.Millisecond, MaxLinger: 300 * time.Millisecond, Inserts: 2, Memory: 256 << 20,
+			MaxRows: 200_000, MaxBytes: 96 << 20, Linger: 50 * time.Millisecond, MaxLinger: 300 * time.Millisecond, Inserts: 2, Memory: 192 << 20,
 			AckWait: time.Minute, InsertTimeout: 20 * time.Second,
 		},
 		Retention: Retention{Days: 730},
@@ -185,7 +185,7 @@ func Default() *Config {
 		Exports:   Exports{LinkDays: 7, Parallel: 4},
 		API:       API{Listen: "127.0.0.1:8080"},
 		Gateway: Gateway{
-			MaxBody: 32 << 20, MaxEvents: schema.MaxMessageEvents, Memory: 256 << 20, ClientMemory: 128 << 20, MaxRequests: 1024,
+			MaxBody: 32 << 20, MaxEvents: schema.MaxMessageEvents, Memory: 192 << 20, ClientMemory: 128 << 20, MaxRequests: 1024,
 			Timeout: 30 * time.Second, RetryFor: 10 * time.Second,
 		},
 	}

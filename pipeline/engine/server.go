@@ -84,6 +84,10 @@ func Serve(ctx context.Context, o ServeOptions) (err error) {
 	}
 	served := make(chan error, 1)
 	go func() { served <- server.Serve(o.Listener) }()
+	yielding, stopYielding := context.WithCancel(ctx)
+	yielded := make(chan struct{})
+	go func() { defer close(yielded); yieldMerges(yielding, o.Logger) }()
+	defer func() { stopYielding(); <-yielded }()
 	o.Logger.Info("engine serves", "version", h.version, "addr", o.Listener.Addr().String(), "connections", o.Connections)
 	select {
 	case err := <-served:

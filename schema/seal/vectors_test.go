@@ -288,8 +288,16 @@ func digestVectors(t *testing.T) []byte {
 	var out digestFile
 	var sum seal.Digest
 	for _, fields := range [][]string{
-		{""}, {"", ""}, {"a"}, {"a", "b"}, {"ab", ""}, {"監査", "two\r\nlines", `a "quote"`}, {"2026-11-22T04:05:06.789012Z", "18446744073709551615", "0"},
-		{strings.Repeat("x", 100), strings.Repeat("y", 100)}, {strings.Repeat("0123456789", 30)}, {strings.Repeat("long ", 1000), `{"a":1}`},
+		{""},
+		{"", ""},
+		{"a"},
+		{"a", "b"},
+		{"ab", ""},
+		{"監査", "two\r\nlines", `a "quote"`},
+		{"2026-11-22T04:05:06.789012Z", "18446744073709551615", "0"},
+		{strings.Repeat("x", 100), strings.Repeat("y", 100)},
+		{strings.Repeat("0123456789", 30)},
+		{strings.Repeat("long ", 1000), `{"a":1}`},
 	} {
 		joined := strings.Join(fields, "\xff")
 		h := seal.RowHash([]byte(joined))

@@ -250,10 +250,15 @@ func (s *System) startWriter(ctx context.Context) error {
 		return fmt.Errorf("look up the consumer: %w", err)
 	}
 	c := s.Config.Writer
+	floor := rollup.AckFloor{Stream: stream, Consumer: consumer, Grace: s.Config.Rollup.Grace}
+	settled := func(ctx context.Context) (time.Time, error) {
+		until, _, err := floor.Closed(ctx)
+		return until, err
+	}
 	w, err := writer.New(consumer, s.Client.NC, s.Store, tally.Ledger{JS: s.Client.JS}, consumers.DeadLetters{JS: s.Client.JS}, writer.Config{
 		MaxRows: c.MaxRows, MaxBytes: c.MaxBytes, Linger: c.Linger, MaxLinger: c.MaxLinger, Inserts: c.Inserts, Memory: c.Memory,
 		AckWait: c.AckWait, InsertTimeout: c.InsertTimeout, Retention: s.Config.Retention.Expires,
-		Logger: s.log.With(slog.String("part", "writer")),
+		Window: stream.CachedInfo().Config.Duplicates, Settled: settled, Logger: s.log.With(slog.String("part", "writer")),
 	})
 	if err != nil {
 		return err

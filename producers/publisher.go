@@ -40,8 +40,7 @@ type Publisher struct {
 
 	acked, rejected, spooled atomic.Uint64
 
-	spool *spool.Spool  // nil if there is none
-	kept  chan struct{} // tells that something was put into it
+	spool *spool.Spool // nil if there is none
 }
 
 type lane struct {
@@ -88,7 +87,8 @@ func New(js jetstream.JetStream, cfg Config) (*Publisher, error) {
 	return p, nil
 }
 
-// Publish stores e and returns nil when it is on the broker's disk. An event that breaks a rule is
+// Publish stores e and returns nil when it is on the broker's disk, or in the spool, if the publisher has one and
+// the broker does not answer. An event that breaks a rule is
 // refused with an error that answers to schema.ErrInvalid and lists every fault. If ctx ends first,
 // whether e was stored is not known: publish it again with the same id.
 func (p *Publisher) Publish(ctx context.Context, e schema.Event) error {
@@ -112,7 +112,7 @@ type Ack struct{ b *batch }
 // Done is closed when the outcome is known.
 func (a Ack) Done() <-chan struct{} { return a.b.done }
 
-// Wait returns the outcome: nil means that the event is on the broker's disk.
+// Wait returns the outcome: nil means that the event is on the broker's disk, or in the spool.
 func (a Ack) Wait(ctx context.Context) error {
 	select {
 	case <-a.b.done:
@@ -335,19 +335,21 @@ func (p *Publisher) Flush(ctx context.Context) error {
 }
 
 // Close flushes, and then refuses further events. If ctx ends first, what is still on its way is given
-// up, and its publishers are told; what is in the spool stays there. The connection is the caller's to close.
+// up, and its publishers are told; with a spool it is put there. What is in the spool is given Config.RetryFor
+// to reach the broker, and the rest stays: the error answers to ErrSpooled. The connection is the caller's to
+// close.
 func (p *Publisher) Close(ctx context.Context) error {
 	p.mu.Lock()
 	p.closed = true
 	p.mu.Unlock()
 	err := p.Flush(ctx)
 	if err == nil && p.spool != nil {
-		err = p.emptied(ctx)
+		p.emptied(ctx)
 	}
 	p.stop() // after Close nothing may be on its way: what is left by now has had its time
 	p.senders.Wait()
 	if p.spool != nil {
-		err = errors.Join(err, p.spool.Close())
+		err = errors.Join(err, p.closeSpool())
 	}
 	return err
 }

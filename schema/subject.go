@@ -16,9 +16,6 @@ const (
 const (
 	HeaderContentType     = "Content-Type"
 	HeaderContentEncoding = "Content-Encoding"
-	// HeaderFirstAttempt is when a producer first tried to publish a message that it kept since, in
-	// microseconds since 1970: it may be there already, under another sequence.
-	HeaderFirstAttempt = "Kansa-First-Attempt"
 
 	// Of a dead letter: why, and where it came from.
 	HeaderReason     = "Kansa-Reason"

@@ -28,9 +28,9 @@ func (w *Writer) store(ctx context.Context, items []*item) {
 		if len(items) == 0 {
 			return
 		}
-		err := w.insert(ctx, items, lookUp)
+		stored, err := w.insert(ctx, items, lookUp)
 		if err == nil {
-			for _, it := range items {
+			for _, it := range stored {
 				w.ack(it)
 			}
 			return
@@ -47,28 +47,30 @@ func (w *Writer) store(ctx context.Context, items []*item) {
 	}
 }
 
-// clockDifference is how far a producer's clock may be ahead of the broker's.
-const clockDifference = 5 * time.Minute
-
 // leased returns those of items that are ours long enough for an insert to end.
 func (w *Writer) leased(items []*item) []*item {
 	least := w.cfg.Now().Add(w.cfg.InsertTimeout + leaseMargin)
-	kept := make([]*item, 0, len(items))
+	kept, late := make([]*item, 0, len(items)), 0
 	for _, it := range items {
-		if it.until.After(least) {
+		switch {
+		case it.until.After(least):
 			kept = append(kept, it)
+		case !it.until.IsZero(): // and not given back
+			late++
 		}
 	}
-	if n := len(items) - len(kept); n > 0 {
-		w.cfg.Logger.Warn("messages held too long, they will come again", slog.Int("messages", n))
+	if late > 0 {
+		w.cfg.Logger.Warn("messages held too long, they will come again", slog.Int("messages", late))
 	}
 	return kept
 }
 
-func (w *Writer) insert(ctx context.Context, items []*item, lookUp bool) error {
+// insert stores items and their accounts, and returns those that are safe. With lookUp it leaves out what is
+// stored already.
+func (w *Writer) insert(ctx context.Context, items []*item, lookUp bool) ([]*item, error) {
 	ctx, cancel := context.WithTimeout(ctx, w.cfg.InsertTimeout)
 	defer cancel()
-	have := map[uint64]int{}
+	have, skipped := map[uint64]int{}, 0
 	if lookUp {
 		parts := make([]codec.Part, len(items))
 		for i, it := range items {
@@ -76,27 +78,16 @@ func (w *Writer) insert(ctx context.Context, items []*item, lookUp bool) error {
 		}
 		var err error
 		if have, err = w.table.StoredRows(ctx, parts); err != nil {
-			return fmt.Errorf("look up what is stored: %w", err)
+			return nil, fmt.Errorf("look up what is stored: %w", err)
 		}
+		items, skipped = w.leaveOut(ctx, items, have)
 	}
 	var in codec.Insert
 	tallies := make([]tally.Tally, 0, len(items))
-	first, last, skipped := ^uint64(0), uint64(0), 0
+	first, last := ^uint64(0), uint64(0)
 	for _, it := range items {
-		rows, stored := it.part.Block.Rows(), have[it.part.StreamSeq]
-		if stored == 0 && !it.first.IsZero() {
-			twice, err := w.table.StoredElsewhere(ctx, &it.part, it.first.Add(-clockDifference))
-			if err != nil {
-				return fmt.Errorf("look up what is stored from another message: %w", err)
-			}
-			if len(twice) > 0 {
-				it.part.Drop(twice)
-				it.tally.Rows, it.tally.Sum = uint64(it.part.Block.Rows()), it.part.Sum()
-				skipped += len(twice)
-				rows = it.part.Block.Rows()
-			}
-		}
 		tallies = append(tallies, it.tally)
+		rows, stored := it.part.Block.Rows(), have[it.part.StreamSeq]
 		if stored >= rows {
 			skipped += rows
 			continue
@@ -114,17 +105,17 @@ func (w *Writer) insert(ctx context.Context, items []*item, lookUp bool) error {
 		// another insert.
 		token := fmt.Sprintf("AUDIT:%d-%d:%d", first, last, in.Rows())
 		if err := w.table.Insert(ctx, token, &in); err != nil {
-			return err
+			return nil, err
 		}
 		w.stats.inserts.Add(1)
 	}
 	// Of what was stored by another before, too: that one may have died before it could tell.
 	if err := w.ledger.Put(ctx, tallies); err != nil {
-		return err
+		return nil, err
 	}
 	w.stats.stored.Add(uint64(in.Rows()))
 	w.stats.skipped.Add(uint64(skipped))
-	return nil
+	return items, nil
 }
 
 func (w *Writer) ack(it *item) {

@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"log/slog"
 	"runtime"
-	"strconv"
 	"sync/atomic"
 	"time"
 
@@ -38,9 +37,9 @@ type Table interface {
 	Insert(ctx context.Context, token string, in *codec.Insert) error
 	// StoredRows returns how many rows the table has for each of the messages; absent means none.
 	StoredRows(ctx context.Context, parts []codec.Part) (map[uint64]int, error)
-	// StoredElsewhere returns the rows of a part, in order, whose ids the table has from another message that
-	// was recorded since.
-	StoredElsewhere(ctx context.Context, part *codec.Part, since time.Time) ([]int, error)
+	// StoredElsewhere returns, by the sequence of a message, its rows whose events the table has from an earlier
+	// message that was recorded since an instant, in order. Of an earlier message it has all or none.
+	StoredElsewhere(ctx context.Context, parts []codec.Part, since time.Time) (map[uint64][]int, error)
 }
 
 // Ledger takes the account of what was stored; nil means that it is safe there.
@@ -76,6 +75,11 @@ type Config struct {
 	InsertTimeout time.Duration
 	// DrainTimeout is how long Run goes on for what it has fetched when it is told to stop. Default 8 s.
 	DrainTimeout time.Duration
+	// Window is how long the broker knows a message by its id, and Settled an instant before which it has no
+	// message that is not in the table, by the broker's clock: see kept.go. Default 10 minutes; and that
+	// everything is settled, which is so if there is no other writer.
+	Window  time.Duration
+	Settled func(ctx context.Context) (time.Time, error)
 	// Retention says when events of an organization recorded at a time expire.
 	Retention func(organization string, recordedAt time.Time) time.Time
 	Logger    *slog.Logger
@@ -112,6 +116,12 @@ func (c Config) withDefaults() (Config, error) {
 	}
 	if c.DrainTimeout == 0 {
 		c.DrainTimeout = 8 * time.Second
+	}
+	if c.Window == 0 {
+		c.Window = 10 * time.Minute
+	}
+	if c.Settled == nil {
+		c.Settled = func(context.Context) (time.Time, error) { return c.Now(), nil }
 	}
 	if c.Retention == nil {
 		c.Retention = func(_ string, at time.Time) time.Time { return at.AddDate(2, 0, 0) }
@@ -152,6 +162,7 @@ type Writer struct {
 	// suspect is the stream sequence up to which a message may have been delivered before, whatever it
 	// says of itself: after a crash the broker may have forgotten.
 	suspect atomic.Uint64
+	settled settled
 	stats   stats
 }
 
@@ -193,13 +204,13 @@ func (w *Writer) Stats() Stats {
 type item struct {
 	msg     jetstream.Msg // until it is decoded
 	reply   string        // where it is acknowledged
-	first   time.Time     // when its producer first tried to publish it, if it kept it since
+	since   time.Time     // since when it may have been recorded before, if its producer kept it
 	part    codec.Part
 	tally   tally.Tally
 	suspect bool
 	size    int64
 	pending uint64    // messages that waited in the stream behind it
-	until   time.Time // the end of the lease
+	until   time.Time // the end of the lease; zero when it was given back
 	scratch []byte    // what the block's memory is, if the message was compressed
 }
 
@@ -276,6 +287,9 @@ func (w *Writer) fetch(ctx context.Context, out chan<- *item) {
 // decode turns messages into blocks and puts what can't be stored on the dead letters.
 func (w *Writer) decode(ctx context.Context, in <-chan *item, out chan<- *item) {
 	for it := range in {
+		if w.tooEarly(ctx, it) {
+			continue
+		}
 		// Taken before the size is known, and given back in part when it is.
 		if !w.memory.TryAcquire(schema.MaxMessageBytes) {
 			select {
@@ -325,14 +339,9 @@ func (w *Writer) decodeOne(ctx context.Context, it *item) error {
 	}
 	it.scratch = getScratch(codec.DecodedLen(m.ContentEncoding, m.Payload))
 	m.Scratch = it.scratch
-	if v := it.msg.Headers().Get(schema.HeaderFirstAttempt); v != "" {
-		if micros, err := strconv.ParseInt(v, 10, 64); err == nil {
-			it.first, it.suspect = time.UnixMicro(micros), true
-		}
-	}
 	it.reply, it.msg = it.msg.Reply(), nil
 	it.pending = meta.NumPending
-	it.suspect = it.suspect || meta.NumDelivered > 1 || m.StreamSeq <= w.suspect.Load()
+	it.suspect = !it.since.IsZero() || meta.NumDelivered > 1 || m.StreamSeq <= w.suspect.Load()
 	letter := consumers.DeadLetter{
 		Subject: subject, StreamSeq: m.StreamSeq, RecordedAt: m.RecordedAt, BatchIndex: -1,
 		ContentType: m.ContentType, ContentEncoding: m.ContentEncoding, Data: m.Payload,

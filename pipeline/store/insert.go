@@ -6,14 +6,12 @@ import (
 	"fmt"
 	"io"
 	"math"
-	"slices"
 	"strings"
 	"time"
 
 	"github.com/ClickHouse/ch-go/proto"
 	"github.com/ClickHouse/clickhouse-go/v2"
 	"github.com/ClickHouse/clickhouse-go/v2/lib/driver"
-	"github.com/google/uuid"
 
 	"github.com/kansa-audit/kansa/schema/codec"
 )
@@ -147,36 +145,5 @@ GROUP BY stream_seq`, names, first.UnixMicro(), last.UnixMicro(), seqs)
 	if err := rows.Err(); err != nil {
 		return nil, fmt.Errorf("look up %d messages: %w", len(seqs), err)
 	}
-	return stored, nil
-}
-
-// StoredElsewhere returns the rows of a part, in order, whose ids the table has from another message that was
-// recorded since.
-func (s *Store) StoredElsewhere(ctx context.Context, part *codec.Part, since time.Time) ([]int, error) {
-	ids := make([]uuid.UUID, part.Block.Rows())
-	row := make(map[uuid.UUID]int, len(ids))
-	for i := range ids {
-		ids[i] = part.Block.ID(i)
-		row[ids[i]] = i
-	}
-	rows, err := s.conn.Query(ctx, `SELECT DISTINCT id FROM audit_events
-WHERE organization = ? AND trail = ? AND recorded_at >= fromUnixTimestamp64Micro(?, 'UTC') AND stream_seq != ? AND id IN (?)`,
-		part.Organization, string(part.Trail), since.UnixMicro(), part.StreamSeq, ids)
-	if err != nil {
-		return nil, fmt.Errorf("look up %d ids: %w", len(ids), err)
-	}
-	defer rows.Close()
-	var stored []int
-	for rows.Next() {
-		var id uuid.UUID
-		if err := rows.Scan(&id); err != nil {
-			return nil, fmt.Errorf("look up %d ids: %w", len(ids), err)
-		}
-		stored = append(stored, row[id])
-	}
-	if err := rows.Err(); err != nil {
-		return nil, fmt.Errorf("look up %d ids: %w", len(ids), err)
-	}
-	slices.Sort(stored)
 	return stored, nil
 }

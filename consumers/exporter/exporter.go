@@ -50,6 +50,7 @@ type Exporter struct {
 	mailer       Mailer
 	js           jetstream.JetStream
 	log          *slog.Logger
+	failing      failing
 	stats        struct{ delivered, failed, givenUp atomic.Uint64 }
 }
 
@@ -78,7 +79,7 @@ func New(bucket *blob.Bucket, states States, links Links, mailer Mailer, js jets
 	}
 	x := &Exporter{
 		cfg: cfg, bucket: bucket, states: states, links: links, mailer: mailer, js: js, log: cfg.Logger,
-		destinations: map[string]Destination{},
+		destinations: map[string]Destination{}, failing: failing{now: cfg.Now, of: map[string]failure{}},
 	}
 	for _, d := range cfg.Destinations {
 		if err := d.Normalize(); err != nil {
@@ -129,6 +130,7 @@ func (x *Exporter) export(ctx context.Context, r Request) error {
 	e.Updated, e.Sent, e.Error = now, 0, ""
 	err = x.attempt(ctx, &e)
 	e.Updated = x.cfg.Now().UTC()
+	x.failing.note(e.ID, nil)
 	switch {
 	case err == nil:
 		e.State = Done
@@ -143,6 +145,7 @@ func (x *Exporter) export(ctx context.Context, r Request) error {
 		x.stats.givenUp.Add(1)
 	default:
 		x.stats.failed.Add(1)
+		x.failing.note(e.ID, err)
 		e.State, e.Error = Retrying, err.Error()
 	}
 	// Even when we are told to stop, what happened is kept.

@@ -2,6 +2,7 @@ package writer
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"log/slog"
 	"time"
@@ -13,9 +14,16 @@ import (
 // store inserts items and acknowledges them, and tries again for as long as their leases last.
 // Items that could not be stored are left alone: the broker gives them to someone again.
 func (w *Writer) store(ctx context.Context, items []*item) {
-	defer func() {
-		for _, it := range items {
+	all := items
+	giveBack := func() {
+		for _, it := range all {
 			w.release(it)
+		}
+	}
+	ours := true
+	defer func() {
+		if ours {
+			giveBack()
 		}
 	}()
 	lookUp := false
@@ -28,7 +36,11 @@ func (w *Writer) store(ctx context.Context, items []*item) {
 		if len(items) == 0 {
 			return
 		}
-		stored, err := w.insert(ctx, items, lookUp)
+		stored, err := w.insertInTime(ctx, items, lookUp, giveBack)
+		if errors.Is(err, errStuck) {
+			ours = false
+			return
+		}
 		if err == nil {
 			for _, it := range stored {
 				w.ack(it)
@@ -63,6 +75,38 @@ func (w *Writer) leased(items []*item) []*item {
 		w.cfg.Logger.Warn("messages held too long, they will come again", slog.Int("messages", late))
 	}
 	return kept
+}
+
+// errStuck means that an insert went on beyond its time limit, which it should have kept.
+var errStuck = errors.New("the insert is stuck")
+
+// insertInTime is insert, but it returns. An insert that is stuck is left behind with its items: what they hold is
+// given back when it ends, and the broker gives the messages to somebody again, who looks up what came of it.
+func (w *Writer) insertInTime(ctx context.Context, items []*item, lookUp bool, giveBack func()) ([]*item, error) {
+	type outcome struct {
+		stored []*item
+		err    error
+	}
+	ended := make(chan outcome, 1)
+	go func() {
+		stored, err := w.insert(ctx, items, lookUp)
+		ended <- outcome{stored, err}
+	}()
+	limit := time.NewTimer(w.cfg.InsertTimeout + leaseMargin)
+	defer limit.Stop()
+	select {
+	case o := <-ended:
+		return o.stored, o.err
+	case <-limit.C:
+	}
+	w.stats.failures.Add(1)
+	w.stats.stuck.Add(1)
+	w.cfg.Logger.Error("an insert is stuck, it is left behind and its messages will come again", slog.Int("messages", len(items)))
+	go func() { // nobody can wait for it
+		<-ended
+		giveBack()
+	}()
+	return nil, errStuck
 }
 
 // insert stores items and their accounts, and returns those that are safe. With lookUp it leaves out what is

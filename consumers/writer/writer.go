@@ -166,7 +166,7 @@ type Writer struct {
 	stats   stats
 }
 
-type stats struct{ stored, skipped, rejected, inserts, failures atomic.Uint64 }
+type stats struct{ stored, skipped, rejected, inserts, failures, stuck atomic.Uint64 }
 
 // Stats counts since the writer was made.
 type Stats struct {
@@ -175,6 +175,7 @@ type Stats struct {
 	Rejected uint64 // dead letters
 	Inserts  uint64
 	Failures uint64 // of inserts
+	Stuck    uint64 // of those, inserts that had to be left behind
 }
 
 // New returns a writer; see Run.
@@ -196,7 +197,7 @@ func (w *Writer) Suspect(upTo uint64) { w.suspect.Store(upTo) }
 func (w *Writer) Stats() Stats {
 	return Stats{
 		Stored: w.stats.stored.Load(), Skipped: w.stats.skipped.Load(), Rejected: w.stats.rejected.Load(),
-		Inserts: w.stats.inserts.Load(), Failures: w.stats.failures.Load(),
+		Inserts: w.stats.inserts.Load(), Failures: w.stats.failures.Load(), Stuck: w.stats.stuck.Load(),
 	}
 }
 

@@ -36,6 +36,7 @@ type table struct {
 	// next says what becomes of the next inserts; after them all is well.
 	next   []outcome
 	lookUp int // times it was asked what is stored
+	hung   chan struct{}
 }
 
 type outcome int
@@ -44,6 +45,7 @@ const (
 	fails     outcome = iota // nothing is stored, and an error says so
 	persists                 // stored all the same: the answer was lost
 	forgotten                // stored; and the token is forgotten, as ClickHouse's log may be after a crash
+	hangs                    // nothing is stored, and the call does not return before the test ends
 )
 
 var errLost = errors.New("connection lost")
@@ -54,6 +56,12 @@ func (f *table) Insert(_ context.Context, token string, in *codec.Insert) error 
 	o := outcome(-1)
 	if len(f.next) > 0 {
 		o, f.next = f.next[0], f.next[1:]
+	}
+	if o == hangs {
+		f.mu.Unlock()
+		<-f.hung
+		f.mu.Lock()
+		return errLost
 	}
 	if o == fails {
 		return errLost
@@ -141,7 +149,7 @@ func newFixture(t *testing.T, ackWait time.Duration) *fixture {
 	if err != nil {
 		t.Fatal(err)
 	}
-	return &fixture{client: c, stream: consumer, table: &table{rows: map[string]int{}, ids: map[uuid.UUID]uint64{}, tokens: map[string]bool{}}}
+	return &fixture{client: c, stream: consumer, table: &table{rows: map[string]int{}, ids: map[uuid.UUID]uint64{}, tokens: map[string]bool{}, hung: make(chan struct{})}}
 }
 
 // publish puts messages of three events each on the stream.
@@ -369,5 +377,24 @@ func TestKeptMessageWaitsForItsFirstCopy(t *testing.T) {
 	tallies, _, err := tally.Ledger{JS: f.client.JS}.Between(t.Context(), first.Add(-time.Minute), first.Add(time.Hour))
 	if err != nil || len(tallies) != 3 || tallies[0].Rows != 3 || tallies[1].Rows != 0 || tallies[2].Rows != 0 {
 		t.Errorf("the account is %+v, %v", tallies, err)
+	}
+}
+
+// An insert that does not keep its time limit is left behind; its messages come again and are stored.
+func TestStuckInsertIsLeftBehind(t *testing.T) {
+	t.Parallel()
+	f := newFixture(t, 5*time.Second)
+	f.table.next = []outcome{hangs, hangs} // as many as run at once
+	f.publish(t, 5)
+	w, stop := f.run(t, writer.Config{AckWait: 5 * time.Second, InsertTimeout: time.Second})
+	defer stop()
+	f.settled(t)
+	stop()
+	close(f.table.hung)
+	if rows, twice := f.table.counts(); rows != 15 || twice != 0 {
+		t.Errorf("%d events are stored, %d of them twice; want 15 once", rows, twice)
+	}
+	if s := w.Stats(); s.Stuck == 0 || s.Stored != 15 {
+		t.Errorf("counted %+v", s)
 	}
 }

@@ -80,6 +80,7 @@ func TestKillTheApplication(t *testing.T) {
 	c := pipelinetest.Config(t)
 	c.NATS.URL, c.NATS.AssumeSyncAlways = server.URL(), true
 	c.Streams.DuplicateWindow, c.Rollup.Grace = 100*time.Millisecond, 20*time.Millisecond
+	c.Rollup.Hour = 5 * time.Second // the rollup waits for the kept messages, and has fewer hours to make up for
 	s, err := pipeline.Start(t.Context(), pipeline.Options{
 		Config: c, Roles: []pipeline.Role{pipeline.RoleWriter, pipeline.RoleRollup}, EngineCommand: pipelinetest.EngineCommand(t), Logger: pipelinetest.Logger(t),
 	})
@@ -171,7 +172,7 @@ func untilSealed(t *testing.T, s *pipeline.System) {
 		t.Fatal(err)
 	}
 	progress := rollup.Progress{KV: kv}
-	pipelinetest.Until(t, time.Minute, func() (bool, any) {
+	pipelinetest.Until(t, 3*time.Minute, func() (bool, any) {
 		next, err := progress.Next(t.Context())
 		return next.After(now), []any{next, err}
 	})

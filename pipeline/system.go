@@ -28,6 +28,7 @@ import (
 	"github.com/kansa-audit/kansa/pipeline/broker"
 	"github.com/kansa-audit/kansa/pipeline/config"
 	"github.com/kansa-audit/kansa/pipeline/engine"
+	"github.com/kansa-audit/kansa/pipeline/health"
 	"github.com/kansa-audit/kansa/pipeline/keys"
 	"github.com/kansa-audit/kansa/pipeline/metrics"
 	"github.com/kansa-audit/kansa/pipeline/operator"
@@ -36,6 +37,7 @@ import (
 	"github.com/kansa-audit/kansa/pipeline/repair"
 	"github.com/kansa-audit/kansa/pipeline/settings"
 	"github.com/kansa-audit/kansa/pipeline/store"
+	"github.com/kansa-audit/kansa/pipeline/watchdog"
 	"github.com/kansa-audit/kansa/producers"
 	"github.com/kansa-audit/kansa/producers/gateway"
 	"github.com/kansa-audit/kansa/schema"
@@ -72,6 +74,9 @@ type System struct {
 	own      owntrail.Trail
 	settings jetstream.KeyValue
 	measured atomic.Pointer[metrics.Sources] // set when all roles have started
+	checks   atomic.Pointer[[]health.Check]  // set when all roles have started
+	watched  map[Role]*watchdog.Queue
+	floor    *health.Floor // of the writer; nil if the role is not here
 	log      *slog.Logger
 	server   *broker.Server
 	roles    *errgroup.Group
@@ -82,7 +87,7 @@ type System struct {
 // Start starts everything that the roles need and then the roles. When it returns, events can be
 // published. ctx bounds the start only.
 func Start(ctx context.Context, o Options) (_ *System, err error) {
-	s := &System{Config: o.Config, log: o.Logger}
+	s := &System{Config: o.Config, log: o.Logger, watched: map[Role]*watchdog.Queue{}}
 	defer func() {
 		if err != nil {
 			err = errors.Join(err, s.Close())
@@ -122,6 +127,10 @@ func Start(ctx context.Context, o Options) (_ *System, err error) {
 		if err := s.startAPI(ctx, has(RoleAPI), has(RoleGateway)); err != nil {
 			return nil, fmt.Errorf("start the API: %w", err)
 		}
+	} else if o.Config.Health.Listen != "" {
+		if err := s.serve(ctx, api.Options{Listen: o.Config.Health.Listen}, nil); err != nil {
+			return nil, fmt.Errorf("serve health.listen: %w", err)
+		}
 	}
 	for _, r := range []Role{RoleWriter, RoleRollup, RoleExporter} {
 		if has(r) {
@@ -136,7 +145,10 @@ func Start(ctx context.Context, o Options) (_ *System, err error) {
 	}
 	s.measured.Store(&metrics.Sources{
 		JS: s.Client.JS, Writer: s.Writer, Rollup: s.Rollup, Exporter: s.Exporter, Progress: progress, Hour: o.Config.Rollup.Hour,
+		Floor: s.floor, Disks: s.disks(), Restarts: s.restarts(),
 	})
+	checks := s.allChecks(o.Roles, progress)
+	s.checks.Store(&checks)
 	return s, nil
 }
 
@@ -256,21 +268,24 @@ func (s *System) startWriter(ctx context.Context) error {
 		return fmt.Errorf("look up the consumer: %w", err)
 	}
 	c := s.Config.Writer
-	w, err := writer.New(consumer, s.Client.NC, s.Store, tally.Ledger{JS: s.Client.JS}, consumers.DeadLetters{JS: s.Client.JS}, writer.Config{
+	floor := rollup.AckFloor{Stream: stream, Consumer: consumer, Grace: s.Config.Rollup.Grace}
+	settled := func(ctx context.Context) (time.Time, error) {
+		until, _, err := floor.Closed(ctx)
+		return until, err
+	}
+	queue := s.watch(RoleWriter, consumer, c.AckWait, s.restoreWriter(stream))
+	s.floor = &health.Floor{Consumer: consumer, StuckAfter: c.AckWait}
+	w, err := writer.New(queue, s.Client.NC, s.Store, tally.Ledger{JS: s.Client.JS}, consumers.DeadLetters{JS: s.Client.JS}, writer.Config{
 		MaxRows: c.MaxRows, MaxBytes: c.MaxBytes, Linger: c.Linger, MaxLinger: c.MaxLinger, Inserts: c.Inserts, Memory: c.Memory,
 		AckWait: c.AckWait, InsertTimeout: c.InsertTimeout, Retention: s.Config.Retention.Expires,
-		Logger: s.log.With(slog.String("part", "writer")),
+		Window: stream.CachedInfo().Config.Duplicates, Settled: settled, Logger: s.log.With(slog.String("part", "writer")),
 	})
 	if err != nil {
 		return err
 	}
 	s.Writer = w
 	// After a start and after each reconnect, what the stream holds by then may have been stored before.
-	known := func(ctx context.Context) {
-		if info, err := stream.Info(ctx); err == nil {
-			w.Suspect(info.State.LastSeq)
-		}
-	}
+	known := func(ctx context.Context) { suspect(ctx, stream, w) }
 	known(ctx)
 	status := s.Client.NC.StatusChanged(nats.CONNECTED, nats.RECONNECTING)
 	s.roles.Go(func() error {
@@ -290,8 +305,17 @@ func (s *System) startWriter(ctx context.Context) error {
 			}
 		}
 	})
+	s.roles.Go(func() error { s.floor.Run(s.ended); return nil })
 	s.roles.Go(func() error { return w.Run(s.ended) })
 	return nil
+}
+
+// suspect has the writer look up what the stream holds by now.
+func suspect(ctx context.Context, stream jetstream.Stream, w *writer.Writer) {
+	w.Suspect(^uint64(0))
+	if info, err := stream.Info(ctx); err == nil {
+		w.Suspect(info.State.LastSeq)
+	}
 }
 
 func (s *System) rolledUp(ctx context.Context) (*rollup.Progress, error) {
@@ -334,7 +358,7 @@ func (s *System) startRollup(ctx context.Context) error {
 	if err := s.Client.Tick(ctx); err != nil {
 		return err
 	}
-	return s.work(ctx, broker.StreamHours, broker.ConsumerRollup, consumers.Work{Handle: s.Rollup.Tick, Logger: log})
+	return s.work(ctx, RoleRollup, broker.StreamHours, broker.ConsumerRollup, consumers.Work{Handle: s.Rollup.Tick, Logger: log})
 }
 
 // alarm makes an hour that can't be sealed an event of the system's own trail.
@@ -386,7 +410,7 @@ func (s *System) startExporter(ctx context.Context) error {
 	s.roles.Go(func() error { return s.followSettings(s.ended) })
 	desk := &operator.Desk{Settings: kept, States: s.States, Intake: s.Intake, Exporter: s.Exporter, Logger: log}
 	s.roles.Go(func() error { return desk.Serve(s.ended, s.Client.NC) })
-	return s.work(ctx, broker.StreamExports, broker.ConsumerExporter, consumers.Work{Handle: s.Exporter.Handle, Parallel: c.Exports.Parallel, Logger: log})
+	return s.work(ctx, RoleExporter, broker.StreamExports, broker.ConsumerExporter, consumers.Work{Handle: s.Exporter.Handle, Parallel: c.Exports.Parallel, Logger: log})
 }
 
 // publicURL is where links lead; on one machine, to the API itself.
@@ -399,12 +423,11 @@ func (s *System) publicURL() string {
 
 // startAPI starts the HTTP server, with the downloads and the gateway or one of them.
 func (s *System) startAPI(ctx context.Context, downloads, intake bool) (err error) {
-	o := api.Options{Listen: s.Config.API.Listen, Healthy: s.healthy, Logger: s.log.With(slog.String("part", "api"))}
+	o := api.Options{Listen: s.Config.API.Listen, Routes: map[string]http.Handler{}}
 	if downloads {
 		o.Bucket, o.States, o.Links, o.Record = s.Bucket, s.States, s.Links, s.own.Record
 	}
 	var publisher *producers.Publisher
-	o.Routes = map[string]http.Handler{"GET /metrics": metrics.Handler(s.measured.Load, s.log.With(slog.String("part", "metrics")))}
 	if intake {
 		if publisher, err = s.newGateway(); err != nil {
 			return err
@@ -412,6 +435,17 @@ func (s *System) startAPI(ctx context.Context, downloads, intake bool) (err erro
 		o.Routes[gateway.Path] = s.Gateway
 		o.Drain = drainRequests
 	}
+	return s.serve(ctx, o, publisher)
+}
+
+// serve starts the HTTP server with what every process says of itself, and stops it, and then the publisher if
+// there is one, with the system.
+func (s *System) serve(ctx context.Context, o api.Options, publisher *producers.Publisher) (err error) {
+	if o.Routes == nil {
+		o.Routes = map[string]http.Handler{}
+	}
+	o.Routes["GET /metrics"] = metrics.Handler(s.measured.Load, s.log.With(slog.String("part", "metrics")))
+	o.Ready, o.Logger = health.Handler(s.currentChecks), s.log.With(slog.String("part", "api"))
 	if s.API, err = api.Start(ctx, o); err != nil {
 		return err
 	}
@@ -444,26 +478,15 @@ func (s *System) newGateway() (*producers.Publisher, error) {
 	return publisher, err
 }
 
-// healthy says what is not working, or nothing.
-func (s *System) healthy(ctx context.Context) error {
-	var errs []error
-	if !s.Client.NC.IsConnected() {
-		errs = append(errs, errors.New("no connection to NATS"))
-	}
-	if s.Store != nil {
-		if err := s.Store.Ping(ctx); err != nil {
-			errs = append(errs, fmt.Errorf("ClickHouse does not answer: %w", err))
-		}
-	}
-	return errors.Join(errs...)
-}
-
-func (s *System) work(ctx context.Context, stream, consumer string, w consumers.Work) error {
+func (s *System) work(ctx context.Context, role Role, stream, consumer string, w consumers.Work) error {
 	c, err := s.Client.JS.Consumer(ctx, stream, consumer)
 	if err != nil {
 		return fmt.Errorf("look up consumer %s: %w", consumer, err)
 	}
-	w.Queue, w.AckWait = c, c.CachedInfo().Config.AckWait
+	w.AckWait = c.CachedInfo().Config.AckWait
+	w.Queue = s.watch(role, c, w.AckWait, func(ctx context.Context) error {
+		return s.Client.RestoreConsumer(ctx, stream, broker.Floor{})
+	})
 	s.roles.Go(func() error { return w.Run(s.ended) })
 	return nil
 }

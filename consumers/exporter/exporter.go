@@ -48,14 +48,15 @@ type Config struct {
 
 // Exporter handles what is on EXPORTS.
 type Exporter struct {
-	cfg    Config
-	bucket *blob.Bucket
-	states States
-	links  Links
-	mailer Mailer
-	js     jetstream.JetStream
-	log    *slog.Logger
-	stats  struct{ delivered, failed, givenUp atomic.Uint64 }
+	cfg     Config
+	bucket  *blob.Bucket
+	states  States
+	links   Links
+	mailer  Mailer
+	js      jetstream.JetStream
+	log     *slog.Logger
+	failing failing
+	stats   struct{ delivered, failed, givenUp atomic.Uint64 }
 }
 
 // Stats counts attempts to deliver since the exporter was made.
@@ -87,7 +88,10 @@ func New(bucket *blob.Bucket, states States, links Links, mailer Mailer, js jets
 	if cfg.Record == nil {
 		cfg.Record = func(context.Context, schema.Event) {}
 	}
-	return &Exporter{cfg: cfg, bucket: bucket, states: states, links: links, mailer: mailer, js: js, log: cfg.Logger}
+	return &Exporter{
+		cfg: cfg, bucket: bucket, states: states, links: links, mailer: mailer, js: js, log: cfg.Logger,
+		failing: failing{now: cfg.Now, of: map[string]failure{}},
+	}
 }
 
 // Handle is a consumers.Handler for EXPORTS.
@@ -128,6 +132,7 @@ func (x *Exporter) export(ctx context.Context, r Request) error {
 	e.Updated, e.Sent, e.Error = now, 0, ""
 	err = x.attempt(ctx, &e)
 	e.Updated = x.cfg.Now().UTC()
+	x.failing.note(e.ID, nil)
 	switch {
 	case err == nil:
 		e.State = Done
@@ -143,6 +148,7 @@ func (x *Exporter) export(ctx context.Context, r Request) error {
 	default:
 		// What a schedule asks for is never given up: it is delivered when the destination is mended.
 		x.stats.failed.Add(1)
+		x.failing.note(e.ID, err)
 		e.State, e.Error = Retrying, err.Error()
 		if errors.Is(err, consumers.ErrPermanent) {
 			err = consumers.Later(err, waitForMending)

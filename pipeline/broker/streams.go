@@ -101,7 +101,7 @@ func (c *Client) Setup(ctx context.Context, s Settings) error {
 	}
 	for stream, cfg := range consumers {
 		cfg.AckPolicy, cfg.DeliverPolicy, cfg.MaxDeliver = jetstream.AckExplicitPolicy, jetstream.DeliverAllPolicy, -1
-		if _, err := c.JS.CreateOrUpdateConsumer(ctx, stream, cfg); err != nil {
+		if err := c.setConsumer(ctx, stream, cfg); err != nil {
 			return fmt.Errorf("set up consumer %s of stream %s: %w", cfg.Durable, stream, err)
 		}
 	}

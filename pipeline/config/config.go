@@ -44,6 +44,7 @@ type Config struct {
 	Destinations []exporter.Destination `yaml:"destinations,omitempty"`
 	API          API                    `yaml:"api"`
 	Gateway      Gateway                `yaml:"gateway"`
+	Health       Health                 `yaml:"health"`
 }
 
 // Log says what is written to standard error.
@@ -164,6 +165,15 @@ type API struct {
 	Listen string `yaml:"listen"` // host:port; port 0 chooses a free one
 }
 
+// Health is what the process says of itself.
+type Health struct {
+	// Listen is where a process without the roles api and gateway serves /healthz, /readyz and /metrics;
+	// nowhere if empty.
+	Listen string `yaml:"listen"`
+	// DiskFree is how many bytes should be free on the disk of each directory that is written to.
+	DiskFree int64 `yaml:"disk_free"`
+}
+
 // Gateway is the HTTP way in, at the API's address.
 type Gateway struct {
 	// MaxBody and MaxEvents bound one request; MaxBody as sent and as decompressed.
@@ -200,6 +210,7 @@ func Default() *Config {
 			MaxBody: 32 << 20, MaxEvents: schema.MaxMessageEvents, Memory: 192 << 20, ClientMemory: 128 << 20, MaxRequests: 1024,
 			Timeout: 30 * time.Second, RetryFor: 10 * time.Second,
 		},
+		Health: Health{DiskFree: 1 << 30},
 	}
 }
 
@@ -262,6 +273,9 @@ func (c *Config) Check() error {
 		fault("writer.memory is %d: give %d at least", c.Writer.Memory, least)
 	}
 	c.Gateway.check(fault)
+	if c.Health.DiskFree < 0 {
+		fault("health.disk_free is %d: give a number of bytes", c.Health.DiskFree)
+	}
 	if h := c.Rollup.Hour; h < time.Second || (24*time.Hour)%h != 0 {
 		fault("rollup.hour is %s: it has to be one second at least and divide a day", h)
 	}

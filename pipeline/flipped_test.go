@@ -46,7 +46,7 @@ func TestFlippedBitInTheStream(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	untilSealed(t, s, flipMessages-1)
+	untilRowsAreSealed(t, s, flipMessages-1)
 }
 
 // The broker that was killed reads its blocks again, and cuts the newest off at the damaged record. What came
@@ -67,7 +67,7 @@ func TestFlippedBitInTheStreamOfABrokerThatWasKilled(t *testing.T) {
 			ids = append(ids, publishEach(t, s, 2, flipMessages)...)
 			untilOnce(t, s, ids)
 			untilOwnEvent(t, s)
-			untilSealed(t, s, len(ids))
+			untilRowsAreSealed(t, s, len(ids))
 		})
 	}
 }
@@ -158,8 +158,8 @@ func untilOwnEvent(t *testing.T, s *pipeline.System) {
 	})
 }
 
-// untilSealed waits until so many events, and what the system said of it, lie in partitions, all of which verify.
-func untilSealed(t *testing.T, s *pipeline.System, want int) {
+// untilRowsAreSealed waits until so many events, and what the system said of it, lie in partitions, all of which verify.
+func untilRowsAreSealed(t *testing.T, s *pipeline.System, want int) {
 	t.Helper()
 	pipelinetest.Until(t, time.Minute, func() (bool, any) { n := s.Rollup.Stats(); return n.Rows > uint64(want), n })
 	pipelinetest.Until(t, time.Minute, func() (bool, any) { // hours are added meanwhile

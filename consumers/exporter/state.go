@@ -40,6 +40,8 @@ type Export struct {
 	Sent int64 `json:"sent,omitempty"`
 	// Link ends then.
 	Expires *time.Time `json:"expires,omitempty"`
+	// Revoked links open nothing.
+	Revoked *time.Time `json:"revoked,omitempty"`
 }
 
 // States keeps exports in a key-value bucket.
@@ -47,7 +49,10 @@ type States struct{ KV jetstream.KeyValue }
 
 const (
 	prefixExport = "export."
-	prefixNext   = "next." // + destination: the start of the next period to export
+	prefixNext   = "next."   // + organization.destination: the start of the first period that is not delivered
+	prefixHealth = "health." // + organization.destination
+	prefixSame   = "same."   // + a hash of what is asked for: the id of the export that did
+	prefixQuota  = "quota."  // + organization.trail.day: the ids of the exports of a day
 )
 
 // Get returns the state of an export, and false if there is none.
@@ -121,25 +126,25 @@ func (s States) List(ctx context.Context) ([]Export, error) {
 	return all, nil
 }
 
-// next is where a destination's next period begins, zero before its first.
-func (s States) next(ctx context.Context, destination string) (time.Time, error) {
-	entry, err := s.KV.Get(ctx, prefixNext+destination)
+// next is where the first period of a destination begins that is not delivered, zero before its first.
+func (s States) next(ctx context.Context, organization, destination string) (time.Time, error) {
+	entry, err := s.KV.Get(ctx, prefixNext+organization+"."+destination)
 	if errors.Is(err, jetstream.ErrKeyNotFound) {
 		return time.Time{}, nil
 	}
-	if err != nil {
-		return time.Time{}, fmt.Errorf("read how far destination %s has come: %w", destination, err)
+	var t time.Time
+	if err == nil {
+		t, err = time.Parse(time.RFC3339, string(entry.Value()))
 	}
-	t, err := time.Parse(time.RFC3339, string(entry.Value()))
 	if err != nil {
-		return time.Time{}, fmt.Errorf("read how far destination %s has come: %w", destination, err)
+		return time.Time{}, fmt.Errorf("read how far destination %s/%s has come: %w", organization, destination, err)
 	}
 	return t, nil
 }
 
-func (s States) setNext(ctx context.Context, destination string, t time.Time) error {
-	if _, err := s.KV.PutString(ctx, prefixNext+destination, t.UTC().Format(time.RFC3339)); err != nil {
-		return fmt.Errorf("keep how far destination %s has come: %w", destination, err)
+func (s States) setNext(ctx context.Context, organization, destination string, t time.Time) error {
+	if _, err := s.KV.PutString(ctx, prefixNext+organization+"."+destination, t.UTC().Format(time.RFC3339)); err != nil {
+		return fmt.Errorf("keep how far destination %s/%s has come: %w", organization, destination, err)
 	}
 	return nil
 }

@@ -30,6 +30,8 @@ const (
 	BucketRollup  = "kansa_rollup"  // how far the rollup has come
 	BucketExports = "kansa_exports" // the state of each export
 	BucketLinks   = "kansa_links"   // download links, by the hash of their token
+
+	BucketSettings = "kansa_settings" // what people decide: see package settings
 )
 
 const (
@@ -102,11 +104,11 @@ func (c *Client) Setup(ctx context.Context, s Settings) error {
 	}
 	for stream, cfg := range consumers {
 		cfg.AckPolicy, cfg.DeliverPolicy, cfg.MaxDeliver = jetstream.AckExplicitPolicy, jetstream.DeliverAllPolicy, -1
-		if _, err := c.JS.CreateOrUpdateConsumer(ctx, stream, cfg); err != nil {
+		if err := c.setConsumer(ctx, stream, cfg); err != nil {
 			return fmt.Errorf("set up consumer %s of stream %s: %w", cfg.Durable, stream, err)
 		}
 	}
-	for _, bucket := range []string{BucketRollup, BucketExports, BucketLinks} {
+	for _, bucket := range []string{BucketRollup, BucketExports, BucketLinks, BucketSettings} {
 		cfg := jetstream.KeyValueConfig{Bucket: bucket, History: 1, Storage: jetstream.FileStorage, Replicas: base.Replicas}
 		if _, err := c.JS.CreateOrUpdateKeyValue(ctx, cfg); err != nil {
 			return fmt.Errorf("set up bucket %s: %w", bucket, err)
@@ -212,7 +214,7 @@ func (c *Client) Tick(ctx context.Context) error {
 // of its organization.
 func ExportSchedule(destination, organization, cron, zone string, every time.Duration, data []byte) Schedule {
 	return Schedule{
-		Subject: subjectExportSchedule + "." + destination, Target: schema.SubjectExports + "." + organization,
+		Subject: subjectExportSchedule + "." + organization + "." + destination, Target: schema.SubjectExports + "." + organization,
 		Cron: cron, TimeZone: zone, Every: every, Data: data,
 	}
 }

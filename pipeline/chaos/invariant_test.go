@@ -24,6 +24,7 @@ import (
 
 	"github.com/kansa-audit/kansa/consumers/exporter"
 	"github.com/kansa-audit/kansa/pipeline/broker"
+	"github.com/kansa-audit/kansa/pipeline/owntrail"
 	"github.com/kansa-audit/kansa/pipeline/pipelinetest"
 	"github.com/kansa-audit/kansa/pipeline/verify"
 	"github.com/kansa-audit/kansa/schema"
@@ -49,52 +50,41 @@ func newSeen() *seen {
 	return &seen{files: map[string]inode{}, delivered: map[string]bool{}, mailed: map[string]int{}}
 }
 
-// settled waits until nothing is on its way any more, and returns the end of the last period that has events.
+// settled waits until what was recorded up to now is rolled up and delivered, and returns the end of the period
+// that now is in. Deliveries are events too, so something is always on its way.
 func (s *stack) settled(ctx context.Context, limit time.Duration, was *seen) (end time.Time, err error) {
-	err = until(ctx, limit, func() (err error) { end, err = s.waitsFor(ctx, was); return err })
-	return end, err
+	end = time.Now().UTC().Truncate(period).Add(period)
+	return end, until(ctx, limit, func() error { return s.waitsFor(ctx, end, was) })
 }
 
-// waitsFor says what is not yet as it will be.
-func (s *stack) waitsFor(ctx context.Context, was *seen) (end time.Time, err error) {
+// waitsFor says what is not yet as it will be. An hour is rolled up when the writer has stored all of it.
+func (s *stack) waitsFor(ctx context.Context, end time.Time, was *seen) error {
 	ctx, cancel := context.WithTimeout(ctx, 5*time.Second)
 	defer cancel()
-	stream, err := s.client.JS.Stream(ctx, broker.StreamAudit)
-	if err != nil {
-		return end, fmt.Errorf("ask the broker: %w", err)
-	}
-	consumer, err := stream.Consumer(ctx, broker.ConsumerWriter)
-	if err != nil {
-		return end, fmt.Errorf("the writer's consumer: %w", err)
-	}
-	if i := consumer.CachedInfo(); i.NumPending > 0 || i.NumAckPending > 0 {
-		return end, fmt.Errorf("the writer has %d messages to fetch and %d to acknowledge", i.NumPending, i.NumAckPending)
-	}
-	end = stream.CachedInfo().State.LastTime.UTC().Truncate(period).Add(period)
 	next, err := s.progress.Next(ctx)
 	if err != nil {
-		return end, err
+		return err
 	}
 	if next.Before(end) {
-		return end, fmt.Errorf("rolled up until %s, not %s", next, end)
+		return fmt.Errorf("rolled up until %s, not %s", next, end)
 	}
-	for name := range destinations() {
+	for name, org := range destinations() {
 		for from := s.since; from.Before(end); from = from.Add(period) {
-			id := exporter.ScheduledID(name, from)
+			id := exporter.ScheduledID(org, name, from)
 			if was.delivered[id] {
 				continue
 			}
 			e, found, err := s.states.Get(ctx, id)
 			if err != nil {
-				return end, err
+				return err
 			}
 			if !found || e.State != exporter.Done {
-				return end, fmt.Errorf("export %s: found %t, state %q, attempts %d, %s", id, found, e.State, e.Attempts, e.Error)
+				return fmt.Errorf("export %s: found %t, state %q, attempts %d, %s", id, found, e.State, e.Attempts, e.Error)
 			}
 			was.delivered[id] = true
 		}
 	}
-	return end, nil
+	return nil
 }
 
 func destinations() map[string]string {
@@ -138,7 +128,7 @@ func (s *stack) check(ctx context.Context, a *account, end time.Time, was *seen)
 			fault("stored twice: %s of message %d.%d at %s and %d.%d at %s", id, other.seq, other.index, other.recorded, r.seq, r.index, r.recorded)
 		}
 		stored[id] = r
-		if _, ok := a.acked[id]; !ok {
+		if _, ok := a.acked[id]; !ok && r.organization != owntrail.Organization {
 			fault("stored and never published: %+v", *r)
 		}
 	}
@@ -239,7 +229,7 @@ func (s *stack) checkStore(ctx context.Context, key string, rows []row, end time
 		return []error{err}
 	}
 	for name := range got {
-		if want[name] == nil {
+		if want[name] == nil && !later(name, end) {
 			errs = append(errs, fmt.Errorf("partition %s has %d events, the table none", name, len(got[name])))
 		}
 	}
@@ -249,6 +239,14 @@ func (s *stack) checkStore(ctx context.Context, key string, rows []row, end time
 		}
 	}
 	return errs
+}
+
+// later tells whether a partition is of an hour that was rolled up while we looked.
+func later(key string, end time.Time) bool {
+	_, at, _ := strings.Cut(strings.TrimSuffix(key, schema.CSVSuffix), "/") // organization
+	_, at, _ = strings.Cut(at, "/")                                         // trail
+	t, err := time.Parse("2006/01/02/15-04-05", at)
+	return err == nil && !t.Before(end)
 }
 
 // idsOf returns the ids of a CSV.
@@ -282,7 +280,7 @@ func (s *stack) expected(to map[string]string, rows []row, end time.Time) map[st
 	all := map[string][]string{}
 	for name, org := range to {
 		for from := s.since; from.Before(end); from = from.Add(period) {
-			request := exporter.Request{ID: exporter.ScheduledID(name, from), Organization: org, Trails: schema.Trails, From: from, To: from.Add(period)}
+			request := exporter.Request{ID: exporter.ScheduledID(org, name, from), Organization: org, Trails: schema.Trails, From: from, To: from.Add(period)}
 			ids := []string{}
 			for i := range rows {
 				if r := &rows[i]; r.organization == org && !r.recorded.Before(from) && r.recorded.Before(request.To) {
@@ -386,15 +384,15 @@ func (s *stack) checkMails(ctx context.Context, key string, rows []row, end time
 	mails := s.mails.Mails()
 	newest := map[string]string{} // file: link
 	for _, m := range mails[was.mails:] {
-		id, _, _ := strings.Cut(strings.TrimPrefix(m.Header.Get("Message-Id"), "<"), ".")
-		was.mailed[id]++
+		parts := strings.Split(strings.TrimPrefix(m.Header.Get("Message-Id"), "<"), ".") // those of the id come first
+		was.mailed[strings.Join(parts[:min(3, len(parts))], ".")]++
 		link := linkPattern.FindString(m.Text)
 		newest[link[strings.LastIndexByte(link, '/')+1:]] = link
 	}
 	was.mails = len(mails)
-	for name := range mailDestinations {
+	for name, org := range mailDestinations {
 		for from := s.since; from.Before(end); from = from.Add(period) {
-			if id := exporter.ScheduledID(name, from); was.mailed[id] == 0 {
+			if id := exporter.ScheduledID(org, name, from); was.mailed[id] == 0 {
 				fault("mail: %s never came", id)
 			}
 		}

@@ -17,9 +17,10 @@ import (
 const (
 	// mergeThreads is how the names of the threads begin that merge parts.
 	mergeThreads = "MergeMutate"
-	// mergeNice lets a merge have a tenth of what an insert or a query gets where they compete, and all that is
-	// idle. Without it, a large merge makes everybody wait on a small machine.
-	mergeNice = 10
+	// mergeNice lets a merge have next to nothing where an insert or a query wants the processor, and all that is
+	// idle. Without it, a large merge makes everybody wait on a small machine. Merges cannot starve for good: where
+	// parts pile up, the engine itself holds inserts back.
+	mergeNice = 19
 )
 
 // yieldMerges makes the engine's merges give way to its inserts and queries, until ctx ends. Threads come as

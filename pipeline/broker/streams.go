@@ -32,6 +32,7 @@ const (
 	BucketLinks   = "kansa_links"   // download links, by the hash of their token
 
 	BucketSettings = "kansa_settings" // what people decide: see package settings
+	BucketAccess   = "kansa_access"   // users, keys and sessions: see package access
 )
 
 const (
@@ -108,7 +109,7 @@ func (c *Client) Setup(ctx context.Context, s Settings) error {
 			return fmt.Errorf("set up consumer %s of stream %s: %w", cfg.Durable, stream, err)
 		}
 	}
-	for _, bucket := range []string{BucketRollup, BucketExports, BucketLinks, BucketSettings} {
+	for _, bucket := range []string{BucketRollup, BucketExports, BucketLinks, BucketSettings, BucketAccess} {
 		cfg := jetstream.KeyValueConfig{Bucket: bucket, History: 1, Storage: jetstream.FileStorage, Replicas: base.Replicas}
 		if _, err := c.JS.CreateOrUpdateKeyValue(ctx, cfg); err != nil {
 			return fmt.Errorf("set up bucket %s: %w", bucket, err)

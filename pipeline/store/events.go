@@ -312,3 +312,22 @@ func (p *Position) UnmarshalText(text []byte) error {
 	*p = Position{time.UnixMicro(c.At).UTC(), c.Seq, c.Index}
 	return nil
 }
+
+// Last is the place of the event of an organization that was recorded last, up to a place in the stream.
+func (s *Store) Last(ctx context.Context, organization string, upTo uint64) (Position, error) {
+	var p Position
+	rows, err := s.conn.Query(clickhouse.Context(ctx, clickhouse.WithSettings(questionSettings)), fmt.Sprintf(
+		"SELECT recorded_at, stream_seq, batch_index FROM audit_events WHERE organization = %s AND stream_seq <= %d ORDER BY recorded_at DESC, stream_seq DESC, batch_index DESC LIMIT 1",
+		quoteString(organization), upTo))
+	if err != nil {
+		return p, fmt.Errorf("find the last event: %w", err)
+	}
+	defer rows.Close()
+	if rows.Next() {
+		if err := rows.Scan(&p.RecordedAt, &p.StreamSeq, &p.BatchIndex); err != nil {
+			return p, fmt.Errorf("find the last event: %w", err)
+		}
+		p.RecordedAt = p.RecordedAt.UTC()
+	}
+	return p, rows.Err()
+}

@@ -24,6 +24,7 @@ import (
 	"github.com/kansa-audit/kansa/consumers/rollup"
 	"github.com/kansa-audit/kansa/consumers/tally"
 	"github.com/kansa-audit/kansa/consumers/writer"
+	"github.com/kansa-audit/kansa/pipeline/access"
 	"github.com/kansa-audit/kansa/pipeline/api"
 	"github.com/kansa-audit/kansa/pipeline/broker"
 	"github.com/kansa-audit/kansa/pipeline/config"
@@ -65,6 +66,7 @@ type System struct {
 	Exporter *exporter.Exporter
 	Intake   *exporter.Intake // of the exporter
 	Settings *settings.Store  // of the exporter
+	Access   access.Store
 	States   exporter.States
 	Links    exporter.Links
 	API      *api.Server
@@ -100,7 +102,7 @@ func Start(ctx context.Context, o Options) (_ *System, err error) {
 		return nil, err
 	}
 	has := func(r Role) bool { return slices.Contains(o.Roles, r) }
-	if has(RoleWriter) || has(RoleRollup) {
+	if has(RoleWriter) || has(RoleRollup) || has(RoleAPI) {
 		if err := s.openStore(ctx, o.EngineCommand); err != nil {
 			return nil, err
 		}
@@ -261,7 +263,7 @@ func OpenPartitions(ctx context.Context, c *config.Config) (*blob.Bucket, error)
 }
 
 func (s *System) buckets(ctx context.Context) error {
-	for name, to := range map[string]*jetstream.KeyValue{broker.BucketExports: &s.States.KV, broker.BucketLinks: &s.Links.KV, broker.BucketSettings: &s.settings} {
+	for name, to := range map[string]*jetstream.KeyValue{broker.BucketExports: &s.States.KV, broker.BucketLinks: &s.Links.KV, broker.BucketSettings: &s.settings, broker.BucketAccess: &s.Access.KV} {
 		kv, err := s.Client.JS.KeyValue(ctx, name)
 		if err != nil {
 			return fmt.Errorf("open bucket %s: %w", name, err)
@@ -450,6 +452,7 @@ func (s *System) startAPI(ctx context.Context, downloads, intake bool) (err erro
 	o := api.Options{Listen: s.Config.API.Listen, Routes: map[string]http.Handler{}}
 	if downloads {
 		o.Bucket, o.States, o.Links, o.Record = s.Bucket, s.States, s.Links, s.own.Record
+		o.Audit = s.audit()
 	}
 	var publisher *producers.Publisher
 	if intake {

@@ -157,8 +157,8 @@ func hash(secret string) string {
 	return hex.EncodeToString(sum[:])
 }
 
-// CreateKey makes a key and returns its secret, which nobody is shown again.
-func (s *Store) CreateKey(ctx context.Context, k Key) (secret string, err error) {
+// CreateKey makes a key, says when in k, and returns its secret, which nobody is shown again.
+func (s *Store) CreateKey(ctx context.Context, k *Key) (secret string, err error) {
 	if err := check(k.Name, k.Organization, k.Role); err != nil {
 		return "", err
 	}
@@ -167,7 +167,7 @@ func (s *Store) CreateKey(ctx context.Context, k Key) (secret string, err error)
 	}
 	k.Created = s.now()
 	secret = keyStart + random()
-	kept := keptKey{k, hash(secret)}
+	kept := keptKey{*k, hash(secret)}
 	if err := s.create(ctx, prefixKey+k.Name, kept); err != nil {
 		return "", err
 	}

@@ -66,11 +66,11 @@ func TestKeys(t *testing.T) {
 	t.Parallel()
 	s, now := open(t)
 	k := access.Key{Name: "bi", Organization: "acme", Role: access.Auditor, By: "ann", Expires: now.Add(time.Hour)}
-	secret, err := s.CreateKey(t.Context(), k)
+	secret, err := s.CreateKey(t.Context(), &k)
 	if err != nil {
 		t.Fatal(err)
 	}
-	if _, err := s.CreateKey(t.Context(), k); !errors.Is(err, access.ErrTaken) {
+	if _, err := s.CreateKey(t.Context(), &k); !errors.Is(err, access.ErrTaken) {
 		t.Errorf("got %v", err)
 	}
 	entry, err := s.KV.Get(t.Context(), "key.bi")
@@ -98,7 +98,7 @@ func TestKeys(t *testing.T) {
 		t.Errorf("revoked: %v", err)
 	}
 	k.Name, k.Role, k.Expires = "a b", "root", *now
-	if _, err := s.CreateKey(t.Context(), k); err == nil || !strings.Contains(err.Error(), "role") {
+	if _, err := s.CreateKey(t.Context(), &k); err == nil || !strings.Contains(err.Error(), "role") {
 		t.Errorf("got %v", err)
 	}
 }

@@ -28,6 +28,8 @@ type Options struct {
 	Links  exporter.Links
 	// Record takes downloads, for the system's own trail. May be nil.
 	Record func(ctx context.Context, e schema.Event)
+	// Audit are the reading of events and the settings; nil serves neither.
+	Audit *Audit
 	// Routes are served besides, by the pattern of a mux.
 	Routes map[string]http.Handler
 	// Drain is how long Close lets requests end. Default 3 s.
@@ -65,6 +67,9 @@ func Start(ctx context.Context, o Options) (*Server, error) {
 	if o.Bucket != nil {
 		(&downloads{o: o}).register(mux)
 	}
+	if o.Audit != nil {
+		newAudit(mux, o.Audit)
+	}
 	for pattern, handler := range o.Routes {
 		mux.Handle(pattern, handler)
 	}
@@ -75,6 +80,9 @@ func Start(ctx context.Context, o Options) (*Server, error) {
 	go func() { s.served <- s.http.Serve(l) }()
 	return s, nil
 }
+
+// HasAudit tells that events are read and settings changed here.
+func (s *Server) HasAudit() bool { return s.o.Audit != nil }
 
 // URL is the server's address as seen from this machine.
 func (s *Server) URL() string { return "http://" + s.listen.Addr().String() }

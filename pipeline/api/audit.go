@@ -297,7 +297,8 @@ func (a *audit) reads() {
 		ContentType string `header:"Content-Type"`
 		Disposition string `header:"Content-Disposition"`
 		Body        []byte
-	}, error) {
+	}, error,
+	) {
 		e, err := find(ctx, in, "proof")
 		if err != nil {
 			return nil, err
@@ -354,7 +355,8 @@ func (a *audit) reads() {
 		Organization string `query:"organization" maxLength:"64"`
 	}) (*struct {
 		Body []store.Seen `nullable:"false"`
-	}, error) {
+	}, error,
+	) {
 		organization, _, err := a.may(ctx, access.Auditor, in.Organization)
 		if err != nil {
 			return nil, err

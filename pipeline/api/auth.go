@@ -161,7 +161,9 @@ func (a *audit) signIn() {
 	huma.Register(a.api, huma.Operation{
 		OperationID: "sign-in", Method: http.MethodPost, Path: "/api/v1/session", Summary: "Sign in with a password", Tags: []string{"access"}, Middlewares: open,
 		Errors: []int{401, 429}, MaxBodyBytes: 16 << 10,
-	}, func(ctx context.Context, in *signInBody) (*session, error) { return begin(ctx, in.Body.Name, in.Body.Password) })
+	}, func(ctx context.Context, in *signInBody) (*session, error) {
+		return begin(ctx, in.Body.Name, in.Body.Password)
+	})
 	huma.Register(a.api, huma.Operation{
 		OperationID: "first-admin", Method: http.MethodPost, Path: "/api/v1/first", Summary: "Make the first admin", Tags: []string{"access"}, Middlewares: open,
 		Errors: []int{401, 422, 429}, MaxBodyBytes: 16 << 10,
@@ -182,7 +184,8 @@ func (a *audit) signIn() {
 		Session string `cookie:"kansa_session"`
 	}) (*struct {
 		SetCookie http.Cookie `header:"Set-Cookie"`
-	}, error) {
+	}, error,
+	) {
 		if in.Session != "" {
 			if err := a.o.Access.SignOut(ctx, in.Session); err != nil {
 				return nil, problem(fmt.Errorf("sign out: %w", err))

@@ -58,7 +58,7 @@ const (
 // Get returns the state of an export, and false if there is none.
 func (s States) Get(ctx context.Context, id string) (Export, bool, error) {
 	entry, err := s.KV.Get(ctx, prefixExport+id)
-	if errors.Is(err, jetstream.ErrKeyNotFound) {
+	if errors.Is(err, jetstream.ErrKeyNotFound) || errors.Is(err, jetstream.ErrInvalidKey) {
 		return Export{}, false, nil
 	}
 	if err != nil {

@@ -26,7 +26,7 @@ func (s *System) openSettings() (*settings.Store, error) {
 	}
 	return &settings.Store{
 		KV: s.settings, Box: box, Record: s.own.Record, Logger: s.log.With(slog.String("part", "settings")),
-		Defaults: settings.Organization{ExportsPerDay: s.Config.Exports.PerDay, RetentionDays: s.Config.Retention.Days},
+		Defaults: settings.Organization{ExportsPerDay: s.Config.Exports.PerDay, RetentionDays: s.Config.Retention.Days}, Days: s.Config.Retention.Organizations,
 	}, nil
 }
 

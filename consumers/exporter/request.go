@@ -92,12 +92,18 @@ func EncodeSchedule(destination string) ([]byte, error) {
 
 // Destination is where archives go. Exactly one of SFTP and Mail is set.
 type Destination struct {
-	Name         string         `yaml:"name"`
-	Organization string         `yaml:"organization"`
-	Trails       []schema.Trail `yaml:"trails,omitempty"` // default both
-	SFTP         *sftp.Config   `yaml:"sftp,omitempty"`
-	Mail         []string       `yaml:"mail,omitempty"`
-	Schedule     *Schedule      `yaml:"schedule,omitempty"`
+	// Name is how people and schedules speak of it: letters, digits, _ and -. Required.
+	Name string `yaml:"name"`
+	// Organization whose events it gets. Required.
+	Organization string `yaml:"organization"`
+	// Trails it gets; both by default.
+	Trails []schema.Trail `yaml:"trails,omitempty"`
+	// SFTP is the server that gets the archives.
+	SFTP *sftp.Config `yaml:"sftp,omitempty"`
+	// Mail are the addresses that get a link instead.
+	Mail []string `yaml:"mail,omitempty"`
+	// Schedule delivers by itself; without it, only when someone asks.
+	Schedule *Schedule `yaml:"schedule,omitempty"`
 }
 
 // Schedule says when a destination gets its archives, and how much one holds.

@@ -22,17 +22,6 @@ func TestDefaultsAreGood(t *testing.T) {
 	}
 }
 
-func TestExampleIsGood(t *testing.T) {
-	t.Parallel()
-	c, err := config.Load(filepath.Join("..", "..", "deploy", "config.example.yaml"))
-	if err != nil {
-		t.Fatal(err)
-	}
-	if len(c.Destinations) != 2 || c.Destinations[1].Trails == nil || c.Destinations[0].Schedule.TimeZone != "Asia/Tokyo" {
-		t.Errorf("got %+v", c.Destinations)
-	}
-}
-
 // Each fault names the key, the value and the remedy.
 func TestFaults(t *testing.T) {
 	t.Parallel()

@@ -37,7 +37,7 @@ test: engine test-tools ## every test, with the real parts
 	go test -race -timeout 25m $(GOTESTFLAGS) $(if $(T),-run '$(T)') $(PKG)
 
 # What the tests need besides Go: command:Debian package.
-TEST_TOOLS := sshd:openssh-server unzip:unzip python3:python3 clickhouse-server:clickhouse-server
+TEST_TOOLS := sshd:openssh-server unzip:unzip python3:python3 clickhouse-server:clickhouse-server promtool:prometheus
 test-tools:
 	@missing=(); for t in $(TEST_TOOLS); do \
 		PATH="$$PATH:/usr/sbin:/sbin" command -v "$${t%%:*}" >/dev/null || missing+=("$${t##*:}"); done; \
@@ -84,7 +84,7 @@ bench-tools:
 
 tidy: ## go.mod, go.sum and formatting
 	go mod tidy
-	gofmt -w schema producers consumers pipeline bench
+	gofmt -w schema producers consumers pipeline bench deploy
 
 clean: ## remove what was built
 	rm -rf build

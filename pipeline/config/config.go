@@ -11,6 +11,7 @@ import (
 	"net/url"
 	"os"
 	"path/filepath"
+	"regexp"
 	"slices"
 	"time"
 
@@ -341,6 +342,7 @@ func (g *Gateway) check(fault func(format string, v ...any)) {
 // Redacted is the configuration without its secrets, to be shown to people.
 func (c *Config) Redacted() *Config {
 	r := *c
+	r.NATS.URL, r.ClickHouse.URL = withoutPasswords(c.NATS.URL), withoutPasswords(c.ClickHouse.URL)
 	if c.Mail != nil {
 		m := c.Mail.Redacted()
 		r.Mail = &m
@@ -354,6 +356,10 @@ func (c *Config) Redacted() *Config {
 	}
 	return &r
 }
+
+var passwordInURL = regexp.MustCompile(`(://[^/@:,]*):[^/,]*@`)
+
+func withoutPasswords(urls string) string { return passwordInURL.ReplaceAllString(urls, "$1:…@") }
 
 // LinkTTL is how long a link works.
 func (c *Config) LinkTTL() time.Duration { return time.Duration(c.Exports.LinkDays) * 24 * time.Hour }

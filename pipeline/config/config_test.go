@@ -22,6 +22,23 @@ func TestDefaultsAreGood(t *testing.T) {
 	}
 }
 
+func TestAddressesAreShownWithoutPasswords(t *testing.T) {
+	t.Parallel()
+	c := config.Default()
+	c.NATS.URL = "nats://kansa:s3cr@t@a:4222,nats://kansa:s3cret@b:4222"
+	c.ClickHouse.URL = "https://kansa:s3cret@c:8443/kansa"
+	r := c.Redacted()
+	if want := "nats://kansa:…@a:4222,nats://kansa:…@b:4222"; r.NATS.URL != want {
+		t.Errorf("got %s, want %s", r.NATS.URL, want)
+	}
+	if want := "https://kansa:…@c:8443/kansa"; r.ClickHouse.URL != want {
+		t.Errorf("got %s, want %s", r.ClickHouse.URL, want)
+	}
+	if !strings.Contains(c.NATS.URL, "s3cret") {
+		t.Error("the configuration itself has lost its password")
+	}
+}
+
 // Each fault names the key, the value and the remedy.
 func TestFaults(t *testing.T) {
 	t.Parallel()

@@ -185,7 +185,8 @@ func decode(t *testing.T, path string, into any) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if err := yaml.Unmarshal(text, into); err != nil {
+	// A key beside a merge (<<) takes the place of the merged one.
+	if err := yaml.UnmarshalWithOptions(text, into, yaml.AllowDuplicateMapKey()); err != nil {
 		t.Fatalf("%s: %v", path, err)
 	}
 }

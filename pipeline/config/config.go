@@ -139,8 +139,14 @@ func (r Retention) Expires(organization string, recordedAt time.Time) time.Time 
 	if own, ok := r.Organizations[organization]; ok {
 		days = own
 	}
-	return recordedAt.AddDate(0, 0, days)
+	if at := recordedAt.AddDate(0, 0, days); at.Before(forever) {
+		return at
+	}
+	return forever
 }
+
+// forever is the last day of the table's expires_at, which has 32 bits: beyond it an event would expire at once.
+var forever = time.Date(2106, 2, 7, 0, 0, 0, 0, time.UTC)
 
 // Rollup makes partitions.
 type Rollup struct {

@@ -22,6 +22,19 @@ func TestDefaultsAreGood(t *testing.T) {
 	}
 }
 
+// The table's expires_at ends in 2106.
+func TestLongRetentionIsNoShortOne(t *testing.T) {
+	t.Parallel()
+	r := config.Retention{Days: 1, Organizations: map[string]int{"acme": 36500}}
+	now := time.Date(2026, 11, 22, 4, 0, 0, 0, time.UTC)
+	if got, want := r.Expires("globex", now), now.AddDate(0, 0, 1); !got.Equal(want) {
+		t.Errorf("got %s, want %s", got, want)
+	}
+	if got := r.Expires("acme", now); got.Year() != 2106 || got.Unix() > 1<<32-1 {
+		t.Errorf("got %s", got)
+	}
+}
+
 func TestAddressesAreShownWithoutPasswords(t *testing.T) {
 	t.Parallel()
 	c := config.Default()

@@ -37,7 +37,7 @@ test: engine test-tools ## every test, with the real parts
 	go test -race -timeout 25m $(GOTESTFLAGS) $(if $(T),-run '$(T)') $(PKG)
 
 # What the tests need besides Go: command:Debian package.
-TEST_TOOLS := sshd:openssh-server unzip:unzip python3:python3 clickhouse-server:clickhouse-server promtool:prometheus
+TEST_TOOLS := sshd:openssh-server unzip:unzip python3:python3 clickhouse-server:clickhouse-server promtool:prometheus openssl:openssl
 test-tools:
 	@missing=(); for t in $(TEST_TOOLS); do \
 		PATH="$$PATH:/usr/sbin:/sbin" command -v "$${t%%:*}" >/dev/null || missing+=("$${t##*:}"); done; \

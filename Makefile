@@ -37,7 +37,7 @@ test: engine test-tools ## every test, with the real parts
 	go test -race -timeout 25m $(GOTESTFLAGS) $(if $(T),-run '$(T)') $(PKG)
 
 # What the tests need besides Go: command:Debian package.
-TEST_TOOLS := sshd:openssh-server unzip:unzip python3:python3 clickhouse-server:clickhouse-server promtool:prometheus openssl:openssl
+TEST_TOOLS := sshd:openssh-server unzip:unzip python3:python3 clickhouse-server:clickhouse-server promtool:prometheus openssl:openssl strace:strace
 test-tools:
 	@missing=(); for t in $(TEST_TOOLS); do \
 		PATH="$$PATH:/usr/sbin:/sbin" command -v "$${t%%:*}" >/dev/null || missing+=("$${t##*:}"); done; \
@@ -45,6 +45,21 @@ test-tools:
 	if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
 		export DEBIAN_FRONTEND=noninteractive; apt-get update -q >/dev/null; apt-get install -qy --no-install-recommends "$${missing[@]}" >/dev/null; \
 	else echo "make test needs these packages: $${missing[*]}" >&2; exit 1; fi
+
+# A run of make chaos: what is drawn from, how many rounds, how many pipelines side by side; GENERATION=2 repeats one of
+# them alone, RACE=1 has the race detector look on, RESULT=file.json keeps what came of it.
+SEED ?= 1
+ITERATIONS ?= 50
+PARALLEL ?= 3
+GENERATION ?= -1
+RACE ?=
+RESULT ?=
+CHAOS_DIR ?= $(if $(TMPDIR),$(TMPDIR),/tmp)
+chaos: engine test-tools ## break it at random points, and hold it to its promises (SEED=7 ITERATIONS=50)
+	@mkdir -p build
+	go test -c $(if $(RACE),-race) -o build/chaos.test ./pipeline/chaos
+	cd pipeline/chaos && $(CURDIR)/build/chaos.test -test.run '^TestChaos$$' -test.v -test.timeout 0 -test.parallel $(PARALLEL) \
+		-seed $(SEED) -iterations $(ITERATIONS) -generation $(GENERATION) -dir $(CHAOS_DIR) $(if $(RESULT),-result $(abspath $(RESULT)))
 
 lint: ## linters, pinned in .lint
 	go tool -modfile=.lint/go.mod golangci-lint run ./...
@@ -108,4 +123,4 @@ tidy: ## go.mod, go.sum and formatting
 clean: ## remove what was built
 	rm -rf build
 
-.PHONY: help build engine run test test-tools lint fuzz bench bench-quick bench-tools dist check-kubernetes tidy clean
+.PHONY: help build engine run test test-tools chaos lint fuzz bench bench-quick bench-tools dist check-kubernetes tidy clean

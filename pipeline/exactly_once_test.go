@@ -2,11 +2,16 @@ package pipeline_test
 
 import (
 	"context"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"strings"
 	"syscall"
 	"testing"
 	"time"
 
 	"github.com/kansa-audit/kansa/pipeline"
+	"github.com/kansa-audit/kansa/pipeline/engine"
 	"github.com/kansa-audit/kansa/pipeline/pipelinetest"
 	"github.com/kansa-audit/kansa/producers"
 	"github.com/kansa-audit/kansa/schema/sample"
@@ -104,4 +109,42 @@ func TestSameEventsTwice(t *testing.T) {
 		}
 	}
 	pipelinetest.UntilStored(t, s.Store, n, time.Minute)
+}
+
+// An engine that dies again and again, however often it is started, takes the process with it: whoever watches
+// that starts it anew, or is told.
+func TestSystemEndsWithItsEngine(t *testing.T) {
+	t.Parallel()
+	library, err := engine.FindLibrary("")
+	if err != nil {
+		t.Fatal(err)
+	}
+	cfg := pipelinetest.Config(t)
+	cfg.Engine.Library = filepath.Join(t.TempDir(), "libchdb.so")
+	if library, err = filepath.Abs(library); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Symlink(library, cfg.Engine.Library); err != nil {
+		t.Fatal(err)
+	}
+	s, err := pipeline.Start(t.Context(), pipeline.Options{
+		Config: cfg, Roles: []pipeline.Role{pipeline.RoleWriter}, EngineCommand: pipelinetest.EngineCommand(t), Logger: slog.New(slog.DiscardHandler),
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Remove(cfg.Engine.Library); err != nil {
+		t.Fatal(err)
+	}
+	if err := syscall.Kill(s.Engine.PID(), syscall.SIGKILL); err != nil {
+		t.Fatal(err)
+	}
+	select {
+	case <-s.Failed():
+	case <-time.After(2 * time.Minute):
+		t.Error("it runs on without its engine")
+	}
+	if err := s.Close(); err == nil || !strings.Contains(err.Error(), "the embedded engine is gone") {
+		t.Errorf("it ends with %v", err)
+	}
 }

@@ -8,5 +8,6 @@ import (
 
 func TestMain(m *testing.M) {
 	pipelinetest.Main()
+	application()
 	m.Run()
 }

@@ -47,7 +47,7 @@ func CheckExternal(c *config.Config, roles []Role) error {
 	if c.NATS.URL == "" {
 		errs = append(errs, errors.New("nats.url is empty: roles that run apart need a NATS server; kansa up has one inside"))
 	}
-	if c.ClickHouse.URL == "" && (slices.Contains(roles, RoleWriter) || slices.Contains(roles, RoleRollup)) {
+	if c.ClickHouse.URL == "" && (slices.Contains(roles, RoleWriter) || slices.Contains(roles, RoleRollup) || slices.Contains(roles, RoleAPI)) {
 		errs = append(errs, errors.New("clickhouse.url is empty: the writer and the rollup need a ClickHouse server; kansa up has one inside"))
 	}
 	return errors.Join(errs...)

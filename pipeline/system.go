@@ -2,6 +2,7 @@ package pipeline
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -23,16 +24,21 @@ import (
 	"github.com/kansa-audit/kansa/consumers/rollup"
 	"github.com/kansa-audit/kansa/consumers/tally"
 	"github.com/kansa-audit/kansa/consumers/writer"
+	"github.com/kansa-audit/kansa/pipeline/access"
 	"github.com/kansa-audit/kansa/pipeline/api"
 	"github.com/kansa-audit/kansa/pipeline/broker"
 	"github.com/kansa-audit/kansa/pipeline/config"
 	"github.com/kansa-audit/kansa/pipeline/engine"
+	"github.com/kansa-audit/kansa/pipeline/health"
 	"github.com/kansa-audit/kansa/pipeline/keys"
 	"github.com/kansa-audit/kansa/pipeline/metrics"
+	"github.com/kansa-audit/kansa/pipeline/operator"
 	"github.com/kansa-audit/kansa/pipeline/owntrail"
 	"github.com/kansa-audit/kansa/pipeline/partitions"
 	"github.com/kansa-audit/kansa/pipeline/repair"
+	"github.com/kansa-audit/kansa/pipeline/settings"
 	"github.com/kansa-audit/kansa/pipeline/store"
+	"github.com/kansa-audit/kansa/pipeline/watchdog"
 	"github.com/kansa-audit/kansa/producers"
 	"github.com/kansa-audit/kansa/producers/gateway"
 	"github.com/kansa-audit/kansa/schema"
@@ -58,6 +64,9 @@ type System struct {
 	Rollup   *rollup.Rollup
 	Keys     *keys.Keys // of the rollup
 	Exporter *exporter.Exporter
+	Intake   *exporter.Intake // of the exporter
+	Settings *settings.Store  // of the exporter
+	Access   access.Store
 	States   exporter.States
 	Links    exporter.Links
 	API      *api.Server
@@ -65,7 +74,11 @@ type System struct {
 	Gateway *gateway.Gateway
 
 	own      owntrail.Trail
+	settings jetstream.KeyValue
 	measured atomic.Pointer[metrics.Sources] // set when all roles have started
+	checks   atomic.Pointer[[]health.Check]  // set when all roles have started
+	watched  map[Role]*watchdog.Queue
+	floor    *health.Floor // of the writer; nil if the role is not here
 	log      *slog.Logger
 	server   *broker.Server
 	roles    *errgroup.Group
@@ -76,7 +89,7 @@ type System struct {
 // Start starts everything that the roles need and then the roles. When it returns, events can be
 // published. ctx bounds the start only.
 func Start(ctx context.Context, o Options) (_ *System, err error) {
-	s := &System{Config: o.Config, log: o.Logger}
+	s := &System{Config: o.Config, log: o.Logger, watched: map[Role]*watchdog.Queue{}}
 	defer func() {
 		if err != nil {
 			err = errors.Join(err, s.Close())
@@ -89,7 +102,7 @@ func Start(ctx context.Context, o Options) (_ *System, err error) {
 		return nil, err
 	}
 	has := func(r Role) bool { return slices.Contains(o.Roles, r) }
-	if has(RoleWriter) || has(RoleRollup) {
+	if has(RoleWriter) || has(RoleRollup) || has(RoleAPI) {
 		if err := s.openStore(ctx, o.EngineCommand); err != nil {
 			return nil, err
 		}
@@ -105,9 +118,21 @@ func Start(ctx context.Context, o Options) (_ *System, err error) {
 		return nil, err
 	}
 	s.own = owntrail.Trail{Publisher: publisher, Logger: o.Logger}
+	s.reportDamage(ctx)
 	run, stop := context.WithCancel(context.Background())
 	s.stop = stop
 	s.roles, s.ended = errgroup.WithContext(run)
+	if e := s.Engine; e != nil {
+		// Its supervisor has tried and given up; what runs on without it would only look alive.
+		s.roles.Go(func() error {
+			select {
+			case <-s.ended.Done():
+				return nil
+			case <-e.Done():
+				return fmt.Errorf("the embedded engine is gone: %w", e.Err())
+			}
+		})
+	}
 	starts := map[Role]func(context.Context) error{
 		RoleWriter: s.startWriter, RoleRollup: s.startRollup, RoleExporter: s.startExporter,
 	}
@@ -115,6 +140,10 @@ func Start(ctx context.Context, o Options) (_ *System, err error) {
 	if has(RoleAPI) || has(RoleGateway) {
 		if err := s.startAPI(ctx, has(RoleAPI), has(RoleGateway)); err != nil {
 			return nil, fmt.Errorf("start the API: %w", err)
+		}
+	} else if o.Config.Health.Listen != "" {
+		if err := s.serve(ctx, api.Options{Listen: o.Config.Health.Listen}, nil); err != nil {
+			return nil, fmt.Errorf("serve health.listen: %w", err)
 		}
 	}
 	for _, r := range []Role{RoleWriter, RoleRollup, RoleExporter} {
@@ -130,7 +159,10 @@ func Start(ctx context.Context, o Options) (_ *System, err error) {
 	}
 	s.measured.Store(&metrics.Sources{
 		JS: s.Client.JS, Writer: s.Writer, Rollup: s.Rollup, Exporter: s.Exporter, Progress: progress, Hour: o.Config.Rollup.Hour,
+		Floor: s.floor, Disks: s.disks(), Restarts: s.restarts(),
 	})
+	checks := s.allChecks(o.Roles, progress)
+	s.checks.Store(&checks)
 	return s, nil
 }
 
@@ -196,7 +228,8 @@ func (s *System) connect(ctx context.Context) (err error) {
 	}
 	return s.Client.Setup(ctx, broker.Settings{
 		Replicas: c.Streams.Replicas, AuditMaxAge: c.Streams.AuditMaxAge, AuditMaxBytes: c.Streams.AuditMaxBytes,
-		DuplicateWindow: c.Streams.DuplicateWindow, AckWait: c.Writer.AckWait, Hour: c.Rollup.Hour,
+		DuplicateWindow: c.Streams.DuplicateWindow, AckWait: c.Writer.AckWait,
+		ExportAckWait: c.Exports.AckWait, Hour: c.Rollup.Hour,
 	})
 }
 
@@ -230,7 +263,7 @@ func OpenPartitions(ctx context.Context, c *config.Config) (*blob.Bucket, error)
 }
 
 func (s *System) buckets(ctx context.Context) error {
-	for name, to := range map[string]*jetstream.KeyValue{broker.BucketExports: &s.States.KV, broker.BucketLinks: &s.Links.KV} {
+	for name, to := range map[string]*jetstream.KeyValue{broker.BucketExports: &s.States.KV, broker.BucketLinks: &s.Links.KV, broker.BucketSettings: &s.settings, broker.BucketAccess: &s.Access.KV} {
 		kv, err := s.Client.JS.KeyValue(ctx, name)
 		if err != nil {
 			return fmt.Errorf("open bucket %s: %w", name, err)
@@ -250,21 +283,24 @@ func (s *System) startWriter(ctx context.Context) error {
 		return fmt.Errorf("look up the consumer: %w", err)
 	}
 	c := s.Config.Writer
-	w, err := writer.New(consumer, s.Client.NC, s.Store, tally.Ledger{JS: s.Client.JS}, consumers.DeadLetters{JS: s.Client.JS}, writer.Config{
+	floor := rollup.AckFloor{Stream: stream, Consumer: consumer, Grace: s.Config.Rollup.Grace}
+	settled := func(ctx context.Context) (time.Time, error) {
+		until, _, err := floor.Closed(ctx)
+		return until, err
+	}
+	queue := s.watch(RoleWriter, consumer, c.AckWait, s.restoreWriter(stream))
+	s.floor = &health.Floor{Consumer: consumer, StuckAfter: c.AckWait}
+	w, err := writer.New(queue, s.Client.NC, s.Store, tally.Ledger{JS: s.Client.JS}, consumers.DeadLetters{JS: s.Client.JS}, writer.Config{
 		MaxRows: c.MaxRows, MaxBytes: c.MaxBytes, Linger: c.Linger, MaxLinger: c.MaxLinger, Inserts: c.Inserts, Memory: c.Memory,
 		AckWait: c.AckWait, InsertTimeout: c.InsertTimeout, Retention: s.Config.Retention.Expires,
-		Logger: s.log.With(slog.String("part", "writer")),
+		Window: stream.CachedInfo().Config.Duplicates, Settled: settled, Logger: s.log.With(slog.String("part", "writer")),
 	})
 	if err != nil {
 		return err
 	}
 	s.Writer = w
 	// After a start and after each reconnect, what the stream holds by then may have been stored before.
-	known := func(ctx context.Context) {
-		if info, err := stream.Info(ctx); err == nil {
-			w.Suspect(info.State.LastSeq)
-		}
-	}
+	known := func(ctx context.Context) { suspect(ctx, stream, w) }
 	known(ctx)
 	status := s.Client.NC.StatusChanged(nats.CONNECTED, nats.RECONNECTING)
 	s.roles.Go(func() error {
@@ -284,8 +320,17 @@ func (s *System) startWriter(ctx context.Context) error {
 			}
 		}
 	})
+	s.roles.Go(func() error { s.floor.Run(s.ended); return nil })
 	s.roles.Go(func() error { return w.Run(s.ended) })
 	return nil
+}
+
+// suspect has the writer look up what the stream holds by now.
+func suspect(ctx context.Context, stream jetstream.Stream, w *writer.Writer) {
+	w.Suspect(^uint64(0))
+	if info, err := stream.Info(ctx); err == nil {
+		w.Suspect(info.State.LastSeq)
+	}
 }
 
 func (s *System) rolledUp(ctx context.Context) (*rollup.Progress, error) {
@@ -328,7 +373,7 @@ func (s *System) startRollup(ctx context.Context) error {
 	if err := s.Client.Tick(ctx); err != nil {
 		return err
 	}
-	return s.work(ctx, broker.StreamHours, broker.ConsumerRollup, consumers.Work{Handle: s.Rollup.Tick, Logger: log})
+	return s.work(ctx, RoleRollup, broker.StreamHours, broker.ConsumerRollup, consumers.Work{Handle: s.Rollup.Tick, Logger: log})
 }
 
 // alarm makes an hour that can't be sealed an event of the system's own trail.
@@ -337,8 +382,25 @@ func (s *System) alarm(ctx context.Context, p schema.Partition, err error) {
 	if errors.Is(err, rollup.ErrLost) {
 		code = "messages.lost"
 	}
-	s.own.Record(ctx, code, "seal", schema.Failure, schema.Target{Type: "partition", ID: p.Path()}, err.Error(),
-		map[string]any{"organization": p.Organization, "trail": p.Trail, "hour": p.Hour})
+	data, jsonErr := json.Marshal(map[string]any{"organization": p.Organization, "trail": p.Trail, "hour": p.Hour})
+	if jsonErr != nil {
+		s.log.Error("alarm has no data", slog.Any("error", jsonErr))
+	}
+	s.own.Record(ctx, schema.Event{
+		Event: code, Action: "seal", Outcome: schema.Failure, Target: schema.Target{Type: "partition", ID: p.Path()}, Description: err.Error(),
+		Data: data, DataType: "kansa." + code + ".v1", Attributes: map[string]string{"organization": p.Organization},
+	})
+}
+
+// reportDamage makes an event of what the embedded broker had to drop.
+func (s *System) reportDamage(ctx context.Context) {
+	if s.server == nil || s.server.CutOff() == 0 {
+		return
+	}
+	s.own.Record(ctx, schema.Event{
+		Event: "messages.lost", Action: "recover", Outcome: schema.Failure, Target: schema.Target{Type: "stream", ID: broker.StreamAudit},
+		Description: fmt.Sprintf("the newest block of the stream is damaged, and %d bytes were cut off there", s.server.CutOff()),
+	})
 }
 
 func (s *System) startExporter(ctx context.Context) error {
@@ -354,17 +416,27 @@ func (s *System) startExporter(ctx context.Context) error {
 			return err
 		}
 	}
-	x, err := exporter.New(s.Bucket, s.States, s.Links, mailer, s.Client.JS, exporter.Config{
-		Destinations: c.Destinations, PublicURL: s.publicURL(), LinkTTL: c.LinkTTL(), Closed: progress.Sealed, Logger: log,
-	})
+	kept, err := s.openSettings()
 	if err != nil {
 		return err
 	}
-	s.Exporter = x
+	if err := kept.Provision(ctx, c.Destinations); err != nil {
+		return err
+	}
+	s.Settings = kept
+	s.Exporter = exporter.New(s.Bucket, s.States, s.Links, mailer, s.Client.JS, exporter.Config{
+		Settings: kept, PublicURL: s.publicURL(), LinkTTL: c.LinkTTL(), AlertAfter: c.Exports.AlertAfter, Closed: progress.Sealed, Record: s.own.Record, Logger: log,
+	})
+	s.Intake = &exporter.Intake{
+		JS: s.Client.JS, Bucket: s.Bucket, States: s.States, Settings: kept, Closed: progress.Sealed, Linger: c.LinkTTL(), Record: s.own.Record,
+	}
 	if err := s.schedules(ctx); err != nil {
 		return err
 	}
-	return s.work(ctx, broker.StreamExports, broker.ConsumerExporter, consumers.Work{Handle: x.Handle, Parallel: c.Exports.Parallel, Logger: log})
+	s.roles.Go(func() error { return s.followSettings(s.ended) })
+	desk := &operator.Desk{Settings: kept, States: s.States, Intake: s.Intake, Exporter: s.Exporter, Logger: log}
+	s.roles.Go(func() error { return desk.Serve(s.ended, s.Client.NC) })
+	return s.work(ctx, RoleExporter, broker.StreamExports, broker.ConsumerExporter, consumers.Work{Handle: s.Exporter.Handle, Parallel: c.Exports.Parallel, Logger: log})
 }
 
 // publicURL is where links lead; on one machine, to the API itself.
@@ -375,30 +447,14 @@ func (s *System) publicURL() string {
 	return s.Config.Exports.PublicURL
 }
 
-// schedules gives the broker the schedules of the destinations, and takes away those of others.
-func (s *System) schedules(ctx context.Context) error {
-	var all []broker.Schedule
-	for _, d := range s.Config.Destinations {
-		if d.Schedule == nil {
-			continue
-		}
-		body, err := exporter.EncodeSchedule(d.Name)
-		if err != nil {
-			return fmt.Errorf("encode the schedule of %s: %w", d.Name, err)
-		}
-		all = append(all, broker.ExportSchedule(d.Name, d.Organization, d.Schedule.Cron, d.Schedule.TimeZone, d.Schedule.Every, body))
-	}
-	return s.Client.SetExportSchedules(ctx, all)
-}
-
 // startAPI starts the HTTP server, with the downloads and the gateway or one of them.
 func (s *System) startAPI(ctx context.Context, downloads, intake bool) (err error) {
-	o := api.Options{Listen: s.Config.API.Listen, Healthy: s.healthy, Logger: s.log.With(slog.String("part", "api"))}
+	o := api.Options{Listen: s.Config.API.Listen, Routes: map[string]http.Handler{}}
 	if downloads {
-		o.Bucket, o.States, o.Links = s.Bucket, s.States, s.Links
+		o.Bucket, o.States, o.Links, o.Record = s.Bucket, s.States, s.Links, s.own.Record
+		o.Audit = s.audit()
 	}
 	var publisher *producers.Publisher
-	o.Routes = map[string]http.Handler{"GET /metrics": metrics.Handler(s.measured.Load, s.log.With(slog.String("part", "metrics")))}
 	if intake {
 		if publisher, err = s.newGateway(); err != nil {
 			return err
@@ -406,6 +462,17 @@ func (s *System) startAPI(ctx context.Context, downloads, intake bool) (err erro
 		o.Routes[gateway.Path] = s.Gateway
 		o.Drain = drainRequests
 	}
+	return s.serve(ctx, o, publisher)
+}
+
+// serve starts the HTTP server with what every process says of itself, and stops it, and then the publisher if
+// there is one, with the system.
+func (s *System) serve(ctx context.Context, o api.Options, publisher *producers.Publisher) (err error) {
+	if o.Routes == nil {
+		o.Routes = map[string]http.Handler{}
+	}
+	o.Routes["GET /metrics"] = metrics.Handler(s.measured.Load, s.log.With(slog.String("part", "metrics")))
+	o.Ready, o.Logger = health.Handler(s.currentChecks), s.log.With(slog.String("part", "api"))
 	if s.API, err = api.Start(ctx, o); err != nil {
 		return err
 	}
@@ -438,26 +505,15 @@ func (s *System) newGateway() (*producers.Publisher, error) {
 	return publisher, err
 }
 
-// healthy says what is not working, or nothing.
-func (s *System) healthy(ctx context.Context) error {
-	var errs []error
-	if !s.Client.NC.IsConnected() {
-		errs = append(errs, errors.New("no connection to NATS"))
-	}
-	if s.Store != nil {
-		if err := s.Store.Ping(ctx); err != nil {
-			errs = append(errs, fmt.Errorf("ClickHouse does not answer: %w", err))
-		}
-	}
-	return errors.Join(errs...)
-}
-
-func (s *System) work(ctx context.Context, stream, consumer string, w consumers.Work) error {
+func (s *System) work(ctx context.Context, role Role, stream, consumer string, w consumers.Work) error {
 	c, err := s.Client.JS.Consumer(ctx, stream, consumer)
 	if err != nil {
 		return fmt.Errorf("look up consumer %s: %w", consumer, err)
 	}
-	w.Queue, w.AckWait = c, c.CachedInfo().Config.AckWait
+	w.AckWait = c.CachedInfo().Config.AckWait
+	w.Queue = s.watch(role, c, w.AckWait, func(ctx context.Context) error {
+		return s.Client.RestoreConsumer(ctx, stream, broker.Floor{})
+	})
 	s.roles.Go(func() error { return w.Run(s.ended) })
 	return nil
 }

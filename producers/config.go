@@ -35,6 +35,14 @@ type Config struct {
 	// Compression of messages: codec.EncodingSnappy (default), codec.EncodingZstd, which is smaller and
 	// takes longer, or NoCompression.
 	Compression string
+	// Spool is a directory of this publisher's own for messages that the broker does not take: they are
+	// acknowledged when they are on this machine's disk, outlive the application, and are published in their
+	// order as soon as the broker answers, by this or the next publisher with the same directory. One that is in
+	// use by another process is refused. Default: none; publishing blocks instead.
+	Spool string
+	// SpoolBytes bounds it. While it is full, publishing blocks as without one, for RetryFor at most: the error
+	// answers to spool.ErrFull then. Default 1 GiB.
+	SpoolBytes int64
 	// Logger is told of retries; default none.
 	Logger *slog.Logger
 	// Now is the clock; default time.Now.
@@ -66,6 +74,9 @@ func (c Config) withDefaults() (Config, error) {
 	if c.Compression == "" {
 		c.Compression = codec.EncodingSnappy
 	}
+	if c.SpoolBytes == 0 {
+		c.SpoolBytes = 1 << 30
+	}
 	if c.RetryFor == 0 {
 		c.RetryFor = time.Minute
 	}
@@ -93,5 +104,8 @@ func (c Config) withDefaults() (Config, error) {
 	bound("MaxBytes", c.MaxBytes, 1, maxMessageColumns)
 	bound("MaxInFlight", c.MaxInFlight, 1, 1024)
 	bound("MaxBuffered", c.MaxBuffered, schema.MaxEventBytes, 1<<32)
+	if c.SpoolBytes < 0 {
+		errs = append(errs, fmt.Errorf("SpoolBytes is %d: give a positive number", c.SpoolBytes))
+	}
 	return c, errors.Join(errs...)
 }

@@ -103,6 +103,7 @@ func (s *system) publisher(t testing.TB, cfg producers.Config) *producers.Publis
 // stored is what lies in AUDIT: how often each event, by id, and in how many messages.
 type stored struct {
 	times    map[string]int
+	order    []string // ids as they lie in the stream
 	messages int
 	bytes    uint64
 	next     uint64 // stream sequence of the message after the last
@@ -144,6 +145,7 @@ func read(t testing.TB, c *broker.Client) stored {
 		}
 		for _, e := range d.Block.Events() {
 			out.times[m.Organization+"/"+string(m.Trail)+"/"+e.ID.String()]++
+			out.order = append(out.order, e.ID.String())
 		}
 	}
 	return out

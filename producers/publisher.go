@@ -11,6 +11,7 @@ import (
 	"github.com/nats-io/nats.go/jetstream"
 	"golang.org/x/sync/semaphore"
 
+	"github.com/kansa-audit/kansa/producers/spool"
 	"github.com/kansa-audit/kansa/schema"
 	"github.com/kansa-audit/kansa/schema/codec"
 )
@@ -37,7 +38,9 @@ type Publisher struct {
 	pending map[*batch]struct{}
 	failed  error // first failure of an asynchronous event since the last Flush
 
-	acked, rejected atomic.Uint64
+	acked, rejected, spooled atomic.Uint64
+
+	spool *spool.Spool // nil if there is none
 }
 
 type lane struct {
@@ -71,15 +74,21 @@ func New(js jetstream.JetStream, cfg Config) (*Publisher, error) {
 		return nil, fmt.Errorf("publisher settings: %w", err)
 	}
 	ctx, stop := context.WithCancel(context.Background())
-	return &Publisher{
+	p := &Publisher{
 		js: js, cfg: cfg, ctx: ctx, stop: stop,
 		buffer: semaphore.NewWeighted(int64(cfg.MaxBuffered)),
 		inFly:  semaphore.NewWeighted(int64(cfg.MaxInFlight)),
 		lanes:  map[lane]*laneState{}, pending: map[*batch]struct{}{},
-	}, nil
+	}
+	if err := p.openSpool(); err != nil {
+		stop()
+		return nil, err
+	}
+	return p, nil
 }
 
-// Publish stores e and returns nil when it is on the broker's disk. An event that breaks a rule is
+// Publish stores e and returns nil when it is on the broker's disk, or in the spool, if the publisher has one and
+// the broker does not answer. An event that breaks a rule is
 // refused with an error that answers to schema.ErrInvalid and lists every fault. If ctx ends first,
 // whether e was stored is not known: publish it again with the same id.
 func (p *Publisher) Publish(ctx context.Context, e schema.Event) error {
@@ -103,7 +112,7 @@ type Ack struct{ b *batch }
 // Done is closed when the outcome is known.
 func (a Ack) Done() <-chan struct{} { return a.b.done }
 
-// Wait returns the outcome: nil means that the event is on the broker's disk.
+// Wait returns the outcome: nil means that the event is on the broker's disk, or in the spool.
 func (a Ack) Wait(ctx context.Context) error {
 	select {
 	case <-a.b.done:
@@ -115,13 +124,14 @@ func (a Ack) Wait(ctx context.Context) error {
 
 // Stats counts since the publisher was made.
 type Stats struct {
-	Acked    uint64 // events on the broker's disk
+	Acked    uint64 // events on the broker's disk, or in the spool
+	Spooled  uint64 // of those, events that went into the spool
 	Rejected uint64 // events refused because they break a rule
 }
 
 // Stats returns the counts.
 func (p *Publisher) Stats() Stats {
-	return Stats{Acked: p.acked.Load(), Rejected: p.rejected.Load()}
+	return Stats{Acked: p.acked.Load(), Spooled: p.spooled.Load(), Rejected: p.rejected.Load()}
 }
 
 func (p *Publisher) add(ctx context.Context, e *schema.Event, async bool) (Ack, error) {
@@ -325,13 +335,21 @@ func (p *Publisher) Flush(ctx context.Context) error {
 }
 
 // Close flushes, and then refuses further events. If ctx ends first, what is still on its way is given
-// up, and its publishers are told. The connection is the caller's to close.
+// up, and its publishers are told; with a spool it is put there. What is in the spool is given Config.RetryFor
+// to reach the broker, and the rest stays: the error answers to ErrSpooled. The connection is the caller's to
+// close.
 func (p *Publisher) Close(ctx context.Context) error {
 	p.mu.Lock()
 	p.closed = true
 	p.mu.Unlock()
 	err := p.Flush(ctx)
+	if err == nil && p.spool != nil {
+		p.emptied(ctx)
+	}
 	p.stop() // after Close nothing may be on its way: what is left by now has had its time
 	p.senders.Wait()
+	if p.spool != nil {
+		err = errors.Join(err, p.closeSpool())
+	}
 	return err
 }

@@ -17,14 +17,22 @@ import (
 	"github.com/kansa-audit/kansa/schema/codec"
 )
 
-// send publishes b and returns nil when it is on the broker's disk. Every attempt has the same message
-// id, so that one whose acknowledgement was lost is not stored again.
+// send publishes b and returns nil when it is on the broker's disk, or in the spool if there is one. Every attempt
+// has the same message id, so that one whose acknowledgement was lost is not stored again.
 func (p *Publisher) send(b *batch) error {
-	if err := p.inFly.Acquire(p.ctx, 1); err != nil {
+	if err := p.inFly.Acquire(p.ctx, 1); err == nil {
+		defer p.inFly.Release(1)
+	} else if p.spool == nil {
 		return ErrClosed
 	}
-	defer p.inFly.Release(1)
 	msg, buf := p.message(b)
+	rows, first := b.block.Rows(), p.cfg.Now()
+	var unkept error // why the message is not in the spool
+	if p.away() {
+		if unkept = p.keep(msg, first, rows); unkept == nil {
+			return nil
+		}
+	}
 	ctx, cancel := context.WithTimeout(p.ctx, p.cfg.RetryFor)
 	defer cancel()
 	pause := 50 * time.Millisecond
@@ -36,11 +44,16 @@ func (p *Publisher) send(b *batch) error {
 			payloads.Put(buf)
 			return nil
 		}
+		if p.spool != nil && (!permanent(err) || errors.Is(err, nats.ErrConnectionClosed)) {
+			if unkept = p.keep(msg, first, rows); unkept == nil {
+				return nil
+			}
+		}
 		if permanent(err) || ctx.Err() != nil {
-			return fmt.Errorf("publish %d events on %s, attempt %d: %w", b.block.Rows(), msg.Subject, attempt, err)
+			return fmt.Errorf("publish %d events on %s, attempt %d: %w", rows, msg.Subject, attempt, errors.Join(err, unkept))
 		}
 		p.cfg.Logger.Warn("publish failed, trying again", slog.String("subject", msg.Subject),
-			slog.Int("events", b.block.Rows()), slog.Int("attempt", attempt), slog.Any("error", err))
+			slog.Int("events", rows), slog.Int("attempt", attempt), slog.Any("error", errors.Join(err, unkept)))
 		select {
 		case <-ctx.Done():
 		case <-time.After(pause):

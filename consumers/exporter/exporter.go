@@ -6,6 +6,8 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"slices"
+	"strings"
 	"sync/atomic"
 	"time"
 
@@ -29,28 +31,32 @@ type Mailer interface {
 
 // Config of an exporter. The zero value of a field means its default.
 type Config struct {
-	Destinations []Destination
+	Settings Settings
 	// PublicURL is the address under which the API is reached by those who get a link.
 	PublicURL string
 	// LinkTTL is how long a link works; default 7 days.
 	LinkTTL time.Duration
 	// Closed returns the first instant up to which an organization's trails are rolled up.
 	Closed func(ctx context.Context, organization string, trails []schema.Trail) (time.Time, error)
+	// AlertAfter is how long deliveries to a destination fail before somebody is mailed; default 15 minutes.
+	AlertAfter time.Duration
+	// Record takes what the system has to answer for: deliveries and failures. May be nil.
+	Record func(ctx context.Context, e schema.Event)
 	Logger *slog.Logger
 	Now    func() time.Time
 }
 
 // Exporter handles what is on EXPORTS.
 type Exporter struct {
-	cfg          Config
-	destinations map[string]Destination
-	bucket       *blob.Bucket
-	states       States
-	links        Links
-	mailer       Mailer
-	js           jetstream.JetStream
-	log          *slog.Logger
-	stats        struct{ delivered, failed, givenUp atomic.Uint64 }
+	cfg     Config
+	bucket  *blob.Bucket
+	states  States
+	links   Links
+	mailer  Mailer
+	js      jetstream.JetStream
+	log     *slog.Logger
+	failing failing
+	stats   struct{ delivered, failed, givenUp atomic.Uint64 }
 }
 
 // Stats counts attempts to deliver since the exporter was made.
@@ -66,7 +72,7 @@ func (x *Exporter) Stats() Stats {
 }
 
 // New returns an exporter. mailer may be nil where no mail server is set up; links are refused then.
-func New(bucket *blob.Bucket, states States, links Links, mailer Mailer, js jetstream.JetStream, cfg Config) (*Exporter, error) {
+func New(bucket *blob.Bucket, states States, links Links, mailer Mailer, js jetstream.JetStream, cfg Config) *Exporter {
 	if cfg.LinkTTL == 0 {
 		cfg.LinkTTL = 7 * 24 * time.Hour
 	}
@@ -76,20 +82,16 @@ func New(bucket *blob.Bucket, states States, links Links, mailer Mailer, js jets
 	if cfg.Logger == nil {
 		cfg.Logger = slog.New(slog.DiscardHandler)
 	}
-	x := &Exporter{
+	if cfg.AlertAfter == 0 {
+		cfg.AlertAfter = 15 * time.Minute
+	}
+	if cfg.Record == nil {
+		cfg.Record = func(context.Context, schema.Event) {}
+	}
+	return &Exporter{
 		cfg: cfg, bucket: bucket, states: states, links: links, mailer: mailer, js: js, log: cfg.Logger,
-		destinations: map[string]Destination{},
+		failing: failing{now: cfg.Now, of: map[string]failure{}},
 	}
-	for _, d := range cfg.Destinations {
-		if err := d.Normalize(); err != nil {
-			return nil, err
-		}
-		if _, twice := x.destinations[d.Name]; twice {
-			return nil, fmt.Errorf("destination %s is there twice: give each its own name", d.Name)
-		}
-		x.destinations[d.Name] = d
-	}
-	return x, nil
 }
 
 // Handle is a consumers.Handler for EXPORTS.
@@ -98,8 +100,9 @@ func (x *Exporter) Handle(ctx context.Context, msg jetstream.Msg) error {
 	if err := json.Unmarshal(msg.Data(), &t); err != nil {
 		return consumers.Permanent(fmt.Errorf("read the export request: %w", err))
 	}
+	organization := strings.TrimPrefix(msg.Subject(), schema.SubjectExports+".")
 	if t.Schedule != "" {
-		return x.schedule(ctx, t.Schedule)
+		return x.schedule(ctx, organization, t.Schedule)
 	}
 	if t.Request == nil {
 		return consumers.Permanent(errors.New("read the export request: it holds neither a request nor a schedule"))
@@ -107,7 +110,7 @@ func (x *Exporter) Handle(ctx context.Context, msg jetstream.Msg) error {
 	if err := t.Request.Validate(); err != nil {
 		return consumers.Permanent(err)
 	}
-	if want := schema.SubjectExports + "." + t.Request.Organization; msg.Subject() != want {
+	if t.Request.Organization != organization {
 		return consumers.Permanent(fmt.Errorf("export %s came on %s and speaks of organization %s", t.Request.ID, msg.Subject(), t.Request.Organization))
 	}
 	return x.export(ctx, *t.Request)
@@ -129,21 +132,27 @@ func (x *Exporter) export(ctx context.Context, r Request) error {
 	e.Updated, e.Sent, e.Error = now, 0, ""
 	err = x.attempt(ctx, &e)
 	e.Updated = x.cfg.Now().UTC()
+	x.failing.note(e.ID, nil)
 	switch {
 	case err == nil:
 		e.State = Done
 		x.stats.delivered.Add(1)
 		x.log.Info("export delivered", slog.String("export", e.ID), slog.String("file", e.File),
 			slog.Int64("bytes", e.Bytes), slog.Uint64("rows", e.Rows), slog.Uint64("attempts", e.Attempts))
-	case errors.Is(err, ErrNotClosed):
+	case errors.Is(err, ErrNotClosed), errors.Is(err, errHeld):
 		e.State, e.Error = Waiting, err.Error()
 		err = consumers.Later(err, waitForHour)
-	case errors.Is(err, consumers.ErrPermanent):
+	case errors.Is(err, consumers.ErrPermanent) && !e.Scheduled:
 		e.State, e.Error = Failed, err.Error()
 		x.stats.givenUp.Add(1)
 	default:
+		// What a schedule asks for is never given up: it is delivered when the destination is mended.
 		x.stats.failed.Add(1)
+		x.failing.note(e.ID, err)
 		e.State, e.Error = Retrying, err.Error()
+		if errors.Is(err, consumers.ErrPermanent) {
+			err = consumers.Later(err, waitForMending)
+		}
 	}
 	// Even when we are told to stop, what happened is kept.
 	keep, cancel := context.WithTimeout(context.WithoutCancel(ctx), 5*time.Second)
@@ -151,7 +160,31 @@ func (x *Exporter) export(ctx context.Context, r Request) error {
 	if putErr := x.states.Put(keep, e); putErr != nil {
 		return errors.Join(putErr, err)
 	}
+	if ctx.Err() == nil || e.State == Done {
+		x.after(keep, &e)
+	}
 	return err
+}
+
+// after tells those who have to know what became of an attempt, and goes on with the schedule. It fails nothing:
+// the archive is where it is.
+func (x *Exporter) after(ctx context.Context, e *Export) {
+	if e.State == Waiting {
+		return
+	}
+	if e.State != Retrying || e.Attempts <= 1 {
+		x.cfg.Record(ctx, e.record())
+	}
+	if e.Destination != "" {
+		if err := x.health(ctx, e); err != nil {
+			x.log.Warn("health of a destination not kept", slog.String("destination", e.Organization+"/"+e.Destination), slog.Any("error", err))
+		}
+	}
+	if e.Scheduled && e.State == Done {
+		if err := x.advance(ctx, e); err != nil {
+			x.log.Warn("schedule goes on with its next tick", slog.String("destination", e.Organization+"/"+e.Destination), slog.Any("error", err))
+		}
+	}
 }
 
 func (x *Exporter) attempt(ctx context.Context, e *Export) error {
@@ -162,6 +195,24 @@ func (x *Exporter) attempt(ctx context.Context, e *Export) error {
 	if e.To.After(closed) {
 		return fmt.Errorf("%w: it goes to %s, rolled up is until %s", ErrNotClosed, e.To.Format(time.RFC3339), closed.Format(time.RFC3339))
 	}
+	var d Destination
+	if len(e.MailTo) == 0 {
+		d, err = x.cfg.Settings.Destination(ctx, e.Organization, e.Destination)
+		if errors.Is(err, ErrNoDestination) {
+			return consumers.Permanent(err)
+		}
+		if err != nil {
+			return err
+		}
+		if d.Paused {
+			return fmt.Errorf("%w: destination %s is paused", errHeld, d.Name)
+		}
+	}
+	if e.Scheduled {
+		if err := x.allowed(ctx, e.Organization, e.Trails); err != nil {
+			return err
+		}
+	}
 	plan, err := PlanArchive(ctx, x.bucket, &e.Request)
 	if err != nil {
 		return err
@@ -171,24 +222,40 @@ func (x *Exporter) attempt(ctx context.Context, e *Export) error {
 	if err := x.states.Put(ctx, *e); err != nil {
 		return err
 	}
-	if len(e.MailTo) > 0 {
-		return x.deliverLink(ctx, e, plan, e.MailTo)
-	}
-	d, ok := x.destinations[e.Destination]
 	switch {
-	case !ok:
-		return consumers.Permanent(fmt.Errorf("destination %q is not in the configuration", e.Destination))
-	case d.Organization != e.Organization:
-		return consumers.Permanent(fmt.Errorf("destination %q belongs to another organization", e.Destination))
+	case len(e.MailTo) > 0:
+		return x.deliverLink(ctx, e, plan, e.MailTo)
 	case d.SFTP != nil:
 		return x.deliverSFTP(ctx, e, d.SFTP, plan)
+	case d.Bucket != "":
+		return x.deliverBucket(ctx, e, d.Bucket, plan)
 	default:
 		return x.deliverLink(ctx, e, plan, d.Mail)
 	}
 }
 
+// errHeld means that somebody decided that this is not to be delivered now.
+var errHeld = errors.New("held back")
+
+// allowed tells whether an organization exports these trails.
+func (x *Exporter) allowed(ctx context.Context, organization string, trails []schema.Trail) error {
+	rules, err := x.cfg.Settings.Rules(ctx, organization)
+	if err != nil {
+		return err
+	}
+	for _, t := range trails {
+		if slices.Contains(rules.Off, t) {
+			return fmt.Errorf("%w: exports of %s are switched off for %s", errHeld, t, organization)
+		}
+	}
+	return nil
+}
+
 // waitForHour is how long an export whose hours are not closed waits before it looks again.
 const waitForHour = time.Second
+
+// waitForMending is how long a scheduled export waits that can't be delivered before somebody mends something.
+const waitForMending = time.Minute
 
 // progressEvery is how often the state of a running export is kept.
 const progressEvery = 2 * time.Second
@@ -235,9 +302,11 @@ func (x *Exporter) showProgress(ctx context.Context, e Export, sent *atomic.Int6
 	return func() { cancel(); <-ended }
 }
 
+var errNoMail = errors.New("no mail server is set up: give mail.host and exports.public_url in the configuration")
+
 func (x *Exporter) deliverLink(ctx context.Context, e *Export, plan *Plan, to []string) error {
 	if x.mailer == nil || x.cfg.PublicURL == "" {
-		return consumers.Permanent(errors.New("no mail server is set up: give mail.host and exports.public_url in the configuration"))
+		return consumers.Permanent(errNoMail)
 	}
 	// An upload that finds a wrong file on its way leaves nothing; a mail can't be taken back.
 	if err := plan.Check(ctx); err != nil {
@@ -276,51 +345,6 @@ func classify(err error, permanent bool) error {
 		return consumers.Permanent(err)
 	}
 	return err
-}
-
-// schedule publishes a request for each period of a destination that is rolled up and not yet asked for.
-func (x *Exporter) schedule(ctx context.Context, name string) error {
-	d, ok := x.destinations[name]
-	if !ok || d.Schedule == nil {
-		return nil // it was removed from the configuration since
-	}
-	closed, err := x.cfg.Closed(ctx, d.Organization, d.Trails)
-	if err != nil {
-		return fmt.Errorf("find which hours are rolled up: %w", err)
-	}
-	next, err := x.states.next(ctx, name)
-	if err != nil {
-		return err
-	}
-	if next.IsZero() {
-		if next = d.Schedule.Since.UTC(); next.IsZero() {
-			next = x.cfg.Now().UTC()
-		}
-		next = next.Truncate(d.Schedule.Period)
-		if err := x.states.setNext(ctx, name, next); err != nil {
-			return err
-		}
-	}
-	for !next.Add(d.Schedule.Period).After(closed) {
-		r := Request{
-			ID:           ScheduledID(name, next),
-			Organization: d.Organization, Trails: d.Trails, From: next, To: next.Add(d.Schedule.Period),
-			Destination: name, RequestedBy: "schedule",
-		}
-		if err := Submit(ctx, x.js, r); err != nil {
-			return err
-		}
-		next = r.To
-		if err := x.states.setNext(ctx, name, next); err != nil {
-			return err
-		}
-	}
-	return nil
-}
-
-// ScheduledID is the id of the export of a destination's period that begins at a time.
-func ScheduledID(destination string, from time.Time) string {
-	return destination + "-" + from.UTC().Format("20060102T150405")
 }
 
 // Submit asks for an export. Asking again with the same id asks for nothing more.

@@ -29,6 +29,7 @@ import (
 	"github.com/kansa-audit/kansa/consumers/exporter/mail"
 	"github.com/kansa-audit/kansa/pipeline/broker"
 	"github.com/kansa-audit/kansa/pipeline/keys"
+	"github.com/kansa-audit/kansa/pipeline/settings"
 	"github.com/kansa-audit/kansa/schema"
 	"github.com/kansa-audit/kansa/schema/seal"
 )
@@ -46,10 +47,14 @@ type fixture struct {
 	states exporter.States
 	links  exporter.Links
 	mails  *mailbox
+	// exporter is that of run.
+	exporter *exporter.Exporter
+	settings *settings.Store
 
-	mu     sync.Mutex
-	closed time.Time
-	now    time.Time
+	mu       sync.Mutex
+	closed   time.Time
+	now      time.Time
+	recorded []schema.Event
 }
 
 // mailbox keeps what is sent, and fails as it is told. The real mail server is in package mail's tests.
@@ -89,7 +94,16 @@ func newFixture(t *testing.T, hours int) *fixture {
 	if err != nil {
 		t.Fatal(err)
 	}
-	for bucket, kv := range map[string]*jetstream.KeyValue{broker.BucketExports: &f.states.KV, broker.BucketLinks: &f.links.KV} {
+	box, err := settings.OpenBox(filepath.Join(t.TempDir(), settings.KeyFile))
+	if err != nil {
+		t.Fatal(err)
+	}
+	f.settings = &settings.Store{
+		Box: box, Record: f.record, Logger: logger(t), Now: f.clock, Defaults: settings.Organization{ExportsPerDay: 3, RetentionDays: 730},
+	}
+	for bucket, kv := range map[string]*jetstream.KeyValue{
+		broker.BucketExports: &f.states.KV, broker.BucketLinks: &f.links.KV, broker.BucketSettings: &f.settings.KV,
+	} {
 		if *kv, err = f.client.JS.KeyValue(t.Context(), bucket); err != nil {
 			t.Fatal(err)
 		}
@@ -101,6 +115,23 @@ func newFixture(t *testing.T, hours int) *fixture {
 		}
 	}
 	return f
+}
+
+func (f *fixture) record(_ context.Context, e schema.Event) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.recorded = append(f.recorded, e)
+}
+
+// codes are those of the events that were recorded.
+func (f *fixture) codes() []string {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	codes := make([]string, len(f.recorded))
+	for i := range f.recorded {
+		codes[i] = f.recorded[i].Event
+	}
+	return codes
 }
 
 func (f *fixture) clock() time.Time {
@@ -149,12 +180,14 @@ func (f *fixture) partition(t *testing.T, trail schema.Trail, hour, rows int) {
 // run works on what is asked for until the test ends.
 func (f *fixture) run(t *testing.T, destinations ...exporter.Destination) {
 	t.Helper()
-	x, err := exporter.New(f.bucket, f.states, f.links, f.mails, f.client.JS, exporter.Config{
-		Destinations: destinations, PublicURL: "https://audit.example.com/", Closed: f.closedUntil, Now: f.clock,
-	})
-	if err != nil {
-		t.Fatal(err)
+	for _, d := range destinations {
+		if _, err := f.settings.SaveDestination(t.Context(), d, settings.Change{By: "test"}); err != nil {
+			t.Fatal(err)
+		}
 	}
+	f.exporter = exporter.New(f.bucket, f.states, f.links, f.mails, f.client.JS, exporter.Config{
+		Settings: f.settings, PublicURL: "https://audit.example.com/", Closed: f.closedUntil, Now: f.clock, Record: f.record, Logger: logger(t),
+	})
 	queue, err := f.client.JS.Consumer(t.Context(), broker.StreamExports, broker.ConsumerExporter)
 	if err != nil {
 		t.Fatal(err)
@@ -162,7 +195,7 @@ func (f *fixture) run(t *testing.T, destinations ...exporter.Destination) {
 	ctx, stop := context.WithCancel(context.Background())
 	ended := make(chan error, 1)
 	w := consumers.Work{
-		Queue: queue, Handle: x.Handle, Parallel: 2, AckWait: 30 * time.Second, Logger: logger(t),
+		Queue: queue, Handle: f.exporter.Handle, Parallel: 2, AckWait: 30 * time.Second, Logger: logger(t),
 		Backoff: func(uint64) time.Duration { return 50 * time.Millisecond },
 	}
 	go func() { ended <- w.Run(ctx) }()
@@ -346,6 +379,30 @@ func TestMailThatFails(t *testing.T) {
 }
 
 // Requirement I2: each period once, in order, those missed in an outage too.
+// Two attempts at once, of a request that was redelivered: the slower one fails, and has nothing to say any more.
+func TestFinalStateStays(t *testing.T) {
+	t.Parallel()
+	f := newFixture(t, 0)
+	for _, c := range []struct{ before, then, want exporter.State }{
+		{exporter.Running, exporter.Retrying, exporter.Retrying},
+		{exporter.Done, exporter.Retrying, exporter.Done},
+		{exporter.Done, exporter.Failed, exporter.Done},
+		{exporter.Failed, exporter.Running, exporter.Failed},
+		{exporter.Failed, exporter.Done, exporter.Done},
+	} {
+		id := string(c.before + "-" + c.then)
+		for _, state := range []exporter.State{c.before, c.then} {
+			if err := f.states.Put(t.Context(), exporter.Export{Request: exporter.Request{ID: id}, State: state}); err != nil {
+				t.Fatal(err)
+			}
+		}
+		e, _, err := f.states.Get(t.Context(), id)
+		if err != nil || e.State != c.want {
+			t.Errorf("%s, then %s: %s, %v; want %s", c.before, c.then, e.State, err, c.want)
+		}
+	}
+}
+
 func TestScheduleCatchesUp(t *testing.T) {
 	t.Parallel()
 	f := newFixture(t, 24*4)
@@ -366,7 +423,7 @@ func TestScheduleCatchesUp(t *testing.T) {
 		}
 	}
 	for i := range 3 {
-		f.until(t, exporter.ScheduledID("daily", start.AddDate(0, 0, i)), is(exporter.Done))
+		f.until(t, exporter.ScheduledID("acme", "daily", start.AddDate(0, 0, i)), is(exporter.Done))
 	}
 	all, err := f.states.List(t.Context())
 	if err != nil || len(all) != 3 {
@@ -411,7 +468,7 @@ func TestBadRequestsAreGivenUp(t *testing.T) {
 	r := day("nowhere")
 	r.MailTo, r.Destination = nil, "nowhere"
 	f.submit(t, r)
-	if e := f.until(t, "nowhere", is(exporter.Failed)); !strings.Contains(e.Error, `"nowhere" is not in the configuration`) {
+	if e := f.until(t, "nowhere", is(exporter.Failed)); !strings.Contains(e.Error, "there is no such destination: nowhere") {
 		t.Errorf("got %+v", e)
 	}
 	if _, found, err := f.states.Get(t.Context(), "smuggled"); found || err != nil {

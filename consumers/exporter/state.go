@@ -40,6 +40,8 @@ type Export struct {
 	Sent int64 `json:"sent,omitempty"`
 	// Link ends then.
 	Expires *time.Time `json:"expires,omitempty"`
+	// Revoked links open nothing.
+	Revoked *time.Time `json:"revoked,omitempty"`
 }
 
 // States keeps exports in a key-value bucket.
@@ -47,7 +49,10 @@ type States struct{ KV jetstream.KeyValue }
 
 const (
 	prefixExport = "export."
-	prefixNext   = "next." // + destination: the start of the next period to export
+	prefixNext   = "next."   // + organization.destination: the start of the first period that is not delivered
+	prefixHealth = "health." // + organization.destination
+	prefixSame   = "same."   // + a hash of what is asked for: the id of the export that did
+	prefixQuota  = "quota."  // + organization.trail.day: the ids of the exports of a day
 )
 
 // Get returns the state of an export, and false if there is none.
@@ -66,16 +71,36 @@ func (s States) Get(ctx context.Context, id string) (Export, bool, error) {
 	return e, true, nil
 }
 
-// Put keeps the state of an export.
+// Put keeps the state of an export, unless a final one is kept already: a request that was redelivered may be
+// worked on twice at once, and what comes of the second does not undo what came of the first. Only that it was
+// delivered after all replaces that it was given up.
 func (s States) Put(ctx context.Context, e Export) error {
 	data, err := json.Marshal(e)
 	if err != nil {
 		return fmt.Errorf("encode the state of export %s: %w", e.ID, err)
 	}
-	if _, err := s.KV.Put(ctx, prefixExport+e.ID, data); err != nil {
-		return fmt.Errorf("keep the state of export %s: %w", e.ID, err)
+	for {
+		var old Export
+		revision := uint64(0)
+		entry, err := s.KV.Get(ctx, prefixExport+e.ID)
+		if err == nil {
+			revision, err = entry.Revision(), json.Unmarshal(entry.Value(), &old)
+		} else if errors.Is(err, jetstream.ErrKeyNotFound) {
+			err = nil
+		}
+		if err == nil {
+			if old.State == Done || old.State == Failed && e.State != Done {
+				return nil
+			}
+			_, err = s.KV.Update(ctx, prefixExport+e.ID, data, revision)
+		}
+		if !errors.Is(err, jetstream.ErrKeyExists) { // another was faster
+			if err != nil {
+				return fmt.Errorf("keep the state of export %s: %w", e.ID, err)
+			}
+			return nil
+		}
 	}
-	return nil
 }
 
 // List returns all exports, the newest first.
@@ -94,29 +119,32 @@ func (s States) List(ctx context.Context) ([]Export, error) {
 			all = append(all, e)
 		}
 	}
+	if err := ctx.Err(); err != nil { // the list of keys ends early with it, and says nothing
+		return nil, fmt.Errorf("list exports: %w", err)
+	}
 	slices.SortFunc(all, func(a, b Export) int { return b.Created.Compare(a.Created) })
 	return all, nil
 }
 
-// next is where a destination's next period begins, zero before its first.
-func (s States) next(ctx context.Context, destination string) (time.Time, error) {
-	entry, err := s.KV.Get(ctx, prefixNext+destination)
+// next is where the first period of a destination begins that is not delivered, zero before its first.
+func (s States) next(ctx context.Context, organization, destination string) (time.Time, error) {
+	entry, err := s.KV.Get(ctx, prefixNext+organization+"."+destination)
 	if errors.Is(err, jetstream.ErrKeyNotFound) {
 		return time.Time{}, nil
 	}
-	if err != nil {
-		return time.Time{}, fmt.Errorf("read how far destination %s has come: %w", destination, err)
+	var t time.Time
+	if err == nil {
+		t, err = time.Parse(time.RFC3339, string(entry.Value()))
 	}
-	t, err := time.Parse(time.RFC3339, string(entry.Value()))
 	if err != nil {
-		return time.Time{}, fmt.Errorf("read how far destination %s has come: %w", destination, err)
+		return time.Time{}, fmt.Errorf("read how far destination %s/%s has come: %w", organization, destination, err)
 	}
 	return t, nil
 }
 
-func (s States) setNext(ctx context.Context, destination string, t time.Time) error {
-	if _, err := s.KV.PutString(ctx, prefixNext+destination, t.UTC().Format(time.RFC3339)); err != nil {
-		return fmt.Errorf("keep how far destination %s has come: %w", destination, err)
+func (s States) setNext(ctx context.Context, organization, destination string, t time.Time) error {
+	if _, err := s.KV.PutString(ctx, prefixNext+organization+"."+destination, t.UTC().Format(time.RFC3339)); err != nil {
+		return fmt.Errorf("keep how far destination %s/%s has come: %w", organization, destination, err)
 	}
 	return nil
 }

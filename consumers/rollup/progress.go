@@ -106,7 +106,7 @@ func (p Progress) each(ctx context.Context, prefix string, visit func(s series, 
 			return errors.Join(err, keys.Stop())
 		}
 	}
-	return nil
+	return ctx.Err() // the list ends early with it, and says nothing
 }
 
 // blocked lists the first hour of each series that could not be sealed, because its counts disagreed.

@@ -1,6 +1,7 @@
 package tally
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -86,22 +87,18 @@ func (l Ledger) Between(ctx context.Context, from, to time.Time) (tallies []Tall
 	return tallies, after, err
 }
 
-// once sorts tallies and leaves each message's one.
+// once sorts tallies and leaves each message's one. A message is known by its place in the stream and its time:
+// a broker that lost what it had not acknowledged gives the place to another.
 func once(all []Tally) ([]Tally, error) {
 	slices.SortStableFunc(all, func(a, b Tally) int {
-		switch {
-		case a.StreamSeq < b.StreamSeq:
-			return -1
-		case a.StreamSeq > b.StreamSeq:
-			return 1
-		}
-		return 0
+		return cmp.Or(cmp.Compare(a.StreamSeq, b.StreamSeq), a.RecordedAt.Compare(b.RecordedAt))
 	})
+	same := func(a, b Tally) bool { return a.StreamSeq == b.StreamSeq && a.RecordedAt.Equal(b.RecordedAt) }
 	for i := 1; i < len(all); i++ {
-		if all[i].StreamSeq == all[i-1].StreamSeq && all[i] != all[i-1] {
+		if same(all[i], all[i-1]) && all[i] != all[i-1] {
 			return nil, fmt.Errorf("%w: message %d of AUDIT has %d events, %016x, and %d, %016x", ErrContradiction,
 				all[i].StreamSeq, all[i-1].Rows, all[i-1].Sum, all[i].Rows, all[i].Sum)
 		}
 	}
-	return slices.CompactFunc(all, func(a, b Tally) bool { return a.StreamSeq == b.StreamSeq }), nil
+	return slices.CompactFunc(all, same), nil
 }

@@ -2,6 +2,7 @@ package writer
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"log/slog"
 	"time"
@@ -13,9 +14,16 @@ import (
 // store inserts items and acknowledges them, and tries again for as long as their leases last.
 // Items that could not be stored are left alone: the broker gives them to someone again.
 func (w *Writer) store(ctx context.Context, items []*item) {
-	defer func() {
-		for _, it := range items {
+	all := items
+	giveBack := func() {
+		for _, it := range all {
 			w.release(it)
+		}
+	}
+	ours := true
+	defer func() {
+		if ours {
+			giveBack()
 		}
 	}()
 	lookUp := false
@@ -28,9 +36,13 @@ func (w *Writer) store(ctx context.Context, items []*item) {
 		if len(items) == 0 {
 			return
 		}
-		err := w.insert(ctx, items, lookUp)
+		stored, err := w.insertInTime(ctx, items, lookUp, giveBack)
+		if errors.Is(err, errStuck) {
+			ours = false
+			return
+		}
 		if err == nil {
-			for _, it := range items {
+			for _, it := range stored {
 				w.ack(it)
 			}
 			return
@@ -50,22 +62,59 @@ func (w *Writer) store(ctx context.Context, items []*item) {
 // leased returns those of items that are ours long enough for an insert to end.
 func (w *Writer) leased(items []*item) []*item {
 	least := w.cfg.Now().Add(w.cfg.InsertTimeout + leaseMargin)
-	kept := make([]*item, 0, len(items))
+	kept, late := make([]*item, 0, len(items)), 0
 	for _, it := range items {
-		if it.until.After(least) {
+		switch {
+		case it.until.After(least):
 			kept = append(kept, it)
+		case !it.until.IsZero(): // and not given back
+			late++
 		}
 	}
-	if n := len(items) - len(kept); n > 0 {
-		w.cfg.Logger.Warn("messages held too long, they will come again", slog.Int("messages", n))
+	if late > 0 {
+		w.cfg.Logger.Warn("messages held too long, they will come again", slog.Int("messages", late))
 	}
 	return kept
 }
 
-func (w *Writer) insert(ctx context.Context, items []*item, lookUp bool) error {
+// errStuck means that an insert went on beyond its time limit, which it should have kept.
+var errStuck = errors.New("the insert is stuck")
+
+// insertInTime is insert, but it returns. An insert that is stuck is left behind with its items: what they hold is
+// given back when it ends, and the broker gives the messages to somebody again, who looks up what came of it.
+func (w *Writer) insertInTime(ctx context.Context, items []*item, lookUp bool, giveBack func()) ([]*item, error) {
+	type outcome struct {
+		stored []*item
+		err    error
+	}
+	ended := make(chan outcome, 1)
+	go func() {
+		stored, err := w.insert(ctx, items, lookUp)
+		ended <- outcome{stored, err}
+	}()
+	limit := time.NewTimer(w.cfg.InsertTimeout + leaseMargin)
+	defer limit.Stop()
+	select {
+	case o := <-ended:
+		return o.stored, o.err
+	case <-limit.C:
+	}
+	w.stats.failures.Add(1)
+	w.stats.stuck.Add(1)
+	w.cfg.Logger.Error("an insert is stuck, it is left behind and its messages will come again", slog.Int("messages", len(items)))
+	go func() { // nobody can wait for it
+		<-ended
+		giveBack()
+	}()
+	return nil, errStuck
+}
+
+// insert stores items and their accounts, and returns those that are safe. With lookUp it leaves out what is
+// stored already.
+func (w *Writer) insert(ctx context.Context, items []*item, lookUp bool) ([]*item, error) {
 	ctx, cancel := context.WithTimeout(ctx, w.cfg.InsertTimeout)
 	defer cancel()
-	have := map[uint64]int{}
+	have, skipped := map[uint64]int{}, 0
 	if lookUp {
 		parts := make([]codec.Part, len(items))
 		for i, it := range items {
@@ -73,12 +122,13 @@ func (w *Writer) insert(ctx context.Context, items []*item, lookUp bool) error {
 		}
 		var err error
 		if have, err = w.table.StoredRows(ctx, parts); err != nil {
-			return fmt.Errorf("look up what is stored: %w", err)
+			return nil, fmt.Errorf("look up what is stored: %w", err)
 		}
+		items, skipped = w.leaveOut(ctx, items, have)
 	}
 	var in codec.Insert
 	tallies := make([]tally.Tally, 0, len(items))
-	first, last, skipped := ^uint64(0), uint64(0), 0
+	first, last := ^uint64(0), uint64(0)
 	for _, it := range items {
 		tallies = append(tallies, it.tally)
 		rows, stored := it.part.Block.Rows(), have[it.part.StreamSeq]
@@ -99,17 +149,17 @@ func (w *Writer) insert(ctx context.Context, items []*item, lookUp bool) error {
 		// another insert.
 		token := fmt.Sprintf("AUDIT:%d-%d:%d", first, last, in.Rows())
 		if err := w.table.Insert(ctx, token, &in); err != nil {
-			return err
+			return nil, err
 		}
 		w.stats.inserts.Add(1)
 	}
 	// Of what was stored by another before, too: that one may have died before it could tell.
 	if err := w.ledger.Put(ctx, tallies); err != nil {
-		return err
+		return nil, err
 	}
 	w.stats.stored.Add(uint64(in.Rows()))
 	w.stats.skipped.Add(uint64(skipped))
-	return nil
+	return items, nil
 }
 
 func (w *Writer) ack(it *item) {

@@ -37,6 +37,9 @@ type Table interface {
 	Insert(ctx context.Context, token string, in *codec.Insert) error
 	// StoredRows returns how many rows the table has for each of the messages; absent means none.
 	StoredRows(ctx context.Context, parts []codec.Part) (map[uint64]int, error)
+	// StoredElsewhere returns, by the sequence of a message, its rows whose events the table has from an earlier
+	// message that was recorded since an instant, in order. Of an earlier message it has all or none.
+	StoredElsewhere(ctx context.Context, parts []codec.Part, since time.Time) (map[uint64][]int, error)
 }
 
 // Ledger takes the account of what was stored; nil means that it is safe there.
@@ -72,6 +75,11 @@ type Config struct {
 	InsertTimeout time.Duration
 	// DrainTimeout is how long Run goes on for what it has fetched when it is told to stop. Default 8 s.
 	DrainTimeout time.Duration
+	// Window is how long the broker knows a message by its id, and Settled an instant before which it has no
+	// message that is not in the table, by the broker's clock: see kept.go. Default 10 minutes; and that
+	// everything is settled, which is so if there is no other writer.
+	Window  time.Duration
+	Settled func(ctx context.Context) (time.Time, error)
 	// Retention says when events of an organization recorded at a time expire.
 	Retention func(organization string, recordedAt time.Time) time.Time
 	Logger    *slog.Logger
@@ -108,6 +116,12 @@ func (c Config) withDefaults() (Config, error) {
 	}
 	if c.DrainTimeout == 0 {
 		c.DrainTimeout = 8 * time.Second
+	}
+	if c.Window == 0 {
+		c.Window = 10 * time.Minute
+	}
+	if c.Settled == nil {
+		c.Settled = func(context.Context) (time.Time, error) { return c.Now(), nil }
 	}
 	if c.Retention == nil {
 		c.Retention = func(_ string, at time.Time) time.Time { return at.AddDate(2, 0, 0) }
@@ -148,10 +162,11 @@ type Writer struct {
 	// suspect is the stream sequence up to which a message may have been delivered before, whatever it
 	// says of itself: after a crash the broker may have forgotten.
 	suspect atomic.Uint64
+	settled settled
 	stats   stats
 }
 
-type stats struct{ stored, skipped, rejected, inserts, failures atomic.Uint64 }
+type stats struct{ stored, skipped, rejected, inserts, failures, stuck atomic.Uint64 }
 
 // Stats counts since the writer was made.
 type Stats struct {
@@ -160,6 +175,7 @@ type Stats struct {
 	Rejected uint64 // dead letters
 	Inserts  uint64
 	Failures uint64 // of inserts
+	Stuck    uint64 // of those, inserts that had to be left behind
 }
 
 // New returns a writer; see Run.
@@ -181,7 +197,7 @@ func (w *Writer) Suspect(upTo uint64) { w.suspect.Store(upTo) }
 func (w *Writer) Stats() Stats {
 	return Stats{
 		Stored: w.stats.stored.Load(), Skipped: w.stats.skipped.Load(), Rejected: w.stats.rejected.Load(),
-		Inserts: w.stats.inserts.Load(), Failures: w.stats.failures.Load(),
+		Inserts: w.stats.inserts.Load(), Failures: w.stats.failures.Load(), Stuck: w.stats.stuck.Load(),
 	}
 }
 
@@ -189,12 +205,13 @@ func (w *Writer) Stats() Stats {
 type item struct {
 	msg     jetstream.Msg // until it is decoded
 	reply   string        // where it is acknowledged
+	since   time.Time     // since when it may have been recorded before, if its producer kept it
 	part    codec.Part
 	tally   tally.Tally
 	suspect bool
 	size    int64
 	pending uint64    // messages that waited in the stream behind it
-	until   time.Time // the end of the lease
+	until   time.Time // the end of the lease; zero when it was given back
 	scratch []byte    // what the block's memory is, if the message was compressed
 }
 
@@ -271,6 +288,9 @@ func (w *Writer) fetch(ctx context.Context, out chan<- *item) {
 // decode turns messages into blocks and puts what can't be stored on the dead letters.
 func (w *Writer) decode(ctx context.Context, in <-chan *item, out chan<- *item) {
 	for it := range in {
+		if w.tooEarly(ctx, it) {
+			continue
+		}
 		// Taken before the size is known, and given back in part when it is.
 		if !w.memory.TryAcquire(schema.MaxMessageBytes) {
 			select {
@@ -322,7 +342,7 @@ func (w *Writer) decodeOne(ctx context.Context, it *item) error {
 	m.Scratch = it.scratch
 	it.reply, it.msg = it.msg.Reply(), nil
 	it.pending = meta.NumPending
-	it.suspect = meta.NumDelivered > 1 || m.StreamSeq <= w.suspect.Load()
+	it.suspect = !it.since.IsZero() || meta.NumDelivered > 1 || m.StreamSeq <= w.suspect.Load()
 	letter := consumers.DeadLetter{
 		Subject: subject, StreamSeq: m.StreamSeq, RecordedAt: m.RecordedAt, BatchIndex: -1,
 		ContentType: m.ContentType, ContentEncoding: m.ContentEncoding, Data: m.Payload,

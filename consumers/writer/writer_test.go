@@ -10,11 +10,13 @@ import (
 	"testing"
 	"time"
 
+	"github.com/google/uuid"
 	"github.com/nats-io/nats.go"
 	"github.com/nats-io/nats.go/jetstream"
 	"go.uber.org/goleak"
 
 	"github.com/kansa-audit/kansa/consumers"
+	"github.com/kansa-audit/kansa/consumers/rollup"
 	"github.com/kansa-audit/kansa/consumers/tally"
 	"github.com/kansa-audit/kansa/consumers/writer"
 	"github.com/kansa-audit/kansa/pipeline/broker"
@@ -28,11 +30,13 @@ func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 // pipeline.
 type table struct {
 	mu     sync.Mutex
-	rows   map[string]int // by sequence and index
+	rows   map[string]int       // by sequence and index
+	ids    map[uuid.UUID]uint64 // the first message of each event
 	tokens map[string]bool
 	// next says what becomes of the next inserts; after them all is well.
 	next   []outcome
 	lookUp int // times it was asked what is stored
+	hung   chan struct{}
 }
 
 type outcome int
@@ -41,6 +45,7 @@ const (
 	fails     outcome = iota // nothing is stored, and an error says so
 	persists                 // stored all the same: the answer was lost
 	forgotten                // stored; and the token is forgotten, as ClickHouse's log may be after a crash
+	hangs                    // nothing is stored, and the call does not return before the test ends
 )
 
 var errLost = errors.New("connection lost")
@@ -52,6 +57,12 @@ func (f *table) Insert(_ context.Context, token string, in *codec.Insert) error 
 	if len(f.next) > 0 {
 		o, f.next = f.next[0], f.next[1:]
 	}
+	if o == hangs {
+		f.mu.Unlock()
+		<-f.hung
+		f.mu.Lock()
+		return errLost
+	}
 	if o == fails {
 		return errLost
 	}
@@ -59,6 +70,9 @@ func (f *table) Insert(_ context.Context, token string, in *codec.Insert) error 
 		for _, p := range in.Parts() {
 			for row := range p.Block.Rows() {
 				f.rows[fmt.Sprint(p.StreamSeq, "-", row)]++
+				if seq, ok := f.ids[p.Block.ID(row)]; !ok || p.StreamSeq < seq {
+					f.ids[p.Block.ID(row)] = p.StreamSeq
+				}
 			}
 		}
 	}
@@ -78,6 +92,20 @@ func (f *table) StoredRows(_ context.Context, parts []codec.Part) (map[uint64]in
 		for row := range p.Block.Rows() {
 			if f.rows[fmt.Sprint(p.StreamSeq, "-", row)] > 0 {
 				stored[p.StreamSeq]++
+			}
+		}
+	}
+	return stored, nil
+}
+
+func (f *table) StoredElsewhere(_ context.Context, parts []codec.Part, _ time.Time) (map[uint64][]int, error) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	stored := map[uint64][]int{}
+	for _, p := range parts {
+		for row := range p.Block.Rows() {
+			if seq, ok := f.ids[p.Block.ID(row)]; ok && seq < p.StreamSeq {
+				stored[p.StreamSeq] = append(stored[p.StreamSeq], row)
 			}
 		}
 	}
@@ -121,7 +149,7 @@ func newFixture(t *testing.T, ackWait time.Duration) *fixture {
 	if err != nil {
 		t.Fatal(err)
 	}
-	return &fixture{client: c, stream: consumer, table: &table{rows: map[string]int{}, tokens: map[string]bool{}}}
+	return &fixture{client: c, stream: consumer, table: &table{rows: map[string]int{}, ids: map[uuid.UUID]uint64{}, tokens: map[string]bool{}, hung: make(chan struct{})}}
 }
 
 // publish puts messages of three events each on the stream.
@@ -302,5 +330,71 @@ func TestSeveralWriters(t *testing.T) {
 	}
 	if busy < 2 {
 		t.Errorf("%d of 3 writers stored anything", busy)
+	}
+}
+
+// A message that its producer kept was there before, and is still under way to the table: it waits until that is
+// settled, and is left out then.
+func TestKeptMessageWaitsForItsFirstCopy(t *testing.T) {
+	t.Parallel()
+	f := newFixture(t, time.Minute)
+	f.table.next = []outcome{fails, fails} // so that the first copy takes a while
+	first := time.Now()
+	for _, kept := range []bool{false, true, true} {
+		msg := nats.NewMsg(schema.EventSubject("acme", schema.Activity))
+		msg.Header.Set(schema.HeaderContentType, codec.ContentNDJSON)
+		for i := range 3 {
+			msg.Data = fmt.Appendf(msg.Data, `{"id":"018f3a5e-0000-7000-8000-%012d","occurred_at":"2026-11-22T04:05:06Z","source":"s","event":"e","action":"a"}`+"\n", i)
+		}
+		if kept {
+			msg.Header.Set(schema.HeaderFirstAttempt, schema.FormatAttempt(first))
+		}
+		if _, err := f.client.JS.PublishMsg(t.Context(), msg); err != nil {
+			t.Fatal(err)
+		}
+	}
+	stream, err := f.client.JS.Stream(t.Context(), broker.StreamAudit)
+	if err != nil {
+		t.Fatal(err)
+	}
+	floor := rollup.AckFloor{Stream: stream, Consumer: f.stream}
+	w, stop := f.run(t, writer.Config{
+		Window: 2 * time.Nanosecond, // each copy is older than the broker's memory of the one before
+		Settled: func(ctx context.Context) (time.Time, error) {
+			until, _, err := floor.Closed(ctx)
+			return until, err
+		},
+	})
+	defer stop()
+	f.settled(t)
+	stop()
+	if rows, twice := f.table.counts(); rows != 3 || twice != 0 {
+		t.Errorf("%d events are stored, %d of them twice; want 3 once", rows, twice)
+	}
+	if s := w.Stats(); s.Stored != 3 || s.Skipped != 6 {
+		t.Errorf("counted %+v", s)
+	}
+	tallies, _, err := tally.Ledger{JS: f.client.JS}.Between(t.Context(), first.Add(-time.Minute), first.Add(time.Hour))
+	if err != nil || len(tallies) != 3 || tallies[0].Rows != 3 || tallies[1].Rows != 0 || tallies[2].Rows != 0 {
+		t.Errorf("the account is %+v, %v", tallies, err)
+	}
+}
+
+// An insert that does not keep its time limit is left behind; its messages come again and are stored.
+func TestStuckInsertIsLeftBehind(t *testing.T) {
+	t.Parallel()
+	f := newFixture(t, 5*time.Second)
+	f.table.next = []outcome{hangs, hangs} // as many as run at once
+	f.publish(t, 5)
+	w, stop := f.run(t, writer.Config{AckWait: 5 * time.Second, InsertTimeout: time.Second})
+	defer stop()
+	f.settled(t)
+	stop()
+	close(f.table.hung)
+	if rows, twice := f.table.counts(); rows != 15 || twice != 0 {
+		t.Errorf("%d events are stored, %d of them twice; want 15 once", rows, twice)
+	}
+	if s := w.Stats(); s.Stuck == 0 || s.Stored != 15 {
+		t.Errorf("counted %+v", s)
 	}
 }

@@ -16,6 +16,7 @@ import (
 	"gocloud.dev/blob"
 
 	"github.com/kansa-audit/kansa/consumers/exporter"
+	"github.com/kansa-audit/kansa/schema"
 )
 
 // Options of a server.
@@ -25,13 +26,17 @@ type Options struct {
 	Bucket *blob.Bucket
 	States exporter.States
 	Links  exporter.Links
+	// Record takes downloads, for the system's own trail. May be nil.
+	Record func(ctx context.Context, e schema.Event)
+	// Audit are the reading of events and the settings; nil serves neither.
+	Audit *Audit
 	// Routes are served besides, by the pattern of a mux.
 	Routes map[string]http.Handler
 	// Drain is how long Close lets requests end. Default 3 s.
 	Drain time.Duration
-	// Healthy says what is not working, or nothing.
-	Healthy func(ctx context.Context) error
-	Logger  *slog.Logger
+	// Ready answers whether the process works.
+	Ready  http.Handler
+	Logger *slog.Logger
 }
 
 // Server is a running HTTP server.
@@ -47,6 +52,9 @@ func Start(ctx context.Context, o Options) (*Server, error) {
 	if o.Drain == 0 {
 		o.Drain = 3 * time.Second
 	}
+	if o.Record == nil {
+		o.Record = func(context.Context, schema.Event) {}
+	}
 	var lc net.ListenConfig
 	l, err := lc.Listen(ctx, "tcp", o.Listen)
 	if err != nil {
@@ -55,9 +63,12 @@ func Start(ctx context.Context, o Options) (*Server, error) {
 	s := &Server{o: o, listen: l, served: make(chan error, 1)}
 	mux := http.NewServeMux()
 	mux.HandleFunc("GET /healthz", func(w http.ResponseWriter, _ *http.Request) { fmt.Fprintln(w, "alive") })
-	mux.HandleFunc("GET /readyz", s.ready)
+	mux.Handle("GET /readyz", o.Ready)
 	if o.Bucket != nil {
 		(&downloads{o: o}).register(mux)
+	}
+	if o.Audit != nil {
+		newAudit(mux, o.Audit)
 	}
 	for pattern, handler := range o.Routes {
 		mux.Handle(pattern, handler)
@@ -69,6 +80,9 @@ func Start(ctx context.Context, o Options) (*Server, error) {
 	go func() { s.served <- s.http.Serve(l) }()
 	return s, nil
 }
+
+// HasAudit tells that events are read and settings changed here.
+func (s *Server) HasAudit() bool { return s.o.Audit != nil }
 
 // URL is the server's address as seen from this machine.
 func (s *Server) URL() string { return "http://" + s.listen.Addr().String() }
@@ -85,14 +99,4 @@ func (s *Server) Close() error {
 		err = errors.Join(err, fmt.Errorf("serve HTTP: %w", served))
 	}
 	return err
-}
-
-func (s *Server) ready(w http.ResponseWriter, r *http.Request) {
-	ctx, cancel := context.WithTimeout(r.Context(), 3*time.Second)
-	defer cancel()
-	if err := s.o.Healthy(ctx); err != nil {
-		http.Error(w, err.Error(), http.StatusServiceUnavailable)
-		return
-	}
-	fmt.Fprintln(w, "ready")
 }

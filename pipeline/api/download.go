@@ -2,15 +2,20 @@ package api
 
 import (
 	"context"
+	_ "embed" // page.html
 	"errors"
 	"fmt"
+	"html/template"
 	"log/slog"
 	"mime"
+	"net"
 	"net/http"
 	"slices"
+	"strings"
 	"sync"
 
 	"github.com/kansa-audit/kansa/consumers/exporter"
+	"github.com/kansa-audit/kansa/schema"
 )
 
 // downloads serves archives to those who hold a link.
@@ -39,52 +44,86 @@ func (d *downloads) serve(w http.ResponseWriter, r *http.Request) {
 	h.Set("Referrer-Policy", "no-referrer")
 	h.Set("X-Content-Type-Options", "nosniff")
 	h.Set("Cache-Control", "private, no-store")
-	plan, export, err := d.open(r.Context(), r.PathValue("token"))
+	plan, e, err := d.open(r.Context(), r.PathValue("token"))
 	switch {
 	case errors.Is(err, exporter.ErrNoLink):
-		http.Error(w, "This link does not work or has expired. Ask for a new export.", http.StatusNotFound)
+		answer(w, http.StatusNotFound, "This link does not work", "It has expired, was revoked, or is not complete. Ask for a new export.")
 		return
 	case err != nil:
 		// The address holds the token, so it is not logged.
-		d.o.Logger.Error("download failed", slog.String("export", export), slog.Any("error", err))
-		http.Error(w, "The archive can't be read at the moment. Try again in a few minutes.", http.StatusServiceUnavailable)
+		d.o.Logger.Error("download failed", slog.String("export", e.ID), slog.Any("error", err))
+		answer(w, http.StatusServiceUnavailable, "The archive can't be read at the moment", "Try again in a few minutes.")
 		return
 	}
+	d.record(r, &e)
 	body := plan.NewReader(r.Context())
 	defer body.Close()
 	h.Set("Content-Type", "application/zip")
 	h.Set("Content-Disposition", mime.FormatMediaType("attachment", map[string]string{"filename": plan.Name}))
 	h.Set("ETag", plan.ETag())
-	d.o.Logger.Info("download", slog.String("export", export), slog.String("range", r.Header.Get("Range")))
+	d.o.Logger.Info("download", slog.String("export", e.ID), slog.String("range", r.Header.Get("Range")))
 	http.ServeContent(w, r, plan.Name, plan.Modified, body)
 }
 
+// record tells the own trail who fetched what (requirements Q3, Z6).
+func (d *downloads) record(r *http.Request, e *exporter.Export) {
+	attributes := map[string]string{"organization": e.Organization}
+	if ranges := r.Header.Get("Range"); ranges != "" {
+		attributes["range"] = ranges[:min(len(ranges), 200)]
+	}
+	ip, _, err := net.SplitHostPort(r.RemoteAddr)
+	if err != nil {
+		ip = ""
+	}
+	agent := strings.ToValidUTF8(r.UserAgent(), "?")
+	d.o.Record(r.Context(), schema.Event{
+		Event: "export.downloaded", Action: "download", Trail: schema.Access, Target: schema.Target{Type: "export", ID: e.ID, Name: e.File},
+		Actor: schema.Actor{Type: "link", ID: e.ID}, Context: schema.Context{IP: ip, UserAgent: agent[:min(len(agent), 200)]}, Attributes: attributes,
+	})
+}
+
+//go:embed page.html
+var pageText string
+
+var page = template.Must(template.New("page").Parse(pageText))
+
+// answer is the same short page for everything that is no archive.
+func answer(w http.ResponseWriter, code int, title, text string) {
+	h := w.Header()
+	h.Set("Content-Type", "text/html; charset=utf-8")
+	h.Set("Content-Security-Policy", "default-src 'none'; style-src 'unsafe-inline'")
+	w.WriteHeader(code)
+	_ = page.Execute(w, struct{ Title, Text string }{title, text}) // who asked may be gone
+}
+
 // open finds the archive behind a token.
-func (d *downloads) open(ctx context.Context, token string) (*exporter.Plan, string, error) {
+func (d *downloads) open(ctx context.Context, token string) (*exporter.Plan, exporter.Export, error) {
 	link, err := d.o.Links.Open(ctx, token)
 	if err != nil {
-		return nil, "", err
-	}
-	if plan := d.cached(link.Export); plan != nil {
-		return plan, link.Export, nil
+		return nil, exporter.Export{}, err
 	}
 	e, ok, err := d.o.States.Get(ctx, link.Export)
-	if err != nil {
-		return nil, link.Export, err
+	switch {
+	case err != nil:
+		return nil, e, err
+	case !ok:
+		return nil, e, fmt.Errorf("the state of export %s is gone", link.Export)
+	case e.Revoked != nil:
+		return nil, e, exporter.ErrNoLink
 	}
-	if !ok {
-		return nil, link.Export, fmt.Errorf("the state of export %s is gone", link.Export)
+	if plan := d.cached(link.Export); plan != nil {
+		return plan, e, nil
 	}
 	plan, err := exporter.PlanArchive(ctx, d.o.Bucket, &e.Request)
 	if err != nil {
-		return nil, link.Export, err
+		return nil, e, err
 	}
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	if d.recent = append(d.recent, recentPlan{link.Export, plan}); len(d.recent) > recentPlans {
 		d.recent = slices.Delete(d.recent, 0, 1)
 	}
-	return plan, link.Export, nil
+	return plan, e, nil
 }
 
 func (d *downloads) cached(export string) *exporter.Plan {

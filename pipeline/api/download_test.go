@@ -1,8 +1,6 @@
 package api_test
 
 import (
-	"context"
-	"errors"
 	"io"
 	"log/slog"
 	"net/http"
@@ -70,12 +68,11 @@ func TestDownload(t *testing.T) {
 	states := exporter.States{KV: exports}
 	server, err := api.Start(t.Context(), api.Options{
 		Listen: "127.0.0.1:0", Bucket: bucket, States: states, Links: links, Logger: slog.New(slog.DiscardHandler),
-		Healthy: func(context.Context) error {
+		Ready: http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
 			if sick.Load() {
-				return errors.New("no connection to NATS")
+				http.Error(w, "no connection to NATS", http.StatusServiceUnavailable)
 			}
-			return nil
-		},
+		}),
 	})
 	if err != nil {
 		t.Fatal(err)

@@ -11,6 +11,7 @@ import (
 	"net/http"
 	"os"
 	"strings"
+	"sync"
 	"time"
 
 	"github.com/nats-io/nats.go"
@@ -40,6 +41,9 @@ type Options struct {
 type Client struct {
 	NC *nats.Conn
 	JS jetstream.JetStream
+
+	mu        sync.Mutex
+	consumers map[string]jetstream.ConsumerConfig // as they were set up, by stream
 }
 
 // Connect connects, and reconnects for as long as the process lives. It fails if there is no answer
@@ -95,7 +99,7 @@ func Connect(ctx context.Context, o Options) (*Client, error) {
 		nc.Close()
 		return nil, fmt.Errorf("connect to NATS: %w", err)
 	}
-	return &Client{NC: nc, JS: js}, nil
+	return &Client{NC: nc, JS: js, consumers: map[string]jetstream.ConsumerConfig{}}, nil
 }
 
 // Close sends what is buffered and closes the connection.

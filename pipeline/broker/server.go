@@ -5,6 +5,10 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"net"
+	"os"
+	"strings"
+	"sync/atomic"
 	"time"
 
 	"github.com/nats-io/nats-server/v2/server"
@@ -25,11 +29,33 @@ type ServerOptions struct {
 	Logger   *slog.Logger
 }
 
-// Server is a NATS server within this process.
-type Server struct{ ns *server.Server }
+// Server is a NATS server within this process. One that can't write any more, because its disk is full or
+// fails, refuses to until it is started again, and tells nobody but its log; so it is started again here.
+type Server struct {
+	o    ServerOptions
+	url  string
+	log  *slog.Logger
+	stop context.CancelFunc
+	done chan struct{}
+
+	broken   chan string            // what the server said
+	fault    atomic.Pointer[string] // the same, until it can write again
+	restarts atomic.Int64
+	cutOff   atomic.Int64
+	ns       *server.Server // the supervisor's, until done
+}
+
+// noLimit is more than any disk has; the streams have limits of their own.
+const noLimit = 1 << 60
+
+const (
+	firstPause = 200 * time.Millisecond // before a server that broke is started again
+	lastPause  = 10 * time.Second
+	soundFor   = 30 * time.Second // after so long without a fault the pause is short again
+)
 
 // StartServer starts a server that syncs every write to disk before it acknowledges it, and returns
-// when it takes connections.
+// when it takes connections. ctx bounds the start only.
 func StartServer(ctx context.Context, o ServerOptions) (*Server, error) {
 	if o.Listen == "" {
 		o.Listen = "127.0.0.1"
@@ -37,17 +63,38 @@ func StartServer(ctx context.Context, o ServerOptions) (*Server, error) {
 	if o.Port == 0 {
 		o.Port = server.RANDOM_PORT
 	}
+	s := &Server{o: o, log: o.Logger, done: make(chan struct{}), broken: make(chan string, 1)}
+	if s.log == nil {
+		s.log = slog.New(slog.DiscardHandler)
+	}
+	s.log = s.log.With(slog.String("part", "nats-server"))
+	var err error
+	if s.ns, err = s.start(ctx); err != nil {
+		return nil, err
+	}
+	s.url = s.ns.ClientURL()
+	if a, ok := s.ns.Addr().(*net.TCPAddr); ok {
+		s.o.Port = a.Port // clients come back to it
+	}
+	running, stop := context.WithCancel(context.WithoutCancel(ctx))
+	s.stop = stop
+	go s.supervise(running)
+	return s, nil
+}
+
+func (s *Server) start(ctx context.Context) (*server.Server, error) {
+	newest := newestBlock(s.o.Dir)
 	ns, err := server.NewServer(&server.Options{
-		ServerName: "kansa", Host: o.Listen, Port: o.Port, DontListen: o.NoListen,
-		JetStream: true, StoreDir: o.Dir, SyncAlways: true, SyncInterval: 2 * time.Minute,
-		MaxPayload: maxPayload, NoSigs: true, NoLog: o.Logger == nil,
+		ServerName: "kansa", Host: s.o.Listen, Port: s.o.Port, DontListen: s.o.NoListen,
+		JetStream: true, StoreDir: s.o.Dir, SyncAlways: true, SyncInterval: 2 * time.Minute,
+		MaxPayload: maxPayload, NoSigs: true,
+		// By itself it takes for its limit what is free at its start: after a start on a full disk, nothing, for good.
+		JetStreamMaxStore: noLimit,
 	})
 	if err != nil {
 		return nil, fmt.Errorf("start the embedded NATS server: %w", err)
 	}
-	if o.Logger != nil {
-		ns.SetLoggerV2(serverLog{o.Logger.With(slog.String("part", "nats-server"))}, false, false, false)
-	}
+	ns.SetLoggerV2(serverLog{s.log, s.broken}, false, false, false)
 	ns.Start()
 	for !ns.ReadyForConnections(100 * time.Millisecond) {
 		if err := ctx.Err(); err != nil {
@@ -58,24 +105,130 @@ func StartServer(ctx context.Context, o ServerOptions) (*Server, error) {
 			return nil, errors.New("the embedded NATS server stopped as it started: see its log")
 		}
 	}
-	return &Server{ns}, nil
+	if !ns.JetStreamEnabled() {
+		ns.Shutdown()
+		ns.WaitForShutdown()
+		return nil, errors.New("the embedded NATS server started without its streams: see its log")
+	}
+	if n := newest.cutOff(); n > 0 {
+		s.cutOff.Add(n)
+		s.log.Error("the stream of events was cut off where its newest block is damaged: what came after is lost, unless nothing of it was acknowledged",
+			slog.String("file", newest.path), slog.Int64("bytes", n))
+	}
+	return ns, nil
 }
 
-// URL is where clients connect.
-func (s *Server) URL() string { return s.ns.ClientURL() }
+// supervise starts the server again when it has said that it can't write. What it acknowledged before is on
+// disk; what it did not is nobody's loss.
+func (s *Server) supervise(ctx context.Context) {
+	defer close(s.done)
+	tick := time.NewTicker(time.Second)
+	defer tick.Stop()
+	pause, last := firstPause, time.Now()
+	for {
+		why := ""
+		select {
+		case <-ctx.Done():
+			return
+		case why = <-s.broken:
+		case <-tick.C:
+			if s.ns.JetStreamEnabled() {
+				s.recovered()
+				continue
+			}
+			why = "its streams are disabled"
+		}
+		s.fault.Store(&why)
+		if time.Since(last) > soundFor {
+			pause = firstPause
+		}
+		s.log.Error("the embedded NATS server can not write, starting it again", slog.String("reason", why), slog.Duration("after", pause))
+		s.ns.Shutdown()
+		s.ns.WaitForShutdown()
+		for {
+			select {
+			case <-ctx.Done():
+				return
+			case <-time.After(pause):
+			}
+			pause = min(2*pause, lastPause)
+			select { // of the one that was shut down
+			case <-s.broken:
+			default:
+			}
+			ns, err := s.start(ctx)
+			if err == nil {
+				s.ns = ns
+				break
+			}
+			s.log.Error("the embedded NATS server does not start", slog.Any("error", err), slog.Duration("again_after", pause))
+		}
+		last = time.Now()
+		s.restarts.Add(1)
+	}
+}
+
+// recovered takes a fault back when files can be written again: that the server has started does not say so.
+func (s *Server) recovered() {
+	if s.fault.Load() == nil || canWrite(s.o.Dir) != nil {
+		return
+	}
+	s.fault.Store(nil)
+	s.log.Info("the embedded NATS server can write again")
+}
+
+// canWrite tries what the server does: to write a piece of a file, and to sync it.
+func canWrite(dir string) error {
+	f, err := os.CreateTemp(dir, ".can-write-")
+	if err != nil {
+		return err
+	}
+	_, err = f.Write(make([]byte, 64<<10))
+	return errors.Join(err, f.Sync(), f.Close(), os.Remove(f.Name()))
+}
+
+// Err is not nil while the server can not write, and takes no events.
+func (s *Server) Err() error {
+	if why := s.fault.Load(); why != nil {
+		return fmt.Errorf("the embedded NATS server can not write: %s", *why)
+	}
+	return nil
+}
+
+// URL is where clients connect. It never changes.
+func (s *Server) URL() string { return s.url }
+
+// Restarts counts how often the server had to be started again.
+func (s *Server) Restarts() int64 { return s.restarts.Load() }
 
 // Close stops the server and waits until it has.
 func (s *Server) Close() {
+	s.stop()
+	<-s.done
 	s.ns.Shutdown()
 	s.ns.WaitForShutdown()
 }
 
-// serverLog hands the server's log on; its information is debugging to us.
-type serverLog struct{ log *slog.Logger }
+// serverLog hands the server's log on; its information is debugging to us. A fault that ends all writing is
+// told in no other way.
+type serverLog struct {
+	log    *slog.Logger
+	broken chan<- string
+}
 
 func (l serverLog) Noticef(format string, v ...any) { l.log.Debug(fmt.Sprintf(format, v...)) }
 func (l serverLog) Warnf(format string, v ...any)   { l.log.Warn(fmt.Sprintf(format, v...)) }
-func (l serverLog) Errorf(format string, v ...any)  { l.log.Error(fmt.Sprintf(format, v...)) }
 func (l serverLog) Fatalf(format string, v ...any)  { l.log.Error(fmt.Sprintf(format, v...)) }
 func (l serverLog) Debugf(format string, v ...any)  { l.log.Debug(fmt.Sprintf(format, v...)) }
 func (l serverLog) Tracef(format string, v ...any)  { l.log.Debug(fmt.Sprintf(format, v...)) }
+
+func (l serverLog) Errorf(format string, v ...any) {
+	text := fmt.Sprintf(format, v...)
+	l.log.Error(text)
+	if strings.Contains(strings.ToLower(text), "critical write error") {
+		select {
+		case l.broken <- text:
+		default: // it is told already
+		}
+	}
+}

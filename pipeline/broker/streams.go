@@ -1,6 +1,7 @@
 package broker
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -29,6 +30,9 @@ const (
 	BucketRollup  = "kansa_rollup"  // how far the rollup has come
 	BucketExports = "kansa_exports" // the state of each export
 	BucketLinks   = "kansa_links"   // download links, by the hash of their token
+
+	BucketSettings = "kansa_settings" // what people decide: see package settings
+	BucketAccess   = "kansa_access"   // users, keys and sessions: see package access
 )
 
 const (
@@ -49,6 +53,8 @@ type Settings struct {
 	DuplicateWindow time.Duration
 	// AckWait is how long the writer holds a message before another may have it.
 	AckWait time.Duration
+	// ExportAckWait is the same for the exporter and a request; default 30 s.
+	ExportAckWait time.Duration
 	// Hour is the length of a partition.
 	Hour time.Duration
 }
@@ -95,15 +101,15 @@ func (c *Client) Setup(ctx context.Context, s Settings) error {
 	consumers := map[string]jetstream.ConsumerConfig{
 		StreamAudit:   {Durable: ConsumerWriter, AckWait: s.AckWait, MaxAckPending: 50_000},
 		StreamHours:   {Durable: ConsumerRollup, AckWait: 30 * time.Second, MaxAckPending: 1, FilterSubject: subjectTick},
-		StreamExports: {Durable: ConsumerExporter, AckWait: 30 * time.Second, MaxAckPending: 64, FilterSubject: schema.SubjectExports + ".*"},
+		StreamExports: {Durable: ConsumerExporter, AckWait: cmp.Or(s.ExportAckWait, 30*time.Second), MaxAckPending: 64, FilterSubject: schema.SubjectExports + ".*"},
 	}
 	for stream, cfg := range consumers {
 		cfg.AckPolicy, cfg.DeliverPolicy, cfg.MaxDeliver = jetstream.AckExplicitPolicy, jetstream.DeliverAllPolicy, -1
-		if _, err := c.JS.CreateOrUpdateConsumer(ctx, stream, cfg); err != nil {
+		if err := c.setConsumer(ctx, stream, cfg); err != nil {
 			return fmt.Errorf("set up consumer %s of stream %s: %w", cfg.Durable, stream, err)
 		}
 	}
-	for _, bucket := range []string{BucketRollup, BucketExports, BucketLinks} {
+	for _, bucket := range []string{BucketRollup, BucketExports, BucketLinks, BucketSettings, BucketAccess} {
 		cfg := jetstream.KeyValueConfig{Bucket: bucket, History: 1, Storage: jetstream.FileStorage, Replicas: base.Replicas}
 		if _, err := c.JS.CreateOrUpdateKeyValue(ctx, cfg); err != nil {
 			return fmt.Errorf("set up bucket %s: %w", bucket, err)
@@ -209,7 +215,7 @@ func (c *Client) Tick(ctx context.Context) error {
 // of its organization.
 func ExportSchedule(destination, organization, cron, zone string, every time.Duration, data []byte) Schedule {
 	return Schedule{
-		Subject: subjectExportSchedule + "." + destination, Target: schema.SubjectExports + "." + organization,
+		Subject: subjectExportSchedule + "." + organization + "." + destination, Target: schema.SubjectExports + "." + organization,
 		Cron: cron, TimeZone: zone, Every: every, Data: data,
 	}
 }

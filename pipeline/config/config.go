@@ -42,6 +42,7 @@ type Config struct {
 	Retention  Retention  `yaml:"retention"`
 	Rollup     Rollup     `yaml:"rollup"`
 	Partitions Partitions `yaml:"partitions"`
+	Settings   Settings   `yaml:"settings"`
 	Exports    Exports    `yaml:"exports"`
 	// Mail is the server that takes mails with links; without it there are none.
 	Mail *mail.Config `yaml:"mail,omitempty"`
@@ -49,6 +50,7 @@ type Config struct {
 	Destinations []exporter.Destination `yaml:"destinations,omitempty"`
 	API          API                    `yaml:"api"`
 	Gateway      Gateway                `yaml:"gateway"`
+	Health       Health                 `yaml:"health"`
 }
 
 // Log says what is written to standard error.
@@ -164,6 +166,13 @@ type Partitions struct {
 	URL string `yaml:"url"`
 }
 
+// Settings are what people decide while the system runs.
+type Settings struct {
+	// KeyFile seals the secrets of destinations. A file of data_dir if empty; every process with the role
+	// exporter needs the same one.
+	KeyFile string `yaml:"key_file"`
+}
+
 // Exports are archives and links.
 type Exports struct {
 	// PublicURL is the address of the API as those who get a link reach it.
@@ -172,11 +181,26 @@ type Exports struct {
 	LinkDays int `yaml:"link_days"`
 	// Parallel is how many archives are made at once.
 	Parallel int `yaml:"parallel"`
+	// AckWait is how long a request waits for an exporter that took it and died, before another has it.
+	AckWait time.Duration `yaml:"ack_wait"`
+	// PerDay is how many archives of a trail an organization may ask for on one day, unless it decided otherwise.
+	PerDay int `yaml:"per_day"`
+	// AlertAfter is how long deliveries to a destination fail before those it names are mailed.
+	AlertAfter time.Duration `yaml:"alert_after"`
 }
 
 // API is the HTTP server.
 type API struct {
 	Listen string `yaml:"listen"` // host:port; port 0 chooses a free one
+}
+
+// Health is what the process says of itself.
+type Health struct {
+	// Listen is where a process without the roles api and gateway serves /healthz, /readyz and /metrics;
+	// nowhere if empty.
+	Listen string `yaml:"listen"`
+	// DiskFree is how many bytes should be free on the disk of each directory that is written to.
+	DiskFree int64 `yaml:"disk_free"`
 }
 
 // Gateway is the HTTP way in, at the API's address.
@@ -209,12 +233,13 @@ func Default() *Config {
 		},
 		Retention: Retention{Days: 730},
 		Rollup:    Rollup{Hour: time.Hour, Grace: 500 * time.Millisecond},
-		Exports:   Exports{LinkDays: 7, Parallel: 4},
+		Exports:   Exports{LinkDays: 7, Parallel: 4, AckWait: 30 * time.Second, PerDay: 3, AlertAfter: 15 * time.Minute},
 		API:       API{Listen: "127.0.0.1:8080"},
 		Gateway: Gateway{
 			MaxBody: 32 << 20, MaxEvents: schema.MaxMessageEvents, Memory: 192 << 20, ClientMemory: 128 << 20, MaxRequests: 1024,
 			Timeout: 30 * time.Second, RetryFor: 10 * time.Second,
 		},
+		Health: Health{DiskFree: 1 << 30},
 	}
 }
 
@@ -264,9 +289,12 @@ func (c *Config) Check() error {
 	if c.Writer.AckWait < c.Writer.InsertTimeout+3*time.Second {
 		fault("writer.ack_wait is %s: give it 3s more than writer.insert_timeout at least, which is %s", c.Writer.AckWait, c.Writer.InsertTimeout)
 	}
+	if c.Exports.AckWait < 3*time.Second {
+		fault("exports.ack_wait is %s: give 3s at least", c.Exports.AckWait)
+	}
 	for key, v := range map[string]int{
 		"writer.max_rows": c.Writer.MaxRows, "writer.max_bytes": c.Writer.MaxBytes, "writer.inserts": c.Writer.Inserts,
-		"retention.days": c.Retention.Days, "exports.link_days": c.Exports.LinkDays, "exports.parallel": c.Exports.Parallel,
+		"retention.days": c.Retention.Days, "exports.link_days": c.Exports.LinkDays, "exports.parallel": c.Exports.Parallel, "exports.per_day": c.Exports.PerDay,
 		"gateway.max_events": c.Gateway.MaxEvents, "gateway.max_requests": c.Gateway.MaxRequests,
 	} {
 		if v < 1 {
@@ -277,6 +305,9 @@ func (c *Config) Check() error {
 		fault("writer.memory is %d: give %d at least", c.Writer.Memory, least)
 	}
 	c.Gateway.check(fault)
+	if c.Health.DiskFree < 0 {
+		fault("health.disk_free is %d: give a number of bytes", c.Health.DiskFree)
+	}
 	if h := c.Rollup.Hour; h < time.Second || (24*time.Hour)%h != 0 {
 		fault("rollup.hour is %s: it has to be one second at least and divide a day", h)
 	}
@@ -295,16 +326,19 @@ func (c *Config) Check() error {
 			fault("mail: %w", err)
 		}
 	}
+	if c.Exports.AlertAfter < time.Second {
+		fault("exports.alert_after is %s: give one second at least", c.Exports.AlertAfter)
+	}
 	seen := map[string]bool{}
 	for i := range c.Destinations {
 		d := &c.Destinations[i]
 		if err := d.Normalize(); err != nil {
 			fault("destinations[%d]: %w", i, err)
 		}
-		if seen[d.Name] {
-			fault("destinations[%d]: the name %q is taken: give each destination its own", i, d.Name)
+		if id := d.Organization + "/" + d.Name; seen[id] {
+			fault("destinations[%d]: the name %q is taken: give each destination of an organization its own", i, d.Name)
 		}
-		seen[d.Name] = true
+		seen[d.Organization+"/"+d.Name] = true
 		if len(d.Mail) > 0 && (c.Mail == nil || c.Exports.PublicURL == "") {
 			fault("destinations[%d]: mail needs mail.host and exports.public_url: set them", i)
 		}

@@ -70,7 +70,7 @@ func TestFaults(t *testing.T) {
 		{"exports: {public_url: audit}", `exports.public_url is "audit"`},
 		{"retention: {organizations: {a b: 1}}", `"a b" is no name of an organization`},
 		{"destinations: [{name: x, organization: o, mail: [a@b.example]}]", "mail needs mail.host and exports.public_url"},
-		{"destinations: [{name: x, organization: o}]", "neither sftp nor mail"},
+		{"destinations: [{name: x, organization: o}]", "0 of them are given"},
 		{"mail: {host: 'smtp.example.com:25', from: a@b.example}", "mail: "},
 		{"gateway: {max_body: 5}", "gateway.max_body is 5: give 524288 to 1073741824"},
 		{"gateway: {max_events: 0}", "gateway.max_events is 0: give a positive number"},

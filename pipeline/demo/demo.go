@@ -211,7 +211,7 @@ func (d *Demo) deliver(ctx context.Context, end time.Time, r *Result) error {
 	}
 	for t := from; t.Before(end); t = t.Add(2 * d.o.Hour) {
 		for _, org := range d.o.Input.Organizations {
-			ids = append(ids, exporter.ScheduledID("sftp-"+org, t))
+			ids = append(ids, exporter.ScheduledID(org, "sftp-"+org, t))
 		}
 	}
 	for i, id := range ids {

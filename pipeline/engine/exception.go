@@ -15,6 +15,7 @@ const (
 	codeNotImplemented       = 48
 	codeSyntaxError          = 62
 	codeUnknownSetting       = 115
+	codeTimeoutExceeded      = 159
 	codeReadonly             = 164
 	codeLimitExceeded        = 290
 	codeCannotDecompress     = 271

@@ -10,6 +10,7 @@ import (
 	"runtime"
 	"runtime/debug"
 	"strings"
+	"time"
 )
 
 const (
@@ -26,6 +27,8 @@ type handler struct {
 	lib      *library
 	args     []string // of a connection
 	slots    chan struct{}
+	inserts  inserts // those with a time
+	started  time.Time
 	maxBody  int64
 	users    users
 	log      *slog.Logger
@@ -76,6 +79,9 @@ func (h *handler) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 			header.Set("WWW-Authenticate", `Basic realm="ClickHouse server HTTP API"`)
 		}
 		out.fail(h.log, e)
+		if part, ok := spoiled(e, h.started); ok {
+			h.endSpoiled(part)
+		}
 	}
 }
 
@@ -100,6 +106,11 @@ func (h *handler) serve(r *http.Request, q *request, out *response) (err error) 
 	}
 	if q.reader != nil {
 		if err := q.checkReader(st, h.tableFunctions); err != nil {
+			return err
+		}
+	}
+	if q.settings["log_comment"] == AfterLate {
+		if err := h.inserts.wait(r.Context()); err != nil { // before it takes a slot, which they may need
 			return err
 		}
 	}
@@ -217,6 +228,11 @@ func (h *handler) prepare(s *session, q *request) error {
 }
 
 func (h *handler) insert(s *session, q *request, st statement, data [][]byte, out *response) error {
+	end, err := h.inserts.begin(untilOf(q.settings["log_comment"]))
+	if err != nil {
+		return err
+	}
+	defer end()
 	res, err := s.insert(st.text, st.format, q.params, pieces(data))
 	if err != nil {
 		return err

@@ -62,8 +62,9 @@ func Serve(ctx context.Context, o ServeOptions) (err error) {
 	}
 	h := &handler{
 		lib: lib, slots: make(chan struct{}, o.Connections), maxBody: o.MaxBody, log: o.Logger,
-		args:  engineArgs(o),
-		users: users{owner: o.Username, password: sha256.Sum256([]byte(o.Password)), readers: map[string]Reader{}},
+		args:    engineArgs(o),
+		started: time.Now(),
+		users:   users{owner: o.Username, password: sha256.Sum256([]byte(o.Password)), readers: map[string]Reader{}},
 	}
 	for _, reader := range o.Readers {
 		h.users.readers[reader.Username] = reader
@@ -88,11 +89,20 @@ func Serve(ctx context.Context, o ServeOptions) (err error) {
 	yielded := make(chan struct{})
 	go func() { defer close(yielded); yieldMerges(yielding, o.Logger) }()
 	defer func() { stopYielding(); <-yielded }()
+	looking := time.NewTicker(lookForSpoiled)
+	defer looking.Stop()
 	o.Logger.Info("engine serves", "version", h.version, "addr", o.Listener.Addr().String(), "connections", o.Connections)
-	select {
-	case err := <-served:
-		return fmt.Errorf("serve: %w", err)
-	case <-ctx.Done():
+	for serving := true; serving; {
+		select {
+		case err := <-served:
+			return fmt.Errorf("serve: %w", err)
+		case <-looking.C:
+		case <-ctx.Done():
+			serving = false
+		}
+		if part := emptyPart(os.DirFS(o.Path)); part != "" { // the last time before the end in order
+			h.endSpoiled(part)
+		}
 	}
 	stop, cancel := context.WithTimeout(context.WithoutCancel(ctx), stopTimeout)
 	defer cancel()

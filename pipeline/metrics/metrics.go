@@ -19,6 +19,7 @@ import (
 	"github.com/kansa-audit/kansa/consumers/rollup"
 	"github.com/kansa-audit/kansa/consumers/writer"
 	"github.com/kansa-audit/kansa/pipeline/broker"
+	"github.com/kansa-audit/kansa/pipeline/health"
 )
 
 // Sources are what the metrics are of. A part that is nil is not in this process.
@@ -29,6 +30,11 @@ type Sources struct {
 	Progress *rollup.Progress
 	Exporter *exporter.Exporter
 	Hour     time.Duration
+	// Floor is the writer's.
+	Floor *health.Floor
+	Disks []health.Disk
+	// Restarts counts, by role, how often it had to begin again.
+	Restarts map[string]func() uint64
 }
 
 // scrapeTimeout bounds one look at everything.
@@ -53,6 +59,7 @@ var (
 	streamLimit    = desc("stream_max_bytes", "Bytes at which a stream is full; absent without a bound.", "stream")
 	lagMessages    = desc("consumer_lag_messages", "Messages that a consumer has not acknowledged.", "consumer")
 	lagSeconds     = desc("writer_lag_seconds", "Age of the first message that the writer has not acknowledged; 0 if all are.")
+	floorAge       = desc("writer_ack_floor_age_seconds", "Time for which the writer has settled nothing though messages wait; 0 if none does.")
 	redelivered    = desc("consumer_redelivered_messages", "Messages on their way that were delivered before.", "consumer")
 	deadLetters    = desc("dead_letters", "Dead letters that wait for somebody.")
 
@@ -68,6 +75,9 @@ var (
 	alarms        = desc("rollup_agreement_failures_total", "Hours that this process could not seal because their accounts disagree or messages were lost.")
 	blocked       = desc("rollup_blocked_trails", "Organizations' trails that wait for a repair before their next hour can be sealed.")
 
+	restarts = desc("watchdog_restarts_total", "Times that a role of this process had to begin again: a pull or an insert was stuck, or its consumer was gone.", "role")
+	diskFree = desc("disk_free_bytes", "Bytes that are free on the disk of a directory that this process writes to.", "directory")
+
 	deliveries = desc("exporter_deliveries_total", "Attempts of this process to deliver an archive.", "result")
 )
 
@@ -79,7 +89,7 @@ type collector struct {
 func (c *collector) Describe(out chan<- *prometheus.Desc) {
 	for _, d := range []*prometheus.Desc{
 		streamMessages, streamBytes, streamLimit, lagMessages, lagSeconds, redelivered, deadLetters, stored, skipped, rejected, inserts,
-		insertErrors, rolledUpUntil, rollupLag, partitions, alarms, blocked, deliveries,
+		insertErrors, rolledUpUntil, rollupLag, partitions, alarms, blocked, deliveries, floorAge, restarts, diskFree,
 	} {
 		out <- d
 	}
@@ -108,6 +118,18 @@ func (c *collector) Collect(out chan<- prometheus.Metric) {
 		count(rejected, st.Rejected)
 		count(inserts, st.Inserts)
 		count(insertErrors, st.Failures)
+	}
+	if s.Floor != nil {
+		age, _, _ := s.Floor.Age()
+		gauge(floorAge, age.Seconds())
+	}
+	for role, n := range s.Restarts {
+		count(restarts, n(), role)
+	}
+	for _, d := range s.Disks {
+		if free, _, err := d.Free(); err == nil {
+			gauge(diskFree, float64(free), d.Name)
+		}
 	}
 	if r := s.Rollup; r != nil {
 		count(partitions, r.Stats().Partitions)

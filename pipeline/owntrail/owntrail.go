@@ -4,7 +4,6 @@ package owntrail
 
 import (
 	"context"
-	"encoding/json"
 	"log/slog"
 	"time"
 
@@ -24,20 +23,17 @@ type Trail struct {
 	Logger    *slog.Logger
 }
 
-// Record publishes an event of the system about a target of an organization. It does not wait: what is
-// recorded here must not hold up what it is about. A failure is logged.
-func (t Trail) Record(ctx context.Context, code, action string, outcome schema.Outcome, target schema.Target, description string, data map[string]any) {
-	e := schema.Event{
-		OccurredAt: time.Now(), Organization: Organization, Trail: schema.Activity, Source: Source, Event: code, Action: action,
-		Outcome: outcome, Actor: schema.Actor{Type: "system", ID: Source}, Target: target, Description: description,
+// Record publishes an event of the system. It fills in who speaks, when, and, where nobody is named, that the system
+// itself acted. It does not wait: what is recorded here must not hold up what it is about. A failure is logged.
+func (t Trail) Record(ctx context.Context, e schema.Event) {
+	e.OccurredAt, e.Organization, e.Source = time.Now(), Organization, Source
+	if e.Trail == "" {
+		e.Trail = schema.Activity
 	}
-	if data != nil {
-		raw, err := json.Marshal(data)
-		if err != nil {
-			t.Logger.Error("own event has no data", slog.String("event", code), slog.Any("error", err))
-		}
-		e.Data, e.DataType = raw, "kansa."+code+".v1"
+	if e.Actor.ID == "" {
+		e.Actor = schema.Actor{Type: "system", ID: Source}
 	}
+	code := e.Event
 	ack, err := t.Publisher.PublishAsync(ctx, e)
 	if err != nil {
 		t.Logger.Error("own event was not recorded", slog.String("event", code), slog.Any("error", err))

@@ -127,13 +127,19 @@ type writer struct {
 	file  *os.File
 	path  string
 	once  bool // only if there is no such object
+	err   error
 }
 
-func (w *writer) Write(p []byte) (int, error) { return w.file.Write(p) }
+// Write keeps its error: the bucket closes a writer that could not write all, as it does any other.
+func (w *writer) Write(p []byte) (int, error) {
+	n, err := w.file.Write(p)
+	w.err = errors.Join(w.err, err)
+	return n, err
+}
 
 // Close returns nil when the object, with its name, is on disk.
 func (w *writer) Close() error {
-	err := w.ctx.Err()
+	err := errors.Join(w.err, w.ctx.Err())
 	if err == nil {
 		err = w.store.sync(w.file)
 	}

@@ -7,6 +7,7 @@ import (
 	"testing"
 
 	"gocloud.dev/blob"
+	"gocloud.dev/blob/driver"
 )
 
 // The order in which things come to disk: the directories an object is in, its bytes before it has its
@@ -61,5 +62,34 @@ func TestObjectIsDurableWhenItIsClosed(t *testing.T) {
 	}
 	if ok, err := b.Exists(t.Context(), "acme/access/07"); ok || err != nil {
 		t.Errorf("and its object is there: %v, %v", ok, err)
+	}
+}
+
+// A disk that fills up amid an object leaves nothing under its name, though the bucket closes the writer all
+// the same. A manifest cut short would end its chain for good.
+func TestObjectThatCouldNotBeWrittenIsNotThere(t *testing.T) {
+	t.Parallel()
+	d := newDirectory(t.TempDir())
+	w, err := d.NewTypedWriter(t.Context(), "acme/access/04.manifest", "", &driver.WriterOptions{IfNotExist: true})
+	if err != nil {
+		t.Fatal(err)
+	}
+	full := w.(*writer)
+	name := full.file.Name()
+	if err := full.file.Close(); err != nil {
+		t.Fatal(err)
+	}
+	if full.file, err = os.Open(name); err != nil { // it takes no bytes, and can be synced
+		t.Fatal(err)
+	}
+	if _, err := w.Write([]byte("text")); err == nil {
+		t.Fatal("it was written")
+	}
+	if err := w.Close(); err == nil {
+		t.Error("closed as if all were well")
+	}
+	left, err := filepath.Glob(filepath.Join(d.root, "acme", "access", "*"))
+	if err != nil || len(left) > 0 {
+		t.Errorf("left behind: %q, %v", left, err)
 	}
 }

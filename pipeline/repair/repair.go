@@ -239,10 +239,21 @@ func (r *Repairer) part(ctx context.Context, p schema.Partition, seq uint64) (*c
 	if err != nil {
 		return nil, fmt.Errorf("read message %d: %w", seq, err)
 	}
-	return &codec.Part{
+	part := codec.Part{
 		Organization: m.Organization, Trail: m.Trail, RecordedAt: m.RecordedAt, StreamSeq: seq,
 		ExpiresAt: r.Retention(m.Organization, m.RecordedAt), Block: decoded.Block, Index: decoded.Index,
-	}, nil
+	}
+	// As the writer did, without what an earlier message brought.
+	if since, kept := schema.RecordedSince(msg.Header.Get(schema.HeaderFirstAttempt), m.RecordedAt); kept {
+		stored, err := r.Store.StoredElsewhere(ctx, []codec.Part{part}, since)
+		if err != nil {
+			return nil, err
+		}
+		if rows := stored[seq]; len(rows) > 0 {
+			part.Drop(rows)
+		}
+	}
+	return &part, nil
 }
 
 // lost lists the messages of the hours that are not rolled up which nobody has: the writer's account has a hole

@@ -13,6 +13,7 @@ import (
 	"github.com/ClickHouse/clickhouse-go/v2"
 	"github.com/ClickHouse/clickhouse-go/v2/lib/driver"
 
+	"github.com/kansa-audit/kansa/pipeline/engine"
 	"github.com/kansa-audit/kansa/schema/codec"
 )
 
@@ -25,8 +26,10 @@ func insertSettings(ctx context.Context, token string) clickhouse.Settings {
 		"max_insert_block_size": 1 << 22, "deduplicate_blocks_in_dependent_materialized_views": 1,
 	}
 	if deadline, ok := ctx.Deadline(); ok {
-		// The server gives up when we do, so that nothing is stored behind our back.
+		// The server gives up when we do, so that nothing is stored behind our back. How long the request was
+		// under way only the embedded engine knows, which reads the comment.
 		settings["max_execution_time"] = int(math.Ceil(max(time.Until(deadline).Seconds(), 1)))
+		settings["log_comment"] = engine.Until(deadline)
 	}
 	return settings
 }
@@ -104,18 +107,19 @@ func appendRows[T any](to driver.BatchColumn, r *proto.Reader, rows int, col int
 	return to.Append(values)
 }
 
-// StoredRows returns how many rows the table has for each of the messages; absent means none. The
-// parts' times narrow the search to a few granules of the sorting key.
+// StoredRows returns how many rows the table has for each of the messages; absent means none. A message is
+// known by its place in the stream and its time: a broker that lost what it had not acknowledged gives the
+// place to another. The times narrow the search to a few granules of the sorting key, too.
 func (s *Store) StoredRows(ctx context.Context, parts []codec.Part) (map[uint64]int, error) {
 	if len(parts) == 0 {
 		return nil, nil
 	}
 	seqs := make([]uint64, len(parts))
-	orgs := map[string]bool{}
+	orgs, times := map[string]bool{}, make(map[uint64]int64, len(parts))
 	first, last := parts[0].RecordedAt, parts[0].RecordedAt
 	for i := range parts {
 		seqs[i] = parts[i].StreamSeq
-		orgs[parts[i].Organization] = true
+		orgs[parts[i].Organization], times[seqs[i]] = true, parts[i].RecordedAt.UnixMicro()
 		if parts[i].RecordedAt.Before(first) {
 			first = parts[i].RecordedAt
 		}
@@ -127,9 +131,10 @@ func (s *Store) StoredRows(ctx context.Context, parts []codec.Part) (map[uint64]
 	for o := range orgs {
 		names = append(names, o)
 	}
-	rows, err := s.conn.Query(ctx, `SELECT stream_seq, uniqExact(batch_index) FROM audit_events
+	ctx = clickhouse.Context(ctx, clickhouse.WithSettings(clickhouse.Settings{"log_comment": engine.AfterLate}))
+	rows, err := s.conn.Query(ctx, `SELECT stream_seq, toUnixTimestamp64Micro(recorded_at) AS time, uniqExact(batch_index) FROM audit_events
 WHERE organization IN (?) AND recorded_at >= fromUnixTimestamp64Micro(?, 'UTC') AND recorded_at <= fromUnixTimestamp64Micro(?, 'UTC') AND stream_seq IN (?)
-GROUP BY stream_seq`, names, first.UnixMicro(), last.UnixMicro(), seqs)
+GROUP BY stream_seq, time`, names, first.UnixMicro(), last.UnixMicro(), seqs)
 	if err != nil {
 		return nil, fmt.Errorf("look up %d messages: %w", len(seqs), err)
 	}
@@ -137,10 +142,13 @@ GROUP BY stream_seq`, names, first.UnixMicro(), last.UnixMicro(), seqs)
 	stored := map[uint64]int{}
 	for rows.Next() {
 		var seq, n uint64
-		if err := rows.Scan(&seq, &n); err != nil {
+		var time int64
+		if err := rows.Scan(&seq, &time, &n); err != nil {
 			return nil, fmt.Errorf("look up %d messages: %w", len(seqs), err)
 		}
-		stored[seq] = int(n)
+		if time == times[seq] {
+			stored[seq] = int(n)
+		}
 	}
 	if err := rows.Err(); err != nil {
 		return nil, fmt.Errorf("look up %d messages: %w", len(seqs), err)

@@ -7,6 +7,8 @@ import (
 	"slices"
 	"time"
 
+	"github.com/google/uuid"
+
 	"github.com/kansa-audit/kansa/schema"
 )
 
@@ -21,6 +23,21 @@ type Part struct {
 	Block     *Block
 	Index     []uint32 // as in Decoded
 }
+
+// Drop removes the events at the given rows, which are in order. The others keep their places in the message.
+func (p *Part) Drop(rows []int) {
+	index := make([]uint32, 0, p.Block.Rows()-len(rows))
+	for _, row := range indexWithout(p.Block.Rows(), rows) {
+		if p.Index != nil {
+			row = p.Index[row]
+		}
+		index = append(index, row)
+	}
+	p.Block, p.Index = p.Block.Without(rows), index
+}
+
+// ID returns the id of the event at a row.
+func (b *Block) ID(row int) uuid.UUID { return readUUID(b.cols[colID][16*row:]) }
 
 // Insert joins the parts of one insert into audit_events. The zero value is ready to use.
 type Insert struct {

@@ -1,4 +1,4 @@
-// Package mail sends the one kind of mail Kansa sends: that an archive is ready, and where.
+// Package mail sends the mails of Kansa: that an archive is ready, and where; that deliveries fail, and that they work again.
 //
 // It owns the way to one mail server and the words of the mail, as text and as HTML. It never sends
 // a link or a password over a connection that is not encrypted and checked (loopback aside), never

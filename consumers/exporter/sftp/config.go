@@ -104,11 +104,14 @@ func (c Config) Address() string {
 	return net.JoinHostPort(c.Host, strconv.Itoa(port))
 }
 
+// Hidden stands where a secret is that is not shown.
+const Hidden = "(hidden)"
+
 // Redacted is the configuration without its secrets, for people and logs.
 func (c Config) Redacted() Config {
 	for _, secret := range []*string{&c.Password, &c.PrivateKey, &c.Passphrase} {
 		if *secret != "" {
-			*secret = "(hidden)"
+			*secret = Hidden
 		}
 	}
 	return c

@@ -9,69 +9,86 @@ import (
 	"text/tabwriter"
 	"time"
 
-	"github.com/google/uuid"
-
 	"github.com/kansa-audit/kansa/consumers/exporter"
 	"github.com/kansa-audit/kansa/pipeline/broker"
 	"github.com/kansa-audit/kansa/schema"
 )
 
 type exportCmd struct {
-	Start  exportStartCmd  `cmd:"" help:"Ask for an archive."`
-	Status exportStatusCmd `cmd:"" help:"Show how one export is doing."`
-	List   exportListCmd   `cmd:"" help:"List exports, the newest first."`
+	Start    exportStartCmd    `cmd:"" help:"Ask for an archive."`
+	Estimate exportEstimateCmd `cmd:"" help:"Say how many events and bytes an archive would hold, and ask for nothing."`
+	Status   exportStatusCmd   `cmd:"" help:"Show how one export is doing."`
+	List     exportListCmd     `cmd:"" help:"List exports, the newest first."`
+	Revoke   exportRevokeCmd   `cmd:"" help:"Take back the links of an export."`
+}
+
+// rangeFlags say what an archive is to hold.
+type rangeFlags struct {
+	Organization string   `short:"o" required:"" help:"Whose events."`
+	Trail        []string `short:"t" enum:"activity,access" default:"activity,access" help:"Which trails; both if not given."`
+	From         string   `placeholder:"TIME" help:"First hour: 2026-11-22 or 2026-11-22T04:00:00Z. Default: two years before the end."`
+	To           string   `placeholder:"TIME" help:"End, not included. Default: the last whole hour an hour ago that is closed."`
+}
+
+func (f *rangeFlags) request() (r exporter.Request, err error) {
+	r.Organization = f.Organization
+	if r.From, err = parseTime(f.From); err != nil {
+		return r, fmt.Errorf("--from: %w", err)
+	}
+	if r.To, err = parseTime(f.To); err != nil {
+		return r, fmt.Errorf("--to: %w", err)
+	}
+	for _, t := range f.Trail {
+		r.Trails = append(r.Trails, schema.Trail(t))
+	}
+	return r, nil
 }
 
 type exportStartCmd struct {
 	natsFlags
-	Organization string   `short:"o" required:"" help:"Whose events."`
-	Trail        []string `short:"t" enum:"activity,access" default:"activity,access" help:"Which trails; both if not given."`
-	From         string   `placeholder:"TIME" help:"First hour: 2026-11-22 or 2026-11-22T04:00:00Z. Default: two years ago."`
-	To           string   `placeholder:"TIME" help:"End, not included. Default: the last whole hour an hour ago."`
-	Destination  string   `short:"d" placeholder:"NAME" help:"Deliver to this destination of the configuration."`
-	Mail         []string `short:"m" placeholder:"ADDRESS" help:"Mail a link to this address; may be given several times."`
-	Wait         bool     `short:"w" help:"Wait until it is delivered or has failed."`
-	JSON         bool     `name:"json" help:"Print the export as JSON."`
+	rangeFlags
+	Destination string   `short:"d" placeholder:"NAME" help:"Deliver to this destination of the organization."`
+	Mail        []string `short:"m" placeholder:"ADDRESS" help:"Mail a link to this address; may be given several times."`
+	Wait        bool     `short:"w" help:"Wait until it is delivered or has failed."`
+	JSON        bool     `name:"json" help:"Print the export as JSON."`
 }
 
 func (*exportStartCmd) Help() string {
-	return "The archive holds the hourly partitions that begin in the range. It is put together as soon as all of them are closed."
+	return "The archive holds the hourly partitions that begin in the range. It is put together as soon as all of them are closed. " +
+		"Each trail may be exported three times a day unless its organization says otherwise; the same range again, for the same people, is the same archive and costs nothing."
 }
 
 func (c *exportStartCmd) Run(e *env) error {
-	now := time.Now().UTC()
-	from, err := parseTime(c.From, now.AddDate(-2, 0, 0).Truncate(time.Hour))
+	r, err := c.request()
 	if err != nil {
-		return fmt.Errorf("--from: %w", err)
-	}
-	to, err := parseTime(c.To, now.Add(-time.Hour).Truncate(time.Hour))
-	if err != nil {
-		return fmt.Errorf("--to: %w", err)
-	}
-	id, err := uuid.NewV7()
-	if err != nil {
-		return fmt.Errorf("make an id: %w", err)
-	}
-	r := exporter.Request{
-		ID: id.String(), Organization: c.Organization, From: from, To: to, Destination: c.Destination, MailTo: c.Mail, RequestedBy: "cli",
-	}
-	for _, t := range c.Trail {
-		r.Trails = append(r.Trails, schema.Trail(t))
-	}
-	if err := r.Validate(); err != nil {
 		return err
+	}
+	r.Destination, r.MailTo = c.Destination, c.Mail
+	if (r.Destination == "") == (len(r.MailTo) == 0) {
+		return errors.New("say where the archive goes: --destination NAME or --mail ADDRESS, one of the two")
+	}
+	if !r.From.IsZero() && !r.To.IsZero() { // what is wrong with these can be said without a connection
+		check := r
+		check.ID = "check"
+		if err := check.Validate(); err != nil {
+			return err
+		}
 	}
 	client, err := c.connect(e.ctx, "export")
 	if err != nil {
 		return err
 	}
 	defer client.Close()
-	if err := exporter.Submit(e.ctx, client.JS, r); err != nil {
+	asked, err := operatorOf(client).AskExport(e.ctx, r)
+	if err != nil {
 		return err
 	}
-	x := exporter.Export{Request: r, State: exporter.Waiting, Created: now, Updated: now}
+	x := asked.Export
+	if asked.Again {
+		fmt.Fprintf(e.stderr, "The same was asked for before: it is export %s, and costs nothing.\n", x.ID)
+	}
 	if c.Wait {
-		if x, err = waitExport(e, client, r.ID); err != nil {
+		if x, err = waitExport(e, client, x.ID); err != nil {
 			return err
 		}
 	}
@@ -82,6 +99,63 @@ func (c *exportStartCmd) Run(e *env) error {
 		return errFailed
 	}
 	return nil
+}
+
+type exportEstimateCmd struct {
+	natsFlags
+	rangeFlags
+	JSON bool `name:"json" help:"Print the estimate as JSON."`
+}
+
+func (c *exportEstimateCmd) Run(e *env) error {
+	r, err := c.request()
+	if err != nil {
+		return err
+	}
+	client, err := c.connect(e.ctx, "export")
+	if err != nil {
+		return err
+	}
+	defer client.Close()
+	s, err := operatorOf(client).Estimate(e.ctx, r)
+	if err != nil {
+		return err
+	}
+	if c.JSON {
+		return json.NewEncoder(e.stdout).Encode(s)
+	}
+	t := tabwriter.NewWriter(e.stdout, 0, 0, 2, ' ', 0)
+	fmt.Fprintf(t, "range\t%s to %s\n", s.From.Format(time.RFC3339), s.To.Format(time.RFC3339))
+	fmt.Fprintf(t, "events\t%s\nfiles\t%s\nbytes\t%s\n", grouped(s.Rows), grouped(uint64(s.Files)), grouped(uint64(s.Bytes)))
+	for _, trail := range schema.Trails {
+		if left, ok := s.Left[trail]; ok {
+			fmt.Fprintf(t, "left today\t%d of %s\n", left, trail)
+		}
+	}
+	return t.Flush()
+}
+
+type exportRevokeCmd struct {
+	natsFlags
+	ID   string `arg:"" help:"Its id, as start and list show it."`
+	JSON bool   `name:"json" help:"Print the export as JSON."`
+}
+
+func (*exportRevokeCmd) Help() string {
+	return "From now on its links answer as wrong ones do. The partitions stay, and the same range can be asked for again."
+}
+
+func (c *exportRevokeCmd) Run(e *env) error {
+	client, err := c.connect(e.ctx, "export")
+	if err != nil {
+		return err
+	}
+	defer client.Close()
+	x, err := operatorOf(client).Revoke(e.ctx, c.ID)
+	if err != nil {
+		return err
+	}
+	return printExport(e, *x, c.JSON)
 }
 
 // waitExport follows the state of an export until it is final.
@@ -185,6 +259,9 @@ func printExport(e *env, x exporter.Export, asJSON bool) error {
 	if x.Expires != nil {
 		row("link until", x.Expires.Format(time.RFC3339))
 	}
+	if x.Revoked != nil {
+		row("revoked", x.Revoked.Format(time.RFC3339))
+	}
 	if x.Error != "" {
 		row("error", x.Error)
 	}
@@ -206,9 +283,10 @@ func toWhom(x exporter.Export) string {
 	return strings.Join(x.MailTo, ",")
 }
 
-func parseTime(s string, def time.Time) (time.Time, error) {
+// parseTime returns no time for no text.
+func parseTime(s string) (time.Time, error) {
 	if s == "" {
-		return def, nil
+		return time.Time{}, nil
 	}
 	for _, layout := range []string{time.RFC3339, time.DateOnly} {
 		if t, err := time.Parse(layout, s); err == nil {

@@ -21,19 +21,21 @@ import (
 var version = "devel"
 
 type cli struct {
-	Up          upCmd          `cmd:"" help:"Run everything on this machine: broker, engine, writer, rollup, exporter, API, gateway."`
-	Run         runCmd         `cmd:"" help:"Run chosen roles against NATS and ClickHouse servers of your own."`
-	Publish     publishCmd     `cmd:"" help:"Publish events from files or standard input."`
-	Export      exportCmd      `cmd:"" help:"Ask for archives and see how they are doing."`
-	Verify      verifyCmd      `cmd:"" help:"Check an archive, partitions or a proof, offline."`
-	Prove       proveCmd       `cmd:"" help:"Prove that one event is in a sealed partition, without the others."`
-	Key         keyCmd         `cmd:"" help:"Show or rotate the key that seals partitions."`
-	Deadletter  deadletterCmd  `cmd:"" help:"Look at events that could not be stored, and replay them."`
-	Repair      repairCmd      `cmd:"" help:"Say why an hour can not be sealed, message by message, and mend it."`
-	CheckConfig checkConfigCmd `cmd:"" name:"check-config" help:"Check a configuration file and print what it amounts to."`
-	Demo        demoCmd        `cmd:"" help:"Show the main job in half a minute, with real parts under a fresh directory."`
-	Version     versionCmd     `cmd:"" help:"Print the version."`
-	Engine      engineCmd      `cmd:"" hidden:"" help:"The embedded engine's process; started by up and demo."`
+	Up           upCmd           `cmd:"" help:"Run everything on this machine: broker, engine, writer, rollup, exporter, API, gateway."`
+	Run          runCmd          `cmd:"" help:"Run chosen roles against NATS and ClickHouse servers of your own."`
+	Publish      publishCmd      `cmd:"" help:"Publish events from files or standard input."`
+	Export       exportCmd       `cmd:"" help:"Ask for archives and see how they are doing."`
+	Destination  destinationCmd  `cmd:"" help:"Say where archives go: add, edit, test, list, pause, resume, remove."`
+	Organization organizationCmd `cmd:"" help:"Rules of an organization: what is exported, how often, how long it is kept."`
+	Verify       verifyCmd       `cmd:"" help:"Check an archive, partitions or a proof, offline."`
+	Prove        proveCmd        `cmd:"" help:"Prove that one event is in a sealed partition, without the others."`
+	Key          keyCmd          `cmd:"" help:"Show or rotate the key that seals partitions."`
+	Deadletter   deadletterCmd   `cmd:"" help:"Look at events that could not be stored, and replay them."`
+	Repair       repairCmd       `cmd:"" help:"Say why an hour can not be sealed, message by message, and mend it."`
+	CheckConfig  checkConfigCmd  `cmd:"" name:"check-config" help:"Check a configuration file and print what it amounts to."`
+	Demo         demoCmd         `cmd:"" help:"Show the main job in half a minute, with real parts under a fresh directory."`
+	Version      versionCmd      `cmd:"" help:"Print the version."`
+	Engine       engineCmd       `cmd:"" hidden:"" help:"The embedded engine's process; started by up and demo."`
 }
 
 // env is what a subcommand is run with.

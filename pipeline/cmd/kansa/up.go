@@ -1,6 +1,7 @@
 package main
 
 import (
+	"errors"
 	"fmt"
 	"os"
 	"strings"
@@ -86,12 +87,29 @@ func runSystem(e *env, cfg *config.Config, roles []pipeline.Role) error {
 	if s.Gateway != nil {
 		fmt.Fprintf(e.stderr, "  events     POST %s%s\n", s.API.URL(), gateway.Path)
 	}
+	if err := firstAdmin(e, s); err != nil {
+		return errors.Join(err, s.Close())
+	}
 	select {
 	case <-e.ctx.Done():
 		log.Info("stopping")
 	case <-s.Failed():
 	}
 	return s.Close()
+}
+
+// firstAdmin prints the link by which the first admin is made, while there is nobody.
+func firstAdmin(e *env, s *pipeline.System) error {
+	if s.API == nil || !s.API.HasAudit() {
+		return nil
+	}
+	token, err := s.Access.First(e.ctx)
+	if err != nil || token == "" {
+		return err
+	}
+	// What follows # is not sent to the server, and so is in no log.
+	fmt.Fprintf(e.stderr, "  nobody can sign in yet; make the first admin, once, at\n             %s/first#%s\n", s.API.URL(), token)
+	return nil
 }
 
 // engineCommand runs this program again as the engine's process.

@@ -34,10 +34,10 @@ func (*verifyCmd) Help() string {
 func (c *verifyCmd) Run(e *env) error {
 	o := verify.Options{FromStart: c.FromStart, Rotations: c.Rotations}
 	var err error
-	if o.From, err = parseTime(c.From, time.Time{}); err != nil {
+	if o.From, err = parseTime(c.From); err != nil {
 		return fmt.Errorf("%w: --from: %w", verify.ErrUnreadable, err)
 	}
-	if o.To, err = parseTime(c.To, time.Time{}); err != nil {
+	if o.To, err = parseTime(c.To); err != nil {
 		return fmt.Errorf("%w: --to: %w", verify.ErrUnreadable, err)
 	}
 	if o.Key, err = verify.ReadKey(c.Key); err != nil {

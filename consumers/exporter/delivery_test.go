@@ -1,0 +1,231 @@
+package exporter_test
+
+import (
+	"errors"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+
+	"github.com/kansa-audit/kansa/consumers/exporter"
+	"github.com/kansa-audit/kansa/pipeline/settings"
+	"github.com/kansa-audit/kansa/schema"
+)
+
+// tick has the exporter look at a schedule.
+func (f *fixture) tick(t *testing.T, name string) {
+	t.Helper()
+	if err := exporter.LookAtSchedule(t.Context(), f.client.JS, "acme", name); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// Requirement B3: a paused destination gets nothing; resumed, it gets all, in order. One that fails for long has
+// somebody mailed, once; when it works again, once more.
+func TestDeliveryHealth(t *testing.T) {
+	t.Parallel()
+	f := newFixture(t, 24*4)
+	dir := filepath.Join(t.TempDir(), "archives")
+	d := exporter.Destination{
+		Name: "store", Organization: "acme", Bucket: "file://" + filepath.ToSlash(dir), Schedule: &exporter.Schedule{Since: start},
+		Notify: []string{"ops@example.com"}, Paused: true,
+	}
+	f.run(t, d)
+	first := exporter.ScheduledID("acme", "store", start)
+	f.tick(t, "store")
+	if e := f.until(t, first, is(exporter.Waiting)); !strings.Contains(e.Error, "paused") {
+		t.Errorf("got %+v", e)
+	}
+	if _, err := f.settings.PauseDestination(t.Context(), "acme", "store", "test", false); err != nil {
+		t.Fatal(err)
+	}
+	f.until(t, first, is(exporter.Retrying)) // there is no such directory
+	h, err := f.states.Health(t.Context(), "acme", "store")
+	if err != nil || h.Failures == 0 || h.LastError == "" || h.Alerted || !h.Next.Equal(start) {
+		t.Errorf("health %+v, %v", h, err)
+	}
+	// The next attempt is a minute away, in which nothing is to be learned: it is brought about.
+	f.mu.Lock()
+	f.now = f.now.Add(time.Hour)
+	f.mu.Unlock()
+	e, _, err := f.states.Get(t.Context(), first)
+	if err != nil {
+		t.Fatal(err)
+	}
+	again := e.Request
+	for f.mailed() == 0 {
+		f.handle(t, again)
+	}
+	f.handle(t, again)
+	if err := os.MkdirAll(dir, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	f.handle(t, again)
+	for i := range 4 {
+		f.until(t, exporter.ScheduledID("acme", "store", start.AddDate(0, 0, i)), is(exporter.Done))
+	}
+	f.mails.mu.Lock()
+	subjects := make([]string, len(f.mails.sent))
+	for i, m := range f.mails.sent {
+		subjects[i] = m.Subject
+	}
+	f.mails.mu.Unlock()
+	if want := []string{"Audit archives do not reach store of acme", "Audit archives reach store of acme again"}; !cmp.Equal(subjects, want) {
+		t.Errorf("mails %q", subjects)
+	}
+	if h, err = f.states.Health(t.Context(), "acme", "store"); err != nil || h.Failures != 0 || !h.FailingSince.IsZero() || h.LastFile == "" {
+		t.Errorf("health %+v, %v", h, err)
+	}
+	files, err := filepath.Glob(filepath.Join(dir, "*.zip"))
+	if err != nil || len(files) != 4 {
+		t.Errorf("files %q, %v", files, err)
+	}
+	if codes := f.codes(); !slices.Contains(codes, "export.failed") || !slices.Contains(codes, "export.delivered") || !slices.Contains(codes, "destination.updated") {
+		t.Errorf("own trail has %q", codes)
+	}
+}
+
+func (f *fixture) mailed() int {
+	f.mails.mu.Lock()
+	defer f.mails.mu.Unlock()
+	return len(f.mails.sent)
+}
+
+// handle has the exporter see a request at once, besides the one on the stream.
+func (f *fixture) handle(t *testing.T, r exporter.Request) {
+	t.Helper()
+	body, err := exporter.EncodeRequest(r)
+	if err != nil {
+		t.Fatal(err)
+	}
+	// That it fails is what is tried.
+	_ = f.exporter.Handle(t.Context(), message{subject: "audit.exports.acme", data: body})
+}
+
+// Requirement I1: exports of a trail that is off are refused, scheduled ones wait.
+func TestExportsOff(t *testing.T) {
+	t.Parallel()
+	f := newFixture(t, 24)
+	f.run(t, exporter.Destination{
+		Name: "store", Organization: "acme", Bucket: "file://" + filepath.ToSlash(t.TempDir()), Schedule: &exporter.Schedule{Since: start},
+	})
+	o, err := f.settings.Organization(t.Context(), "acme")
+	if err != nil {
+		t.Fatal(err)
+	}
+	o.ExportsOff = []schema.Trail{schema.Access}
+	if o, err = f.settings.SaveOrganization(t.Context(), *o, "test"); err != nil {
+		t.Fatal(err)
+	}
+	f.tick(t, "store")
+	id := exporter.ScheduledID("acme", "store", start)
+	if e := f.until(t, id, is(exporter.Waiting)); !strings.Contains(e.Error, "switched off") {
+		t.Errorf("got %+v", e)
+	}
+	if _, err := f.intake().Ask(t.Context(), anonymous(day(""))); !errors.Is(err, exporter.ErrOff) {
+		t.Errorf("got %v", err)
+	}
+	o.ExportsOff = nil
+	if _, err := f.settings.SaveOrganization(t.Context(), *o, "test"); err != nil {
+		t.Fatal(err)
+	}
+	f.until(t, id, is(exporter.Done))
+}
+
+func (f *fixture) intake() *exporter.Intake {
+	return &exporter.Intake{
+		JS: f.client.JS, Bucket: f.bucket, States: f.states, Settings: f.settings, Closed: f.closedUntil, Linger: 7 * 24 * time.Hour, Record: f.record, Now: f.clock,
+	}
+}
+
+func anonymous(r exporter.Request) exporter.Request {
+	r.ID = ""
+	return r
+}
+
+// Requirement Z8: three a day for each trail; the same again is the same archive and costs nothing; what was
+// revoked is not given again. Requirement Z5: an estimate, and the range that is meant where none is given.
+func TestIntake(t *testing.T) {
+	t.Parallel()
+	f := newFixture(t, 24)
+	f.run(t)
+	in := f.intake()
+	first, err := in.Ask(t.Context(), anonymous(day("")))
+	if err != nil || first.Again || first.Left[schema.Activity] != 2 {
+		t.Fatalf("%+v, %v", first, err)
+	}
+	e := f.until(t, first.Export.ID, is(exporter.Done))
+	same, err := in.Ask(t.Context(), anonymous(day("")))
+	if err != nil || !same.Again || same.Export.ID != first.Export.ID || same.Left[schema.Activity] != 2 {
+		t.Errorf("%+v, %v", same, err)
+	}
+	estimate, err := in.Estimate(t.Context(), anonymous(day("")))
+	if err != nil || estimate.Rows != e.Rows || estimate.Files != e.Files {
+		t.Errorf("%+v, %v; the archive has %+v", estimate, err, e)
+	}
+	if _, err := in.Revoke(t.Context(), first.Export.ID, "test"); err != nil {
+		t.Fatal(err)
+	}
+	again, err := in.Ask(t.Context(), anonymous(day("")))
+	if err != nil || again.Again || again.Left[schema.Access] != 1 {
+		t.Errorf("after it was revoked: %+v, %v", again, err)
+	}
+	r := anonymous(day(""))
+	r.Trails = []schema.Trail{schema.Access}
+	for range 3 {
+		r.To = r.To.Add(-time.Hour)
+		_, err = in.Ask(t.Context(), r)
+	}
+	if !errors.Is(err, exporter.ErrQuota) || !strings.Contains(err.Error(), "3 of 3 of access") {
+		t.Errorf("a fourth export: %v", err)
+	}
+	f.mu.Lock()
+	f.now = f.now.Add(24 * time.Hour)
+	f.mu.Unlock()
+	if _, err := in.Ask(t.Context(), r); err != nil {
+		t.Errorf("the day after: %v", err)
+	}
+	open, err := in.Ask(t.Context(), exporter.Request{Organization: "acme", MailTo: []string{"a@example.com"}})
+	if err != nil || !open.Export.To.Equal(start.Add(24*time.Hour)) || !open.Export.From.Equal(open.Export.To.AddDate(-2, 0, 0)) || len(open.Export.Trails) != 2 {
+		t.Errorf("without a range: %+v, %v", open, err)
+	}
+	if _, err := in.Ask(t.Context(), exporter.Request{Organization: "acme", MailTo: []string{"a@example.com"}, From: start, To: f.clock().Add(time.Hour)}); err == nil ||
+		!strings.Contains(err.Error(), "is in the future") {
+		t.Errorf("a range that is not over: %v", err)
+	}
+	if _, err := in.Ask(t.Context(), exporter.Request{Organization: "acme", Destination: "none"}); !errors.Is(err, exporter.ErrNoDestination) {
+		t.Errorf("an unknown destination: %v", err)
+	}
+	if _, err := in.Revoke(t.Context(), "none", "test"); !errors.Is(err, exporter.ErrNoExport) {
+		t.Errorf("got %v", err)
+	}
+}
+
+// Requirement I15: every fault at once, each with field, value and remedy.
+func TestDestinationFaults(t *testing.T) {
+	t.Parallel()
+	d := exporter.Destination{
+		Name: "a b", Organization: "acme/x", Trails: []schema.Trail{"audit"}, Mail: []string{"nobody"}, Bucket: "archives",
+		Schedule: &exporter.Schedule{Cron: "15 1 * * *", TimeZone: "Tokyo", Period: time.Millisecond}, Notify: []string{"@"},
+	}
+	err := d.Normalize()
+	for _, want := range []string{
+		`name "a b" is no name`, `"acme/x"`, `"audit"`, `mail[0] "nobody"`, `bucket "archives"`, `notify[0] "@"`, `schedule.cron "15 1 * * *"`, `schedule.time_zone "Tokyo"`,
+		`schedule.period "1ms"`, "2 of them are given",
+	} {
+		if err == nil || !strings.Contains(err.Error(), want) {
+			t.Errorf("no word of %s in:\n%v", want, err)
+		}
+	}
+	s := exporter.Schedule{Cron: "0 15 1 * * *", TimeZone: "Asia/Tokyo"}
+	next, err := s.Next(start)
+	if want := start.Add(16*time.Hour + 15*time.Minute); err != nil || !next.Equal(want) {
+		t.Errorf("next %s, %v; want %s", next, err, want)
+	}
+}
+
+var _ exporter.Settings = (*settings.Store)(nil)

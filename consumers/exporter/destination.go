@@ -1,0 +1,236 @@
+package exporter
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"net/mail"
+	"net/url"
+	"regexp"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/robfig/cron/v3"
+
+	"github.com/kansa-audit/kansa/consumers/exporter/sftp"
+	"github.com/kansa-audit/kansa/schema"
+)
+
+// ErrNoDestination means that an organization has no destination of a name.
+var ErrNoDestination = errors.New("there is no such destination")
+
+// Settings are where an exporter looks up what people decided, each time it needs it.
+type Settings interface {
+	// Destination returns one with its secrets, or an error that answers to ErrNoDestination.
+	Destination(ctx context.Context, organization, name string) (Destination, error)
+	// Rules returns those of an organization; the defaults if it has none of its own.
+	Rules(ctx context.Context, organization string) (Rules, error)
+}
+
+// Rules are what an organization decided about its exports.
+type Rules struct {
+	// Off names the trails that are not exported (requirement I1). Scheduled archives of them wait, and are
+	// caught up when they are on again.
+	Off []schema.Trail
+	// PerDay is how many archives of a trail may be asked for on one day, UTC (requirement Z8).
+	PerDay int
+}
+
+// Destination is where the archives of an organization go. Exactly one of SFTP, Mail and Bucket is set.
+type Destination struct {
+	// Name is unique within the organization: [A-Za-z0-9_-]{1,64}.
+	Name string `yaml:"name" json:"name"`
+	// Organization whose events it gets. Required.
+	Organization string `yaml:"organization" json:"organization"`
+	// Trails it gets; both by default.
+	Trails []schema.Trail `yaml:"trails,omitempty" json:"trails,omitempty"`
+	// SFTP is the server that gets the archives.
+	SFTP *sftp.Config `yaml:"sftp,omitempty" json:"sftp,omitempty"`
+	// Mail are the addresses that get a link instead.
+	Mail []string `yaml:"mail,omitempty" json:"mail,omitempty"`
+	// Bucket is the URL of an object store, as gocloud.dev has them: file:///srv/archives.
+	Bucket string `yaml:"bucket,omitempty" json:"bucket,omitempty"`
+	// Schedule delivers by itself; without it, only when someone asks.
+	Schedule *Schedule `yaml:"schedule,omitempty" json:"schedule,omitempty"`
+	// Notify are mailed when deliveries have failed for a while, and when they work again.
+	Notify []string `yaml:"notify,omitempty" json:"notify,omitempty"`
+	// Paused holds back its archives. What is due meanwhile is delivered when it is resumed.
+	Paused bool `yaml:"paused,omitempty" json:"paused,omitempty"`
+}
+
+// Schedule says when a destination gets its archives, and how much one holds.
+type Schedule struct {
+	// Cron has six fields, seconds first, and TimeZone is an IANA name, UTC by default. Every is the
+	// other way to say when. Default: daily at 01:15.
+	Cron     string        `yaml:"cron,omitempty" json:"cron,omitempty"`
+	TimeZone string        `yaml:"time_zone,omitempty" json:"time_zone,omitempty"`
+	Every    time.Duration `yaml:"every,omitempty" json:"-"`
+	// Period is what one archive holds: a day by default, counted from midnight UTC.
+	Period time.Duration `yaml:"period,omitempty" json:"-"`
+	// Since is where the first archive begins: by default in the period in which the schedule is
+	// first seen. Periods missed in an outage are always caught up.
+	Since time.Time `yaml:"since,omitempty" json:"since,omitzero"`
+}
+
+// In JSON, as in YAML, durations are written as 24h0m0s.
+type scheduleText struct {
+	*plainSchedule
+	Every  *sftp.Duration `json:"every,omitempty"`
+	Period *sftp.Duration `json:"period,omitempty"`
+}
+
+type plainSchedule Schedule
+
+// MarshalJSON writes what UnmarshalJSON reads.
+func (s Schedule) MarshalJSON() ([]byte, error) {
+	t := scheduleText{plainSchedule: (*plainSchedule)(&s)}
+	if s.Every != 0 {
+		t.Every = (*sftp.Duration)(&s.Every)
+	}
+	if s.Period != 0 {
+		t.Period = (*sftp.Duration)(&s.Period)
+	}
+	return json.Marshal(t)
+}
+
+// UnmarshalJSON refuses fields that there are not.
+func (s *Schedule) UnmarshalJSON(data []byte) error {
+	t := scheduleText{plainSchedule: (*plainSchedule)(s), Every: (*sftp.Duration)(&s.Every), Period: (*sftp.Duration)(&s.Period)}
+	d := json.NewDecoder(strings.NewReader(string(data)))
+	d.DisallowUnknownFields()
+	return d.Decode(&t)
+}
+
+// cronFields are those of the broker's schedules; the words are its own.
+var cronFields = cron.NewParser(cron.Second | cron.Minute | cron.Hour | cron.Dom | cron.Month | cron.Dow | cron.Descriptor)
+
+// Next is when the schedule is due after a time.
+func (s *Schedule) Next(after time.Time) (time.Time, error) {
+	if s.Every != 0 {
+		return after.UTC().Truncate(s.Every).Add(s.Every), nil
+	}
+	zone, err := time.LoadLocation(s.TimeZone)
+	if err != nil {
+		return time.Time{}, fmt.Errorf("time zone %q: %w", s.TimeZone, err)
+	}
+	due, err := cronFields.Parse(s.Cron)
+	if err != nil {
+		return time.Time{}, fmt.Errorf("cron %q: %w", s.Cron, err)
+	}
+	return due.Next(after.In(zone)), nil
+}
+
+var namePattern = regexp.MustCompile(`^[A-Za-z0-9_-]{1,64}$`)
+
+// Normalize fills in the defaults and reports every fault at once; each names the field, the value and the remedy
+// (requirement I15).
+func (d *Destination) Normalize() error {
+	var faults []error
+	fault := func(field, value, problem, remedy string) {
+		faults = append(faults, &schema.Fault{Field: field, Value: value, Problem: problem, Remedy: remedy})
+	}
+	if !namePattern.MatchString(d.Name) {
+		fault("name", d.Name, "is no name of a destination", "use 1 to 64 of A-Z a-z 0-9 _ -")
+	}
+	if f := schema.CheckOrganization(d.Organization); f != nil {
+		faults = append(faults, f)
+	}
+	if len(d.Trails) == 0 {
+		d.Trails = slices.Clone(schema.Trails)
+	}
+	for _, t := range d.Trails {
+		if f := schema.CheckTrail(t); f != nil {
+			faults = append(faults, f)
+		}
+	}
+	kinds := 0
+	if d.SFTP != nil {
+		kinds++
+		if err := d.SFTP.Validate(); err != nil {
+			faults = append(faults, fmt.Errorf("sftp: %w", err))
+		}
+	}
+	if len(d.Mail) > 0 {
+		kinds++
+	}
+	if d.Bucket != "" {
+		kinds++
+		if u, err := url.Parse(d.Bucket); err != nil || u.Scheme == "" || u.User != nil {
+			fault("bucket", d.Bucket, "is no address of a bucket", "give one such as file:///srv/archives; credentials do not belong into it")
+		}
+	}
+	if kinds != 1 {
+		fault("sftp, mail, bucket", "", fmt.Sprintf("are the places an archive can go to, and %d of them are given", kinds),
+			"give one; make a destination for each")
+	}
+	for field, list := range map[string][]string{"mail": d.Mail, "notify": d.Notify} {
+		for i, a := range list {
+			if _, err := mail.ParseAddress(a); err != nil {
+				fault(fmt.Sprintf("%s[%d]", field, i), a, "is no mail address", "write it as name@example.com")
+			}
+		}
+	}
+	if d.Schedule != nil {
+		d.Schedule.normalize(fault)
+	}
+	return errors.Join(faults...)
+}
+
+func (s *Schedule) normalize(fault func(field, value, problem, remedy string)) {
+	if s.Cron != "" && s.Every != 0 {
+		fault("schedule.every", s.Every.String(), "stands beside cron", "give one of the two")
+	}
+	if s.Cron == "" && s.Every == 0 {
+		s.Cron = "0 15 1 * * *"
+	}
+	if s.Every != 0 && s.Every < time.Second {
+		fault("schedule.every", s.Every.String(), "is too short", "give one second at least")
+	}
+	if s.Cron != "" {
+		if _, err := cronFields.Parse(s.Cron); err != nil {
+			fault("schedule.cron", s.Cron, "is no time: "+err.Error(), "give six fields, seconds first, such as 0 15 1 * * * for 01:15 each day")
+		}
+	}
+	if _, err := time.LoadLocation(s.TimeZone); err != nil || s.TimeZone == "Local" {
+		fault("schedule.time_zone", s.TimeZone, "is no time zone", "use an IANA name such as Asia/Tokyo")
+	}
+	if s.Period == 0 {
+		s.Period = 24 * time.Hour
+	}
+	if s.Period < time.Second {
+		fault("schedule.period", s.Period.String(), "is too short", "give a multiple of an hour of the rollup")
+	}
+}
+
+// Secrets are the fields that nobody is shown again, by their names.
+func (d *Destination) Secrets() map[string]*string {
+	if d.SFTP == nil {
+		return nil
+	}
+	return map[string]*string{
+		"sftp.password": &d.SFTP.Password, "sftp.private_key": &d.SFTP.PrivateKey, "sftp.passphrase": &d.SFTP.Passphrase,
+	}
+}
+
+// Hidden stands where a secret is that is not shown.
+const Hidden = sftp.Hidden
+
+// Redacted is d without its secrets, for people.
+func (d *Destination) Redacted() Destination {
+	r := *d
+	if d.SFTP != nil {
+		hidden := d.SFTP.Redacted()
+		r.SFTP = &hidden
+	}
+	return r
+}
+
+// Place is where the secrets are used: they are not sent to another because a setting was edited.
+func (d *Destination) Place() string {
+	if d.SFTP == nil {
+		return ""
+	}
+	return d.SFTP.User + "@" + d.SFTP.Address()
+}

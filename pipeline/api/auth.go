@@ -1,0 +1,215 @@
+package api
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"net/http"
+	"strings"
+
+	"github.com/danielgtaylor/huma/v2"
+
+	"github.com/kansa-audit/kansa/pipeline/access"
+	"github.com/kansa-audit/kansa/schema"
+)
+
+// sessionCookie holds the session of a browser.
+const sessionCookie = "kansa_session"
+
+type whoKey struct{}
+
+// who is the one who asks, and from where.
+type who struct {
+	access.Principal
+	ip, agent string
+}
+
+// asking returns who asks. It is there behind authenticate.
+func asking(ctx context.Context) *who {
+	w, _ := ctx.Value(whoKey{}).(*who)
+	return w
+}
+
+func (w *who) String() string { return w.Kind + ":" + w.ID }
+
+// may says whether who asks may act in a role for an organization, the only one he has if none is named.
+func (a *audit) may(ctx context.Context, role access.Role, organization string) (string, *who, error) {
+	w := asking(ctx)
+	if organization == "" {
+		organization = w.Organization
+	}
+	if organization == "" {
+		return "", w, huma.Error400BadRequest("organization is missing: you may see several, name one")
+	}
+	if f := schema.CheckOrganization(organization); f != nil {
+		return "", w, huma.Error400BadRequest(f.Error())
+	}
+	err := w.May(role, organization)
+	if err != nil {
+		a.tell(ctx, w, "access.refused", "read", schema.Denied, organization, err.Error(), nil)
+	}
+	return organization, w, err
+}
+
+// authenticate finds out who asks: by a key in the header Authorization, or by the session of a browser.
+func (a *audit) authenticate(ctx huma.Context, next func(huma.Context)) {
+	var p *access.Principal
+	err := access.ErrUnknown
+	if secret, ok := strings.CutPrefix(ctx.Header("Authorization"), "Bearer "); ok {
+		p, err = a.o.Access.ByKey(ctx.Context(), secret)
+	} else if c, cookieErr := huma.ReadCookie(ctx, sessionCookie); cookieErr == nil && sameSite(ctx) {
+		p, err = a.o.Access.BySession(ctx.Context(), c.Value)
+	}
+	ip, _, splitErr := net.SplitHostPort(ctx.RemoteAddr())
+	if splitErr != nil {
+		ip = ""
+	}
+	agent := strings.ToValidUTF8(ctx.Header("User-Agent"), "?")
+	w := &who{ip: ip, agent: agent[:min(len(agent), 200)]}
+	switch {
+	case errors.Is(err, access.ErrUnknown):
+		w.Kind, w.ID = "nobody", "-"
+		a.tell(ctx.Context(), w, "signin.refused", "signin", schema.Denied, "", ctx.Method()+" "+ctx.URL().Path, nil)
+		ctx.SetHeader("WWW-Authenticate", `Bearer realm="kansa"`)
+		_ = huma.WriteErr(a.api, ctx, http.StatusUnauthorized, "give an API key as Authorization: Bearer kansa_…, or sign in") // who asked may be gone
+		return
+	case err != nil:
+		a.o.Logger.Error("sign-in could not be looked at", slog.Any("error", err))
+		_ = huma.WriteErr(a.api, ctx, http.StatusServiceUnavailable, "sign-in can not be looked at at the moment")
+		return
+	}
+	w.Principal = *p
+	next(huma.WithValue(ctx, whoKey{}, w))
+}
+
+// sameSite refuses what a page of another site had a browser ask for (the browser says so itself).
+func sameSite(ctx huma.Context) bool {
+	site := ctx.Header("Sec-Fetch-Site")
+	if site == "" || site == "same-origin" || site == "none" {
+		return true
+	}
+	return ctx.Method() == http.MethodGet && ctx.Header("Sec-Fetch-Mode") == "navigate"
+}
+
+// tell puts what was done into the trail (requirements Q1, Q3, Q10, B5).
+func (a *audit) tell(ctx context.Context, w *who, code, action string, outcome schema.Outcome, organization, description string, attributes map[string]string) {
+	e := schema.Event{
+		Event: code, Action: action, Outcome: outcome, Trail: schema.Access, Actor: schema.Actor{Type: w.Kind, ID: w.ID}, Description: description,
+		Context: schema.Context{IP: w.ip, UserAgent: w.agent}, Attributes: map[string]string{},
+	}
+	for k, v := range attributes {
+		if v != "" {
+			e.Attributes[k] = v[:min(len(v), 1000)]
+		}
+	}
+	if organization != "" {
+		e.Attributes["organization"] = organization
+	}
+	a.o.Record(ctx, e)
+}
+
+type signInBody struct {
+	Body struct {
+		Name     string `json:"name" doc:"The user's name" maxLength:"64"`
+		Password string `json:"password" maxLength:"1024"`
+	}
+}
+
+type firstBody struct {
+	Body struct {
+		Token    string `json:"token" doc:"From the link that the first start printed"`
+		Name     string `json:"name" maxLength:"64"`
+		Password string `json:"password" minLength:"12" maxLength:"1024"`
+	}
+}
+
+type session struct {
+	SetCookie http.Cookie `header:"Set-Cookie"`
+	Body      access.Principal
+}
+
+// signIn registers how a browser's session begins and ends.
+func (a *audit) signIn() {
+	open := huma.Middlewares{func(ctx huma.Context, next func(huma.Context)) {
+		ip, _, err := net.SplitHostPort(ctx.RemoteAddr())
+		if err != nil {
+			ip = ""
+		}
+		if !a.attempts.allow(ip) {
+			ctx.SetHeader("Retry-After", "60")
+			_ = huma.WriteErr(a.api, ctx, http.StatusTooManyRequests, "too many attempts to sign in: wait a minute")
+			return
+		}
+		next(huma.WithValue(ctx, whoKey{}, &who{ip: ip, agent: ctx.Header("User-Agent")[:min(len(ctx.Header("User-Agent")), 200)]}))
+	}}
+	begin := func(ctx context.Context, name, password string) (*session, error) {
+		w := asking(ctx)
+		w.Kind, w.ID = "user", strings.ToValidUTF8(name, "?")
+		token, p, err := a.o.Access.SignIn(ctx, name, password)
+		if err != nil {
+			a.tell(ctx, w, "signin.refused", "signin", schema.Denied, "", "password", nil)
+			return nil, problem(err)
+		}
+		a.tell(ctx, w, "signin.allowed", "signin", schema.Success, p.Organization, "password", nil)
+		return &session{
+			SetCookie: http.Cookie{Name: sessionCookie, Value: token, Path: "/", HttpOnly: true, Secure: a.o.Secure, SameSite: http.SameSiteLaxMode},
+			Body:      *p,
+		}, nil
+	}
+	huma.Register(a.api, huma.Operation{
+		OperationID: "sign-in", Method: http.MethodPost, Path: "/api/v1/session", Summary: "Sign in with a password", Tags: []string{"access"}, Middlewares: open,
+		Errors: []int{401, 429}, MaxBodyBytes: 16 << 10,
+	}, func(ctx context.Context, in *signInBody) (*session, error) { return begin(ctx, in.Body.Name, in.Body.Password) })
+	huma.Register(a.api, huma.Operation{
+		OperationID: "first-admin", Method: http.MethodPost, Path: "/api/v1/first", Summary: "Make the first admin", Tags: []string{"access"}, Middlewares: open,
+		Errors: []int{401, 422, 429}, MaxBodyBytes: 16 << 10,
+	}, func(ctx context.Context, in *firstBody) (*session, error) {
+		if _, err := a.o.Access.MakeFirst(ctx, in.Body.Token, in.Body.Name, in.Body.Password); err != nil {
+			return nil, problem(err)
+		}
+		return begin(ctx, in.Body.Name, in.Body.Password)
+	})
+	register(a, huma.Operation{
+		OperationID: "who-am-i", Method: http.MethodGet, Path: "/api/v1/session", Summary: "Who is signed in", Tags: []string{"access"},
+	}, func(ctx context.Context, _ *struct{}) (*struct{ Body access.Principal }, error) {
+		return &struct{ Body access.Principal }{asking(ctx).Principal}, nil
+	})
+	register(a, huma.Operation{
+		OperationID: "sign-out", Method: http.MethodDelete, Path: "/api/v1/session", Summary: "Sign out", Tags: []string{"access"}, DefaultStatus: http.StatusNoContent,
+	}, func(ctx context.Context, in *struct {
+		Session string `cookie:"kansa_session"`
+	}) (*struct {
+		SetCookie http.Cookie `header:"Set-Cookie"`
+	}, error) {
+		if in.Session != "" {
+			if err := a.o.Access.SignOut(ctx, in.Session); err != nil {
+				return nil, problem(fmt.Errorf("sign out: %w", err))
+			}
+		}
+		return &struct {
+			SetCookie http.Cookie `header:"Set-Cookie"`
+		}{http.Cookie{Name: sessionCookie, Path: "/", MaxAge: -1, HttpOnly: true}}, nil
+	})
+}
+
+// register adds an operation for which one has to be signed in.
+func register[I, O any](a *audit, op huma.Operation, handle func(context.Context, *I) (*O, error)) {
+	op.Middlewares = append(op.Middlewares, a.authenticate)
+	op.Errors = append(op.Errors, http.StatusBadRequest, http.StatusUnauthorized, http.StatusForbidden, http.StatusServiceUnavailable)
+	op.Security = []map[string][]string{{"key": {}}, {"session": {}}}
+	op.RejectUnknownQueryParameters = true
+	huma.Register(a.api, op, func(ctx context.Context, in *I) (*O, error) {
+		out, err := handle(ctx, in)
+		if err != nil {
+			p := problem(err)
+			var status huma.StatusError
+			if errors.As(p, &status) && status.GetStatus() == http.StatusInternalServerError {
+				a.o.Logger.Error("request failed", slog.String("operation", op.OperationID), slog.Any("error", err))
+			}
+			return nil, p
+		}
+		return out, nil
+	})
+}

@@ -1,0 +1,57 @@
+package api
+
+import (
+	"context"
+	"errors"
+	"net/http"
+
+	"github.com/danielgtaylor/huma/v2"
+
+	"github.com/kansa-audit/kansa/consumers/exporter"
+	"github.com/kansa-audit/kansa/pipeline/access"
+	"github.com/kansa-audit/kansa/pipeline/control"
+	"github.com/kansa-audit/kansa/pipeline/store"
+	"github.com/kansa-audit/kansa/pipeline/verify"
+	"github.com/kansa-audit/kansa/schema"
+)
+
+// problems answers in the form of RFC 9457. A parameter that is unknown or malformed is a 400, a body that breaks a
+// rule a 422.
+func problems() {
+	plain := huma.NewErrorWithContext
+	huma.NewErrorWithContext = func(ctx huma.Context, status int, msg string, errs ...error) huma.StatusError {
+		if status == http.StatusUnprocessableEntity && ctx != nil && ctx.Method() == http.MethodGet {
+			status = http.StatusBadRequest
+		}
+		return plain(ctx, status, msg, errs...)
+	}
+}
+
+// problem is the answer to an error.
+func problem(err error) error {
+	if err == nil {
+		return nil
+	}
+	var fault *schema.Fault
+	var known huma.StatusError
+	switch {
+	case errors.As(err, &known):
+		return err
+	case errors.Is(err, access.ErrUnknown):
+		return huma.Error401Unauthorized(err.Error())
+	case errors.Is(err, access.ErrForbidden):
+		return huma.Error403Forbidden(err.Error())
+	case errors.Is(err, store.ErrNoEvent), errors.Is(err, verify.ErrNoEvent), errors.Is(err, access.ErrNone), errors.Is(err, exporter.ErrNoExport),
+		errors.Is(err, exporter.ErrNoDestination):
+		return huma.Error404NotFound(err.Error())
+	case errors.Is(err, access.ErrTaken), errors.Is(err, verify.ErrNotSealed):
+		return huma.Error409Conflict(err.Error())
+	case errors.As(err, &fault), errors.Is(err, control.ErrRefused):
+		return huma.Error422UnprocessableEntity(err.Error())
+	case errors.Is(err, control.ErrNobody):
+		return huma.Error503ServiceUnavailable(err.Error())
+	case errors.Is(err, context.DeadlineExceeded):
+		return huma.Error503ServiceUnavailable("the question took too long: ask for less, or again later")
+	}
+	return huma.Error500InternalServerError("this could not be answered; the log says why")
+}

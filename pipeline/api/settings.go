@@ -1,0 +1,429 @@
+package api
+
+import (
+	"context"
+	"fmt"
+	"net/http"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/danielgtaylor/huma/v2"
+
+	"github.com/kansa-audit/kansa/consumers/exporter"
+	"github.com/kansa-audit/kansa/pipeline/access"
+	"github.com/kansa-audit/kansa/pipeline/operator"
+	"github.com/kansa-audit/kansa/pipeline/settings"
+	"github.com/kansa-audit/kansa/schema"
+)
+
+// Of names the organization a request is about.
+type Of struct {
+	Organization string `path:"organization" maxLength:"64"`
+}
+
+// Revised is a change of what was seen before.
+type Revised struct {
+	// IfMatch is the ETag that was seen: of two who change a setting at once, one is told.
+	IfMatch string `header:"If-Match" doc:"The ETag of what is replaced; none for what is to be new"`
+}
+
+func (r *Revised) revision() (uint64, error) {
+	if r.IfMatch == "" {
+		return 0, nil
+	}
+	n, err := strconv.ParseUint(strings.Trim(r.IfMatch, `"`), 10, 64)
+	if err != nil {
+		return 0, huma.Error400BadRequest("If-Match " + r.IfMatch + " is none of our ETags")
+	}
+	return n, nil
+}
+
+func etag(revision uint64) string { return fmt.Sprintf("%q", strconv.FormatUint(revision, 10)) }
+
+type tagged[T any] struct {
+	ETag string `header:"ETag"`
+	Body T
+}
+
+type list[T any] struct {
+	Body []T `nullable:"false"`
+}
+
+// settings registers what changes: destinations, organizations, exports, users, keys.
+func (a *audit) settings() {
+	a.destinations()
+	a.organizations()
+	a.exports()
+	a.people()
+}
+
+func (a *audit) ask(w *who) operator.Client { return a.o.Ask(w.String()) }
+
+func (a *audit) destinations() {
+	const path = "/api/v1/organizations/{organization}/destinations"
+	tags := []string{"destinations"}
+	register(a, huma.Operation{OperationID: "list-destinations", Method: http.MethodGet, Path: path, Summary: "Destinations and how deliveries are doing", Tags: tags},
+		func(ctx context.Context, in *Of) (*list[operator.DestinationStatus], error) {
+			_, w, err := a.may(ctx, access.Auditor, in.Organization)
+			if err != nil {
+				return nil, err
+			}
+			all, err := a.ask(w).Destinations(ctx, in.Organization)
+			if all == nil {
+				all = []operator.DestinationStatus{}
+			}
+			return &list[operator.DestinationStatus]{all}, err
+		})
+	type put struct {
+		Of
+		Revised
+		Name  string `path:"name" maxLength:"64"`
+		Force bool   `query:"force" doc:"Keep it without a test, or although it failed"`
+		Body  exporter.Destination
+	}
+	register(a, huma.Operation{
+		OperationID: "put-destination", Method: http.MethodPut, Path: path + "/{name}", Summary: "Make or change a destination, after a test of it", Tags: tags, Errors: []int{409, 412, 422},
+	}, func(ctx context.Context, in *put) (*tagged[operator.Saved], error) {
+		_, w, err := a.may(ctx, access.Admin, in.Organization)
+		if err != nil {
+			return nil, err
+		}
+		revision, err := in.revision()
+		if err != nil {
+			return nil, err
+		}
+		in.Body.Organization, in.Body.Name = in.Organization, in.Name
+		saved, err := a.ask(w).SaveDestination(ctx, in.Body, revision, !in.Force)
+		if err != nil {
+			return nil, err
+		}
+		out := &tagged[operator.Saved]{Body: *saved}
+		if saved.Destination != nil {
+			out.ETag = etag(saved.Destination.Meta.Revision)
+		}
+		return out, nil
+	})
+	type named struct {
+		Of
+		Name string `path:"name" maxLength:"64"`
+	}
+	register(a, huma.Operation{OperationID: "delete-destination", Method: http.MethodDelete, Path: path + "/{name}", Summary: "Forget a destination", Tags: tags, Errors: []int{404, 422}},
+		func(ctx context.Context, in *named) (*struct{}, error) {
+			_, w, err := a.may(ctx, access.Admin, in.Organization)
+			if err != nil {
+				return nil, err
+			}
+			return nil, a.ask(w).RemoveDestination(ctx, in.Organization, in.Name)
+		})
+	for action, paused := range map[string]bool{"pause": true, "resume": false} {
+		register(a, huma.Operation{
+			OperationID: action + "-destination", Method: http.MethodPost, Path: path + "/{name}/" + action, Summary: "Hold back its archives, or let them go on", Tags: tags, Errors: []int{404, 422},
+		}, func(ctx context.Context, in *named) (*struct{ Body settings.Destination }, error) {
+			_, w, err := a.may(ctx, access.Admin, in.Organization)
+			if err != nil {
+				return nil, err
+			}
+			d, err := a.ask(w).PauseDestination(ctx, in.Organization, in.Name, paused)
+			if err != nil {
+				return nil, err
+			}
+			return &struct{ Body settings.Destination }{*d}, nil
+		})
+	}
+	register(a, huma.Operation{
+		OperationID: "test-destination", Method: http.MethodPost, Path: path + "/{name}/test", Summary: "Try a destination, and leave nothing there", Tags: tags, Errors: []int{404, 422},
+	}, func(ctx context.Context, in *named) (*struct{ Body exporter.TestReport }, error) {
+		_, w, err := a.may(ctx, access.Admin, in.Organization)
+		if err != nil {
+			return nil, err
+		}
+		r, err := a.ask(w).TestDestination(ctx, in.Organization, in.Name)
+		if err != nil {
+			return nil, err
+		}
+		return &struct{ Body exporter.TestReport }{*r}, nil
+	})
+}
+
+func (a *audit) organizations() {
+	const path = "/api/v1/organizations/{organization}"
+	tags := []string{"organizations"}
+	register(a, huma.Operation{OperationID: "get-organization", Method: http.MethodGet, Path: path, Summary: "The rules of an organization", Tags: tags},
+		func(ctx context.Context, in *Of) (*tagged[settings.Organization], error) {
+			_, w, err := a.may(ctx, access.Auditor, in.Organization)
+			if err != nil {
+				return nil, err
+			}
+			o, err := a.ask(w).Organization(ctx, in.Organization)
+			if err != nil {
+				return nil, err
+			}
+			return &tagged[settings.Organization]{etag(o.Meta.Revision), *o}, nil
+		})
+	type put struct {
+		Of
+		Revised
+		Body settings.Organization
+	}
+	register(a, huma.Operation{OperationID: "put-organization", Method: http.MethodPut, Path: path, Summary: "Change the rules of an organization", Tags: tags, Errors: []int{412, 422}},
+		func(ctx context.Context, in *put) (*tagged[settings.Organization], error) {
+			_, w, err := a.may(ctx, access.Admin, in.Organization)
+			if err != nil {
+				return nil, err
+			}
+			if in.Body.Meta.Revision, err = in.revision(); err != nil {
+				return nil, err
+			}
+			in.Body.Name = in.Organization
+			o, err := a.ask(w).SaveOrganization(ctx, in.Body)
+			if err != nil {
+				return nil, err
+			}
+			return &tagged[settings.Organization]{etag(o.Meta.Revision), *o}, nil
+		})
+}
+
+// ExportBody asks for an archive.
+type ExportBody struct {
+	Trails      []schema.Trail `json:"trails,omitempty" doc:"Both if left out"`
+	From        time.Time      `json:"from,omitzero" doc:"Two years before the end if left out"`
+	To          time.Time      `json:"to,omitzero" doc:"The last closed hour if left out"`
+	Destination string         `json:"destination,omitempty" doc:"The name of a destination; or mail_to"`
+	MailTo      []string       `json:"mail_to,omitempty" doc:"Who gets a link"`
+}
+
+func (b *ExportBody) request(organization string) exporter.Request {
+	return exporter.Request{Organization: organization, Trails: b.Trails, From: b.From, To: b.To, Destination: b.Destination, MailTo: b.MailTo}
+}
+
+func (a *audit) exports() {
+	const path = "/api/v1/organizations/{organization}/exports"
+	tags := []string{"exports"}
+	type post struct {
+		Of
+		Body ExportBody
+	}
+	register(a, huma.Operation{
+		OperationID: "ask-export", Method: http.MethodPost, Path: path, Summary: "Ask for an archive", Tags: tags, DefaultStatus: http.StatusAccepted, Errors: []int{422},
+	}, func(ctx context.Context, in *post) (*struct{ Body exporter.Asked }, error) {
+		_, w, err := a.may(ctx, access.Auditor, in.Organization)
+		if err != nil {
+			return nil, err
+		}
+		asked, err := a.ask(w).AskExport(ctx, in.Body.request(in.Organization))
+		if err != nil {
+			return nil, err
+		}
+		return &struct{ Body exporter.Asked }{*asked}, nil
+	})
+	register(a, huma.Operation{
+		OperationID: "estimate-export", Method: http.MethodPost, Path: path + "/estimate", Summary: "Say what an archive would hold", Tags: tags, Errors: []int{422},
+	}, func(ctx context.Context, in *post) (*struct{ Body exporter.Estimate }, error) {
+		_, w, err := a.may(ctx, access.Auditor, in.Organization)
+		if err != nil {
+			return nil, err
+		}
+		e, err := a.ask(w).Estimate(ctx, in.Body.request(in.Organization))
+		if err != nil {
+			return nil, err
+		}
+		return &struct{ Body exporter.Estimate }{*e}, nil
+	})
+	register(a, huma.Operation{OperationID: "list-exports", Method: http.MethodGet, Path: path, Summary: "Exports, the newest first", Tags: tags},
+		func(ctx context.Context, in *Of) (*list[exporter.Export], error) {
+			if _, _, err := a.may(ctx, access.Auditor, in.Organization); err != nil {
+				return nil, err
+			}
+			all, err := a.o.States.List(ctx)
+			if err != nil {
+				return nil, err
+			}
+			own := []exporter.Export{}
+			for i := range all {
+				if all[i].Organization == in.Organization {
+					own = append(own, all[i])
+				}
+			}
+			return &list[exporter.Export]{own}, nil
+		})
+	type named struct {
+		Of
+		ID string `path:"id" maxLength:"200"`
+	}
+	find := func(ctx context.Context, in *named, role access.Role) (*exporter.Export, *who, error) {
+		_, w, err := a.may(ctx, role, in.Organization)
+		if err != nil {
+			return nil, w, err
+		}
+		e, ok, err := a.o.States.Get(ctx, in.ID)
+		if err == nil && (!ok || e.Organization != in.Organization) {
+			err = fmt.Errorf("%w: %s", exporter.ErrNoExport, in.ID)
+		}
+		return &e, w, err
+	}
+	register(a, huma.Operation{OperationID: "get-export", Method: http.MethodGet, Path: path + "/{id}", Summary: "How an export is doing", Tags: tags, Errors: []int{404}},
+		func(ctx context.Context, in *named) (*struct{ Body exporter.Export }, error) {
+			e, _, err := find(ctx, in, access.Auditor)
+			if err != nil {
+				return nil, err
+			}
+			return &struct{ Body exporter.Export }{*e}, nil
+		})
+	register(a, huma.Operation{
+		OperationID: "revoke-export", Method: http.MethodPost, Path: path + "/{id}/revoke", Summary: "Take back the links of an export", Tags: tags, Errors: []int{404, 422},
+	}, func(ctx context.Context, in *named) (*struct{ Body exporter.Export }, error) {
+		_, w, err := find(ctx, in, access.Auditor)
+		if err != nil {
+			return nil, err
+		}
+		e, err := a.ask(w).Revoke(ctx, in.ID)
+		if err != nil {
+			return nil, err
+		}
+		return &struct{ Body exporter.Export }{*e}, nil
+	})
+}
+
+// people registers users and keys. An admin of one organization has to do with its own alone.
+func (a *audit) people() {
+	tags := []string{"access"}
+	admin := func(ctx context.Context, organization string) (*who, error) {
+		w := asking(ctx)
+		if w.Role != access.Admin || w.Organization != "" && w.Organization != organization {
+			a.tell(ctx, w, "access.refused", "update", schema.Denied, organization, "users and keys", nil)
+			return w, fmt.Errorf("%w: it takes an admin of the organization, or of all", access.ErrForbidden)
+		}
+		return w, nil
+	}
+	type query struct {
+		Organization string `query:"organization" maxLength:"64" doc:"All if left out, for an admin of all"`
+	}
+	register(a, huma.Operation{OperationID: "list-users", Method: http.MethodGet, Path: "/api/v1/users", Summary: "Users", Tags: tags},
+		func(ctx context.Context, in *query) (*list[access.User], error) {
+			if w := asking(ctx); in.Organization == "" {
+				in.Organization = w.Organization
+			}
+			if _, err := admin(ctx, in.Organization); err != nil {
+				return nil, err
+			}
+			all, err := a.o.Access.Users(ctx, in.Organization)
+			return &list[access.User]{all}, err
+		})
+	type userBody struct {
+		Organization string      `json:"organization,omitempty" maxLength:"64"`
+		Role         access.Role `json:"role" enum:"publisher,auditor,admin"`
+		Password     string      `json:"password,omitempty" maxLength:"1024" doc:"Stays if left out"`
+	}
+	type putUser struct {
+		Name string `path:"name" maxLength:"64"`
+		Body userBody
+	}
+	// An admin of one organization does not take over somebody of another.
+	mine := func(ctx context.Context, w *who, name string) error {
+		all, err := a.o.Access.Users(ctx, "")
+		if err != nil {
+			return err
+		}
+		for i := range all {
+			if all[i].Name == name && w.Organization != "" && all[i].Organization != w.Organization {
+				return fmt.Errorf("%w: %s is not of your organization", access.ErrForbidden, name)
+			}
+		}
+		return nil
+	}
+	register(a, huma.Operation{OperationID: "put-user", Method: http.MethodPut, Path: "/api/v1/users/{name}", Summary: "Make or change a user", Tags: tags, Errors: []int{422}},
+		func(ctx context.Context, in *putUser) (*struct{ Body access.User }, error) {
+			w, err := admin(ctx, in.Body.Organization)
+			if err != nil {
+				return nil, err
+			}
+			if err := mine(ctx, w, in.Name); err != nil {
+				return nil, err
+			}
+			u := access.User{Name: in.Name, Organization: in.Body.Organization, Role: in.Body.Role, By: w.String()}
+			if err := a.o.Access.SetUser(ctx, u, in.Body.Password); err != nil {
+				return nil, err
+			}
+			a.tell(ctx, w, "user.updated", "update", schema.Success, u.Organization, "", map[string]string{"name": u.Name, "role": string(u.Role)})
+			return &struct{ Body access.User }{u}, nil
+		})
+	type named struct {
+		Name string `path:"name" maxLength:"64"`
+	}
+	register(a, huma.Operation{OperationID: "delete-user", Method: http.MethodDelete, Path: "/api/v1/users/{name}", Summary: "Forget a user", Tags: tags, Errors: []int{404}},
+		func(ctx context.Context, in *named) (*struct{}, error) {
+			w, err := admin(ctx, asking(ctx).Organization)
+			if err != nil {
+				return nil, err
+			}
+			if err := mine(ctx, w, in.Name); err != nil {
+				return nil, err
+			}
+			u, err := a.o.Access.RemoveUser(ctx, in.Name)
+			if err == nil {
+				a.tell(ctx, w, "user.deleted", "delete", schema.Success, u.Organization, "", map[string]string{"name": u.Name})
+			}
+			return nil, err
+		})
+	register(a, huma.Operation{OperationID: "list-keys", Method: http.MethodGet, Path: "/api/v1/keys", Summary: "API keys, without their secrets", Tags: tags},
+		func(ctx context.Context, in *query) (*list[access.Key], error) {
+			if w := asking(ctx); in.Organization == "" {
+				in.Organization = w.Organization
+			}
+			if _, err := admin(ctx, in.Organization); err != nil {
+				return nil, err
+			}
+			all, err := a.o.Access.Keys(ctx, in.Organization)
+			return &list[access.Key]{all}, err
+		})
+	type keyBody struct {
+		Name         string      `json:"name" maxLength:"64"`
+		Organization string      `json:"organization,omitempty" maxLength:"64"`
+		Role         access.Role `json:"role" enum:"publisher,auditor,admin"`
+		Days         int         `json:"days,omitempty" minimum:"1" maximum:"3650" default:"365" doc:"How long it works"`
+	}
+	type newKey struct {
+		access.Key
+		Secret string `json:"secret" doc:"Shown this once"`
+	}
+	register(a, huma.Operation{
+		OperationID: "create-key", Method: http.MethodPost, Path: "/api/v1/keys", Summary: "Make an API key", Tags: tags, DefaultStatus: http.StatusCreated, Errors: []int{409, 422},
+	}, func(ctx context.Context, in *struct{ Body keyBody }) (*struct{ Body newKey }, error) {
+		w, err := admin(ctx, in.Body.Organization)
+		if err != nil {
+			return nil, err
+		}
+		k := access.Key{
+			Name: in.Body.Name, Organization: in.Body.Organization, Role: in.Body.Role, By: w.String(), Expires: time.Now().UTC().AddDate(0, 0, max(in.Body.Days, 1)).Truncate(time.Second),
+		}
+		secret, err := a.o.Access.CreateKey(ctx, &k)
+		if err != nil {
+			return nil, err
+		}
+		a.tell(ctx, w, "key.created", "create", schema.Success, k.Organization, "", map[string]string{"name": k.Name, "role": string(k.Role)})
+		return &struct{ Body newKey }{newKey{k, secret}}, nil
+	})
+	register(a, huma.Operation{OperationID: "revoke-key", Method: http.MethodDelete, Path: "/api/v1/keys/{name}", Summary: "Have a key open nothing any more", Tags: tags, Errors: []int{404}},
+		func(ctx context.Context, in *named) (*struct{}, error) {
+			w := asking(ctx)
+			keys, err := a.o.Access.Keys(ctx, w.Organization)
+			if err != nil {
+				return nil, err
+			}
+			for i := range keys {
+				if keys[i].Name != in.Name {
+					continue
+				}
+				if _, err := admin(ctx, keys[i].Organization); err != nil {
+					return nil, err
+				}
+				if _, err := a.o.Access.RevokeKey(ctx, in.Name); err != nil {
+					return nil, err
+				}
+				a.tell(ctx, w, "key.revoked", "delete", schema.Success, keys[i].Organization, "", map[string]string{"name": in.Name})
+				return nil, nil
+			}
+			return nil, access.ErrNone
+		})
+}

@@ -1,0 +1,125 @@
+package api
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"log/slog"
+	"net/http"
+	"time"
+
+	"github.com/danielgtaylor/huma/v2"
+
+	"github.com/kansa-audit/kansa/pipeline/store"
+	"github.com/kansa-audit/kansa/schema/codec"
+)
+
+const (
+	// tailEvery is how often the tail looks for more.
+	tailEvery = 500 * time.Millisecond
+	// tailAtOnce bounds what one look sends; what is left comes with the next.
+	tailAtOnce = 500
+	// tailBeat keeps proxies from closing a connection on which nothing happens.
+	tailBeat = 15 * time.Second
+)
+
+// tail registers the live tail: server-sent events, each an event and its place, from which a browser that lost the
+// connection goes on by itself.
+func (a *audit) tail() {
+	type input struct {
+		FilterParams
+		LastEventID string `header:"Last-Event-ID" maxLength:"200"`
+		Cursor      string `query:"cursor" maxLength:"200" doc:"Where to begin; now if empty"`
+	}
+	register(a, huma.Operation{
+		OperationID: "audit-tail", Method: http.MethodGet, Path: "/api/v1/audit/tail", Summary: "New events as they are stored", Tags: []string{"events"},
+		Description: "Server-sent events. The data of each is an event as JSON, its id is a cursor. None is skipped or repeated.",
+		Responses:   map[string]*huma.Response{"200": {Description: "The events", Content: map[string]*huma.MediaType{"text/event-stream": {}}}},
+	}, func(ctx context.Context, in *input) (*huma.StreamResponse, error) {
+		q, err := a.question(ctx, &in.FilterParams, "tail")
+		if err != nil {
+			return nil, err
+		}
+		from := in.Cursor
+		if in.LastEventID != "" {
+			from = in.LastEventID
+		}
+		if from != "" {
+			if q.After, err = readCursor(from); err != nil {
+				return nil, huma.Error400BadRequest("cursor is none of ours")
+			}
+		} else {
+			floor, err := a.floor(ctx)
+			if err != nil {
+				return nil, err
+			}
+			// Behind everything that is stored: the sequence decides within one instant, and no clock is needed.
+			if q.After, err = a.o.Store.Last(ctx, q.Organization, floor); err != nil {
+				return nil, err
+			}
+		}
+		return &huma.StreamResponse{Body: func(h huma.Context) {
+			h.SetHeader("Content-Type", "text/event-stream")
+			h.SetHeader("Cache-Control", "no-store")
+			h.SetHeader("X-Accel-Buffering", "no")
+			if err := a.follow(h, q); err != nil && h.Context().Err() == nil {
+				a.o.Logger.Warn("live tail ended", slog.Any("error", err))
+			}
+		}}, nil
+	})
+}
+
+func (a *audit) follow(h huma.Context, q *store.Question) error {
+	w := h.BodyWriter()
+	flush := func() {}
+	if f, ok := w.(http.Flusher); ok {
+		flush = f.Flush
+	}
+	ctx := h.Context()
+	look := time.NewTicker(tailEvery)
+	defer look.Stop()
+	if _, err := fmt.Fprint(w, ": the tail begins\n\n"); err != nil {
+		return err
+	}
+	flush()
+	said := time.Now()
+	q.Limit = tailAtOnce
+	for {
+		var err error
+		if q.UpTo, err = a.floor(ctx); err != nil {
+			return err
+		}
+		n := 0
+		err = a.o.Store.Events(ctx, q, func(e *codec.Stored) error {
+			data, err := json.Marshal(Event{*e})
+			if err != nil {
+				return err
+			}
+			q.After = store.Position{RecordedAt: e.RecordedAt, StreamSeq: e.StreamSeq, BatchIndex: e.BatchIndex}
+			n++
+			_, err = fmt.Fprintf(w, "id: %s\ndata: %s\n\n", writeCursor(q.After), data)
+			return err
+		})
+		if err != nil {
+			return err
+		}
+		if n == 0 && time.Since(said) > tailBeat {
+			if _, err := fmt.Fprint(w, ": nothing new\n\n"); err != nil {
+				return err
+			}
+			n = 1
+		}
+		if n > 0 {
+			said = time.Now()
+			flush()
+		}
+		if n >= tailAtOnce {
+			continue
+		}
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-look.C:
+		}
+	}
+}

@@ -1,0 +1,48 @@
+package pipeline
+
+import (
+	"context"
+	"fmt"
+	"log/slog"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/kansa-audit/kansa/pipeline/api"
+	"github.com/kansa-audit/kansa/pipeline/broker"
+	"github.com/kansa-audit/kansa/pipeline/operator"
+)
+
+// audit are the parts behind the API.
+func (s *System) audit() *api.Audit {
+	return &api.Audit{
+		Access: &s.Access, Store: s.Store, Bucket: s.Bucket, States: s.States, Floor: s.newFloor(), Hour: s.Config.Rollup.Hour,
+		Ask:    func(by string) operator.Client { return operator.Client{NC: s.Client.NC, By: by} },
+		Secure: strings.HasPrefix(s.Config.Exports.PublicURL, "https://"),
+		Record: s.own.Record, Logger: s.log.With(slog.String("part", "api")),
+	}
+}
+
+// floorFor is how long the writer's ack floor is believed: a page is as fresh as that.
+const floorFor = 100 * time.Millisecond
+
+// newFloor returns a function that tells up to which place in the stream every event is in the table. However many
+// ask, the broker is asked once in a while.
+func (s *System) newFloor() func(context.Context) (uint64, error) {
+	var mu sync.Mutex
+	var floor uint64
+	var at time.Time
+	return func(ctx context.Context) (uint64, error) {
+		mu.Lock()
+		defer mu.Unlock()
+		if time.Since(at) < floorFor {
+			return floor, nil
+		}
+		c, err := s.Client.JS.Consumer(ctx, broker.StreamAudit, broker.ConsumerWriter)
+		if err != nil {
+			return 0, fmt.Errorf("ask how far the writer has come: %w", err)
+		}
+		floor, at = c.CachedInfo().AckFloor.Stream, time.Now()
+		return floor, nil
+	}
+}

@@ -1,0 +1,57 @@
+package broker
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/nats-io/nats.go/jetstream"
+)
+
+// setConsumer makes a consumer or brings it up to date. Where one began that is there can't be changed.
+func (c *Client) setConsumer(ctx context.Context, stream string, cfg jetstream.ConsumerConfig) error {
+	c.mu.Lock()
+	c.consumers[stream] = cfg
+	c.mu.Unlock()
+	have, err := c.JS.Consumer(ctx, stream, cfg.Durable)
+	switch {
+	case err == nil:
+		had := have.CachedInfo().Config
+		cfg.DeliverPolicy, cfg.OptStartSeq = had.DeliverPolicy, had.OptStartSeq
+	case !errors.Is(err, jetstream.ErrConsumerNotFound):
+		return err
+	}
+	_, err = c.JS.CreateOrUpdateConsumer(ctx, stream, cfg)
+	return err
+}
+
+// Floor is the last message of a stream before which everything is settled, and when that stream was made: of
+// another stream of the same name it says nothing. The zero value knows nothing.
+type Floor struct {
+	Seq     uint64
+	Created time.Time
+}
+
+// RestoreConsumer makes the consumer of a stream again, as Setup made it, after somebody deleted it. It begins
+// after a floor; without one, at the beginning of the stream, which is as right and takes longer.
+func (c *Client) RestoreConsumer(ctx context.Context, stream string, after Floor) error {
+	c.mu.Lock()
+	cfg, ok := c.consumers[stream]
+	c.mu.Unlock()
+	if !ok {
+		return fmt.Errorf("restore the consumer of stream %s: it was not set up", stream)
+	}
+	st, err := c.JS.Stream(ctx, stream)
+	if err != nil {
+		return fmt.Errorf("look up stream %s: %w", stream, err)
+	}
+	if info := st.CachedInfo(); after.Seq > 0 && info.Created.Equal(after.Created) && after.Seq <= info.State.LastSeq {
+		cfg.DeliverPolicy, cfg.OptStartSeq = jetstream.DeliverByStartSequencePolicy, after.Seq+1
+	}
+	_, err = st.CreateConsumer(ctx, cfg)
+	if err != nil && !errors.Is(err, jetstream.ErrConsumerExists) { // another process was first
+		return fmt.Errorf("restore consumer %s of stream %s: %w", cfg.Durable, stream, err)
+	}
+	return nil
+}

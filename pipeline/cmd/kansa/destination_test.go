@@ -1,0 +1,113 @@
+package main
+
+import (
+	"encoding/json"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/kansa-audit/kansa/pipeline/demo/sshd"
+	"github.com/kansa-audit/kansa/pipeline/operator"
+	"github.com/kansa-audit/kansa/pipeline/pipelinetest"
+)
+
+// Requirements I1, I4, I13, I14: a destination is made, tried, changed, paused and removed by commands, and gets
+// its archives.
+func TestDestinationCommands(t *testing.T) {
+	s := startServers(t)
+	dir := filepath.Join(t.TempDir(), "sftp")
+	if err := os.Mkdir(dir, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	server, err := sshd.Start(t.Context(), sshd.Options{Dir: dir, User: "kansa", Password: "open sesame"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = server.Close() })
+	start(t, "run", "-c", s.config, "writer", "rollup", "exporter", "api")
+	at := "--nats=" + s.broker.URL()
+	do := func(want int, args ...string) string {
+		t.Helper()
+		code, out, errs := kansa(t, "", append(args, at)...)
+		if code != want {
+			t.Errorf("kansa %s: exit code %d, want %d\n%s%s", strings.Join(args, " "), code, want, out, errs)
+		}
+		return out + errs
+	}
+	pipelinetest.Until(t, time.Minute, func() (bool, any) {
+		code, _, _ := kansa(t, "", "destination", "list", at)
+		return code == 0, nil
+	})
+
+	host, port, _ := strings.Cut(server.Addr(), ":")
+	secret := filepath.Join(t.TempDir(), "password")
+	if err := os.WriteFile(secret, []byte("open sesame\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	add := []string{
+		"destination", "add", "acme/archive", "-s", "sftp.host=" + host, "-s", "sftp.port=" + port, "-s", "sftp.user=kansa", "-s", "sftp.password=@" + secret,
+		"-s", "schedule={every: 1s, period: 2s}",
+	}
+	// The server's key is not known yet: nothing is kept, and the report says what to accept.
+	if out := do(1, add...); !strings.Contains(out, server.HostKeyFingerprint()) || !strings.Contains(out, "Nothing was kept") {
+		t.Errorf("an unknown host key:\n%s", out)
+	}
+	add = append(add, "-s", "sftp.host_keys=["+server.HostKeyFingerprint()+"]", "-s", "sftp.path=/")
+	if out := do(0, add...); !strings.Contains(out, "is kept") {
+		t.Errorf("got:\n%s", out)
+	}
+	if out := do(1, add...); !strings.Contains(out, "there already") {
+		t.Errorf("a second one:\n%s", out)
+	}
+	if out := do(1, "destination", "add", "acme/wrong", "-s", "sftp.hst=x"); !strings.Contains(out, `"hst"`) {
+		t.Errorf("a field that there is not:\n%s", out)
+	}
+	if out := do(0, "destination", "show", "acme/archive"); strings.Contains(out, "sesame") || !strings.Contains(out, "(hidden)") {
+		t.Errorf("shown:\n%s", out)
+	}
+	if out := do(0, "destination", "test", "acme/archive"); strings.Contains(out, "FAILED") {
+		t.Errorf("a test:\n%s", out)
+	}
+	if out := do(1, "destination", "edit", "acme/archive", "-s", "sftp.path=/none"); !strings.Contains(out, "/none") {
+		t.Errorf("an edit that does not work:\n%s", out)
+	}
+	do(0, "destination", "edit", "acme/archive", "-s", "sftp.keepalive=20s")
+	do(0, "destination", "pause", "acme/archive")
+	if state := listed(t, do(0, "destination", "list", "--json")).State; state != "paused" {
+		t.Errorf("state %s", state)
+	}
+	do(0, "destination", "resume", "acme/archive")
+	s.publish(t, 1000, nil)
+	pipelinetest.Until(t, time.Minute, func() (bool, any) {
+		files, err := filepath.Glob(filepath.Join(dir, "*.zip"))
+		return len(files) > 0 && listed(t, do(0, "destination", "list", "--json")).State == "ok", err
+	})
+	do(0, "organization", "set", "acme", "--exports-per-day=1")
+	if out := do(0, "export", "estimate", "-o", "acme", "--to", time.Now().UTC().Add(-2*time.Second).Format(time.RFC3339)); !strings.Contains(out, "events") {
+		t.Errorf("an estimate:\n%s", out)
+	}
+	from, to := time.Now().UTC().Add(-time.Hour).Format(time.RFC3339), time.Now().UTC().Add(-2*time.Second).Format(time.RFC3339)
+	do(0, "export", "start", "-o", "acme", "-d", "archive", "--from", from, "--to", to, "--wait")
+	if out := do(0, "export", "start", "-o", "acme", "-d", "archive", "--from", from, "--to", to); !strings.Contains(out, "costs nothing") {
+		t.Errorf("the same again:\n%s", out)
+	}
+	if out := do(1, "export", "start", "-o", "acme", "-t", "access", "-d", "archive", "--from", from, "--to", to); !strings.Contains(out, "no more exports today") {
+		t.Errorf("beyond the quota:\n%s", out)
+	}
+	do(0, "destination", "remove", "acme/archive")
+	if out := do(1, "destination", "test", "acme/archive"); !strings.Contains(out, "no such destination") {
+		t.Errorf("removed:\n%s", out)
+	}
+}
+
+func listed(t *testing.T, out string) operator.DestinationStatus {
+	t.Helper()
+	var d operator.DestinationStatus
+	if err := json.Unmarshal([]byte(out), &d); err != nil {
+		t.Fatalf("%v in %s", err, strconv.Quote(out))
+	}
+	return d
+}

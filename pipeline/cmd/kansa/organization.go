@@ -1,0 +1,144 @@
+package main
+
+import (
+	"encoding/json"
+	"fmt"
+	"strings"
+	"text/tabwriter"
+	"time"
+
+	"github.com/kansa-audit/kansa/pipeline/settings"
+	"github.com/kansa-audit/kansa/schema"
+)
+
+type organizationCmd struct {
+	Show organizationShowCmd `cmd:"" help:"Show the rules of an organization."`
+	Set  organizationSetCmd  `cmd:"" help:"Change rules."`
+	List organizationListCmd `cmd:"" help:"List organizations that have rules of their own."`
+}
+
+type organizationShowCmd struct {
+	natsFlags
+	Name string `arg:"" help:"The organization."`
+	JSON bool   `name:"json" help:"Print them as JSON."`
+}
+
+func (c *organizationShowCmd) Run(e *env) error {
+	client, err := c.connect(e.ctx, "organization")
+	if err != nil {
+		return err
+	}
+	defer client.Close()
+	o, err := operatorOf(client).Organization(e.ctx, c.Name)
+	if err != nil {
+		return err
+	}
+	return printOrganizations(e, []settings.Organization{*o}, c.JSON)
+}
+
+type organizationListCmd struct {
+	natsFlags
+	JSON bool `name:"json" help:"One JSON object a line."`
+}
+
+func (c *organizationListCmd) Run(e *env) error {
+	client, err := c.connect(e.ctx, "organization")
+	if err != nil {
+		return err
+	}
+	defer client.Close()
+	all, err := operatorOf(client).Organizations(e.ctx)
+	if err != nil {
+		return err
+	}
+	return printOrganizations(e, all, c.JSON)
+}
+
+type organizationSetCmd struct {
+	natsFlags
+	Name           string   `arg:"" help:"The organization."`
+	ExportsOff     []string `placeholder:"TRAIL" help:"Switch off exports of these trails; scheduled archives wait and are caught up."`
+	ExportsOn      []string `placeholder:"TRAIL" help:"Switch them on again."`
+	ExportsPerDay  *int     `placeholder:"N" help:"Exports that may be asked for on one day, for each trail."`
+	RetentionDays  *int     `placeholder:"DAYS" help:"How long events are kept."`
+	RetentionBytes *int64   `placeholder:"BYTES" help:"How many bytes of CSV are kept; 0 is no bound."`
+	Hold           *string  `placeholder:"REASON" help:"Legal hold: remove nothing, whatever the retention says."`
+	ReleaseHold    bool     `help:"End the legal hold."`
+	JSON           bool     `name:"json" help:"Print the rules as JSON."`
+}
+
+func (c *organizationSetCmd) Run(e *env) error {
+	client, err := c.connect(e.ctx, "organization")
+	if err != nil {
+		return err
+	}
+	defer client.Close()
+	o, err := operatorOf(client).Organization(e.ctx, c.Name)
+	if err != nil {
+		return err
+	}
+	for _, t := range c.ExportsOff {
+		o.ExportsOff = append(without(o.ExportsOff, t), schema.Trail(t))
+	}
+	for _, t := range c.ExportsOn {
+		o.ExportsOff = without(o.ExportsOff, t)
+	}
+	if c.ExportsPerDay != nil {
+		o.ExportsPerDay = *c.ExportsPerDay
+	}
+	if c.RetentionDays != nil {
+		o.RetentionDays = *c.RetentionDays
+	}
+	if c.RetentionBytes != nil {
+		o.RetentionBytes = *c.RetentionBytes
+	}
+	if c.Hold != nil {
+		o.Hold = &settings.Hold{Reason: *c.Hold}
+	}
+	if c.ReleaseHold {
+		o.Hold = nil
+	}
+	if o, err = operatorOf(client).SaveOrganization(e.ctx, *o); err != nil {
+		return err
+	}
+	return printOrganizations(e, []settings.Organization{*o}, c.JSON)
+}
+
+func without(trails []schema.Trail, name string) []schema.Trail {
+	var rest []schema.Trail
+	for _, t := range trails {
+		if string(t) != name {
+			rest = append(rest, t)
+		}
+	}
+	return rest
+}
+
+func printOrganizations(e *env, all []settings.Organization, asJSON bool) error {
+	if asJSON {
+		enc := json.NewEncoder(e.stdout)
+		for i := range all {
+			if err := enc.Encode(all[i]); err != nil {
+				return fmt.Errorf("print: %w", err)
+			}
+		}
+		return nil
+	}
+	t := tabwriter.NewWriter(e.stdout, 0, 0, 2, ' ', 0)
+	fmt.Fprintln(t, "ORGANIZATION\tEXPORTS OFF\tEXPORTS A DAY\tRETENTION\tLEGAL HOLD")
+	for i := range all {
+		o := &all[i]
+		off, hold, kept := "-", "-", fmt.Sprintf("%d days", o.RetentionDays)
+		if len(o.ExportsOff) > 0 {
+			off = trailNames(o.ExportsOff)
+		}
+		if o.RetentionBytes > 0 {
+			kept += fmt.Sprintf(", %s bytes", grouped(uint64(o.RetentionBytes)))
+		}
+		if o.Hold != nil {
+			hold = strings.TrimSpace(o.Hold.Reason) + " (" + o.Hold.By + ", " + o.Hold.Since.Format(time.DateOnly) + ")"
+		}
+		fmt.Fprintf(t, "%s\t%s\t%d\t%s\t%s\n", o.Name, off, o.ExportsPerDay, kept, hold)
+	}
+	return t.Flush()
+}

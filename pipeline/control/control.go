@@ -1,0 +1,130 @@
+// Package control carries what people's tools ask of a running system, over the broker both are connected
+// to: a tool needs neither the engine's address nor a key, and a rule is checked in one place.
+//
+// It owns the form of questions and answers, and knows none of them.
+package control
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"sync"
+	"time"
+
+	"github.com/nats-io/nats.go"
+)
+
+// Prefix is that of every subject of requests. Who may publish on it may do all that an operator may.
+const Prefix = "kansa."
+
+// ErrNobody means that no running system answers a request. The error names the role that would.
+var ErrNobody = errors.New("nobody answers")
+
+// ErrRefused is what the errors of the answering side are to the asking one.
+var ErrRefused = errors.New("refused")
+
+type refusal struct{ text string }
+
+func (r refusal) Error() string        { return r.text }
+func (r refusal) Is(target error) bool { return target == ErrRefused }
+
+type answer struct {
+	Answer json.RawMessage `json:"answer,omitempty"`
+	Error  string          `json:"error,omitempty"`
+}
+
+// Verb is one thing that can be asked for. Make it with [On].
+type Verb struct {
+	name   string
+	limit  time.Duration
+	handle func(ctx context.Context, data []byte) (any, error)
+}
+
+// On is a verb that answers questions of one type, each within a limit.
+func On[Q, A any](name string, limit time.Duration, handle func(ctx context.Context, q Q) (A, error)) Verb {
+	return Verb{name: name, limit: limit, handle: func(ctx context.Context, data []byte) (any, error) {
+		var q Q
+		if err := json.Unmarshal(data, &q); err != nil {
+			return nil, fmt.Errorf("read the question: %w", err)
+		}
+		return handle(ctx, q)
+	}}
+}
+
+// Serve answers until ctx ends, and returns when the last answer is given. Questions of one verb are answered one
+// at a time; of several systems one answers each.
+func Serve(ctx context.Context, nc *nats.Conn, verbs ...Verb) error {
+	var served sync.WaitGroup
+	defer served.Wait()
+	for _, v := range verbs {
+		questions := make(chan *nats.Msg, 64)
+		sub, err := nc.ChanQueueSubscribe(Prefix+v.name, "kansa", questions)
+		if err != nil {
+			return fmt.Errorf("subscribe to %s: %w", Prefix+v.name, err)
+		}
+		served.Add(1)
+		go func() {
+			defer served.Done()
+			defer func() { _ = sub.Unsubscribe() }() // it fails only when the connection is closed
+			for {
+				select {
+				case <-ctx.Done():
+					return
+				case msg := <-questions:
+					_ = msg.Respond(v.answer(ctx, msg.Data)) // who asked may be gone
+				}
+			}
+		}()
+	}
+	<-ctx.Done()
+	return nil
+}
+
+func (v Verb) answer(ctx context.Context, question []byte) []byte {
+	ctx, cancel := context.WithTimeout(ctx, v.limit)
+	defer cancel()
+	var a answer
+	got, err := v.handle(ctx, question)
+	if err == nil {
+		a.Answer, err = json.Marshal(got)
+	}
+	if err != nil {
+		a.Error = err.Error()
+	}
+	data, err := json.Marshal(a)
+	if err != nil {
+		return []byte(`{"error":"the answer can not be encoded"}`)
+	}
+	return data
+}
+
+// Ask asks a running system and waits no longer than limit. role is the one that answers, for the error that says
+// that none does.
+func Ask[A, Q any](ctx context.Context, nc *nats.Conn, role, verb string, limit time.Duration, q Q) (A, error) {
+	var got A
+	data, err := json.Marshal(q)
+	if err != nil {
+		return got, fmt.Errorf("encode the question: %w", err)
+	}
+	ctx, cancel := context.WithTimeout(ctx, limit)
+	defer cancel()
+	msg, err := nc.RequestWithContext(ctx, Prefix+verb, data)
+	if errors.Is(err, nats.ErrNoResponders) {
+		return got, fmt.Errorf("%w: no %s is running: start kansa up, or kansa run %s, and ask again", ErrNobody, role, role)
+	}
+	if err != nil {
+		return got, fmt.Errorf("ask %s: %w", verb, err)
+	}
+	var a answer
+	if err := json.Unmarshal(msg.Data, &a); err != nil {
+		return got, fmt.Errorf("read the answer: %w", err)
+	}
+	if a.Error != "" {
+		return got, refusal{a.Error}
+	}
+	if err := json.Unmarshal(a.Answer, &got); err != nil {
+		return got, fmt.Errorf("read the answer: %w", err)
+	}
+	return got, nil
+}

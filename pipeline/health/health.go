@@ -1,0 +1,111 @@
+// Package health says what of this process is not working, role by role, to people, probes and alarms.
+//
+// It asks when it is asked, and mends nothing.
+package health
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"net/http"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+)
+
+// Severity says whether a role works.
+type Severity string
+
+// The severities.
+const (
+	Failing Severity = "failing" // the role does not do its work
+	Warning Severity = "warning" // it does, and somebody should look
+)
+
+// Check looks at one thing that a role needs, or does.
+type Check struct {
+	Role     string
+	Name     string
+	Severity Severity // of what it finds
+	// Look says what is wrong, or nothing. It returns when ctx ends.
+	Look func(ctx context.Context) error
+}
+
+// Finding is what a check found.
+type Finding struct {
+	Role     string   `json:"role"`
+	Check    string   `json:"check"`
+	Severity Severity `json:"severity"`
+	Reason   string   `json:"reason"`
+}
+
+// Report is what all checks found.
+type Report struct {
+	Ready    bool      `json:"ready"` // nothing is failing
+	Findings []Finding `json:"findings"`
+}
+
+// patience bounds a look at everything.
+const patience = 3 * time.Second
+
+// Run makes all checks at once.
+func Run(ctx context.Context, checks []Check) Report {
+	ctx, cancel := context.WithTimeout(ctx, patience)
+	defer cancel()
+	errs := make([]error, len(checks))
+	var all sync.WaitGroup
+	for i, c := range checks {
+		all.Go(func() { errs[i] = c.Look(ctx) })
+	}
+	all.Wait()
+	r := Report{Ready: true, Findings: []Finding{}}
+	for i, c := range checks {
+		if errs[i] == nil {
+			continue
+		}
+		r.Ready = r.Ready && c.Severity != Failing
+		// A reason is one line, whoever wrote it.
+		reason := strings.Join(strings.FieldsFunc(errs[i].Error(), func(r rune) bool { return r == '\n' || r == '\r' }), "; ")
+		r.Findings = append(r.Findings, Finding{c.Role, c.Name, c.Severity, reason})
+	}
+	slices.SortStableFunc(r.Findings, func(a, b Finding) int { return strings.Compare(string(a.Severity), string(b.Severity)) })
+	return r
+}
+
+// Text is the report with a line for each finding.
+func (r Report) Text() string {
+	var b strings.Builder
+	if r.Ready {
+		b.WriteString("ready\n")
+	} else {
+		b.WriteString("not ready\n")
+	}
+	for _, f := range r.Findings {
+		fmt.Fprintf(&b, "%s: %s: %s: %s\n", f.Severity, f.Role, f.Check, f.Reason)
+	}
+	return b.String()
+}
+
+// Handler answers with what the checks find: 503 if anything is failing; as JSON if that is asked for, or else with
+// a line for each finding.
+func Handler(checks func() []Check) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, req *http.Request) {
+		r := Run(req.Context(), checks())
+		body, kind := []byte(r.Text()), "text/plain; charset=utf-8"
+		if strings.Contains(req.Header.Get("Accept"), "application/json") {
+			var err error
+			if body, err = json.Marshal(r); err != nil {
+				http.Error(w, err.Error(), http.StatusInternalServerError)
+				return
+			}
+			kind = "application/json"
+		}
+		w.Header().Set("Content-Type", kind)
+		w.Header().Set("Cache-Control", "no-store")
+		if !r.Ready {
+			w.WriteHeader(http.StatusServiceUnavailable)
+		}
+		_, _ = w.Write(body) // who asked may be gone
+	})
+}

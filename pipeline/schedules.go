@@ -1,0 +1,77 @@
+package pipeline
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"path/filepath"
+	"strings"
+	"time"
+
+	"github.com/kansa-audit/kansa/consumers/exporter"
+	"github.com/kansa-audit/kansa/pipeline/broker"
+	"github.com/kansa-audit/kansa/pipeline/settings"
+)
+
+// openSettings opens what people decide, with the key that seals secrets.
+func (s *System) openSettings() (*settings.Store, error) {
+	path := s.Config.Settings.KeyFile
+	if path == "" {
+		path = filepath.Join(s.Config.DataDir, settings.KeyFile)
+	}
+	box, err := settings.OpenBox(path)
+	if err != nil {
+		return nil, err
+	}
+	return &settings.Store{
+		KV: s.settings, Box: box, Record: s.own.Record, Logger: s.log.With(slog.String("part", "settings")),
+		Defaults: settings.Organization{ExportsPerDay: s.Config.Exports.PerDay, RetentionDays: s.Config.Retention.Days},
+	}, nil
+}
+
+// schedules gives the broker the schedules of the destinations, and takes away those of others.
+func (s *System) schedules(ctx context.Context) error {
+	kept, err := s.Settings.Destinations(ctx, "")
+	if err != nil {
+		return err
+	}
+	var all []broker.Schedule
+	for i := range kept {
+		d := &kept[i]
+		if d.Schedule == nil || d.Paused {
+			continue
+		}
+		body, err := exporter.EncodeSchedule(d.Name)
+		if err != nil {
+			return fmt.Errorf("encode the schedule of %s: %w", d.Name, err)
+		}
+		all = append(all, broker.ExportSchedule(d.Name, d.Organization, d.Schedule.Cron, d.Schedule.TimeZone, d.Schedule.Every, body))
+	}
+	return s.Client.SetExportSchedules(ctx, all)
+}
+
+// followSettings brings the schedules in line with the destinations whenever one is changed, and has a look at the
+// schedule of that one at once: what waited for it need not wait for the hour at which it is due.
+func (s *System) followSettings(ctx context.Context) error {
+	for ctx.Err() == nil {
+		err := s.Settings.Watch(ctx, func(key string) {
+			id, ok := strings.CutPrefix(key, settings.DestinationPrefix)
+			if !ok {
+				return
+			}
+			organization, name, _ := strings.Cut(id, ".")
+			if err := errors.Join(s.schedules(ctx), exporter.LookAtSchedule(ctx, s.Client.JS, organization, name)); err != nil && ctx.Err() == nil {
+				s.log.Warn("schedules were not brought up to date; the next change or start does", slog.Any("error", err))
+			}
+		})
+		if err != nil && ctx.Err() == nil {
+			s.log.Warn("following the settings again", slog.Any("error", err))
+			select {
+			case <-ctx.Done():
+			case <-time.After(time.Second):
+			}
+		}
+	}
+	return nil
+}

@@ -47,7 +47,13 @@ func newClient(t *testing.T, s *pipeline.System, name, organization string, role
 	return client{s, key}
 }
 
-func (c client) do(t *testing.T, method, path, body string, header ...string) (*http.Response, []byte) {
+// answer is one that was read to its end.
+type answer struct {
+	StatusCode int
+	Header     http.Header
+}
+
+func (c client) do(t *testing.T, method, path, body string, header ...string) (answer, []byte) {
 	t.Helper()
 	req, err := http.NewRequestWithContext(t.Context(), method, c.s.API.URL()+path, strings.NewReader(body))
 	if err != nil {
@@ -71,7 +77,7 @@ func (c client) do(t *testing.T, method, path, body string, header ...string) (*
 	if err != nil {
 		t.Fatal(err)
 	}
-	return res, data
+	return answer{res.StatusCode, res.Header}, data
 }
 
 func (c client) get(t *testing.T, want int, path string) []byte {
@@ -441,7 +447,7 @@ type operation struct {
 }
 
 // schemaOf is where the document has the schema of an answer.
-func (o operation) schemaOf(res *http.Response) (string, bool) {
+func (o operation) schemaOf(res answer) (string, bool) {
 	kind, _, _ := strings.Cut(res.Header.Get("Content-Type"), ";")
 	responses := o.op["responses"].(map[string]any)
 	for _, status := range []string{strconv.Itoa(res.StatusCode), "default"} {

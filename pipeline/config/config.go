@@ -127,8 +127,10 @@ type Writer struct {
 	InsertTimeout time.Duration `yaml:"insert_timeout"`
 }
 
-// Retention says for how many days events are kept in ClickHouse.
+// Retention says for how many days events are kept, unless an organization decides otherwise.
 type Retention struct {
+	// Every is how often the rollup looks what is to be removed.
+	Every time.Duration `yaml:"every"`
 	// Days of all organizations that are not named below.
 	Days int `yaml:"days"`
 	// Organizations that have other days. An event keeps what held when it was stored.
@@ -141,14 +143,8 @@ func (r Retention) Expires(organization string, recordedAt time.Time) time.Time 
 	if own, ok := r.Organizations[organization]; ok {
 		days = own
 	}
-	if at := recordedAt.AddDate(0, 0, days); at.Before(forever) {
-		return at
-	}
-	return forever
+	return schema.Expires(recordedAt, days)
 }
-
-// forever is the last day of the table's expires_at, which has 32 bits: beyond it an event would expire at once.
-var forever = time.Date(2106, 2, 7, 0, 0, 0, 0, time.UTC)
 
 // Rollup makes partitions.
 type Rollup struct {
@@ -231,7 +227,7 @@ func Default() *Config {
 			MaxRows: 200_000, MaxBytes: 96 << 20, Linger: 50 * time.Millisecond, MaxLinger: 300 * time.Millisecond, Inserts: 2, Memory: 192 << 20,
 			AckWait: time.Minute, InsertTimeout: 20 * time.Second,
 		},
-		Retention: Retention{Days: 730},
+		Retention: Retention{Every: time.Hour, Days: 730},
 		Rollup:    Rollup{Hour: time.Hour, Grace: 500 * time.Millisecond},
 		Exports:   Exports{LinkDays: 7, Parallel: 4, AckWait: 30 * time.Second, PerDay: 3, AlertAfter: 15 * time.Minute},
 		API:       API{Listen: "127.0.0.1:8080"},
@@ -325,6 +321,9 @@ func (c *Config) Check() error {
 		if err := c.Mail.Validate(); err != nil {
 			fault("mail: %w", err)
 		}
+	}
+	if c.Retention.Every < time.Second {
+		fault("retention.every is %s: give one second at least", c.Retention.Every)
 	}
 	if c.Exports.AlertAfter < time.Second {
 		fault("exports.alert_after is %s: give one second at least", c.Exports.AlertAfter)

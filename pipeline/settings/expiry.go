@@ -6,6 +6,8 @@ import (
 	"strings"
 	"sync"
 	"time"
+
+	"github.com/kansa-audit/kansa/schema"
 )
 
 // Retention is for how long the events of an organization are kept.
@@ -44,6 +46,15 @@ func (r *Retentions) Of(organization string) Retention {
 		return own
 	}
 	return Retention{Days: r.store.defaults(organization).RetentionDays}
+}
+
+// Expires is when an event that is recorded now may be removed.
+func (r *Retentions) Expires(organization string, recordedAt time.Time) time.Time {
+	of := r.Of(organization)
+	if of.Held {
+		return schema.Forever
+	}
+	return schema.Expires(recordedAt, of.Days)
 }
 
 // Follow keeps r up to date until ctx ends.

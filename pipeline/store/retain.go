@@ -8,26 +8,12 @@ import (
 	"github.com/kansa-audit/kansa/schema"
 )
 
-// never is the last day that ClickHouse's DateTime holds, nearly.
-var never = time.Date(2106, 1, 1, 0, 0, 0, 0, time.UTC)
-
-// Expiry is when an event that was recorded at a time may be removed; held, it is kept.
-func Expiry(recordedAt time.Time, days int, held bool) time.Time {
-	if held {
-		return never
-	}
-	if at := recordedAt.AddDate(0, 0, days); at.Before(never) {
-		return at
-	}
-	return never
-}
-
 // SetExpiry has the events of an organization that are stored expire as the retention says now. It rewrites a column of
 // them, in the engine's own time.
 func (s *Store) SetExpiry(ctx context.Context, organization string, days int, held bool) error {
-	at := fmt.Sprintf("toDateTime(%d, 'UTC')", never.Unix())
+	at := fmt.Sprintf("toDateTime(%d, 'UTC')", schema.Forever.Unix())
 	if !held {
-		at = fmt.Sprintf("toDateTime(least(toUnixTimestamp(recorded_at) + %d, %d), 'UTC')", int64(days)*24*60*60, never.Unix())
+		at = fmt.Sprintf("toDateTime(least(toUnixTimestamp(recorded_at) + %d, %d), 'UTC')", int64(days)*24*60*60, schema.Forever.Unix())
 	}
 	if err := s.conn.Exec(ctx, "ALTER TABLE audit_events UPDATE expires_at = "+at+" WHERE organization = "+quoteString(organization)); err != nil {
 		return fmt.Errorf("set when the events of %s expire: %w", organization, err)

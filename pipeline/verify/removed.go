@@ -23,7 +23,7 @@ func wasRemoved(l *files, k link, there bool, ring *seal.Ring) (bool, error) {
 	if err != nil {
 		return false, err
 	}
-	if err := r.Of(k.Sealed); err != nil {
+	if err := r.Of(k.Manifest, k.hash); err != nil {
 		return false, err
 	}
 	return !there, nil

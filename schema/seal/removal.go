@@ -101,9 +101,9 @@ func (g *Ring) generation(n *note.Note) int {
 	return newest
 }
 
-// Of tells whether r speaks of a sealed partition.
-func (r *Removal) Of(s *Sealed) error {
-	if r.Organization != s.Organization || r.Trail != s.Trail || !r.HourStart.Equal(s.HourStart) || !r.HourEnd.Equal(s.HourEnd) || r.Manifest != s.TextHash() {
+// Of tells whether r speaks of the partition of a manifest, of which the hash of the text is given.
+func (r *Removal) Of(m *Manifest, hash string) error {
+	if r.Organization != m.Organization || r.Trail != m.Trail || !r.HourStart.Equal(m.HourStart) || !r.HourEnd.Equal(m.HourEnd) || r.Manifest != hash {
 		return fmt.Errorf("%w: it speaks of another partition, or of another manifest", ErrRemoval)
 	}
 	return nil

@@ -224,7 +224,7 @@ func Default() *Config {
 		Streams:    Streams{Replicas: 1, AuditMaxAge: 7 * 24 * time.Hour, DuplicateWindow: 10 * time.Minute},
 		ClickHouse: ClickHouse{Database: "kansa"},
 		Writer: Writer{
-			MaxRows: 200_000, MaxBytes: 96 << 20, Linger: 50 * time.Millisecond, MaxLinger: 300 * time.Millisecond, Inserts: 2, Memory: 192 << 20,
+			MaxRows: 200_000, MaxBytes: 96 << 20, Linger: 50 * time.Millisecond, MaxLinger: 300 * time.Millisecond, Inserts: 2, Memory: 160 << 20,
 			AckWait: time.Minute, InsertTimeout: 20 * time.Second,
 		},
 		Retention: Retention{Every: time.Hour, Days: 730},

@@ -35,6 +35,11 @@ type Client struct {
 	sftp  *sftp.Client
 	turn  chan struct{} // holds one token; whoever has it uses the session
 
+	accepted *pins
+	hostKey  ssh.PublicKey // that the server showed last
+	login    signIn
+	passed   passed
+
 	closeOnce sync.Once
 	closeErr  error
 	quit      chan struct{}
@@ -44,10 +49,22 @@ type Client struct {
 // Dial connects and logs in. ctx bounds it, and so does the connect timeout; the session lives on
 // until Close.
 func Dial(ctx context.Context, cfg Config, log *slog.Logger) (*Client, error) {
+	c, err := newClient(cfg, log)
+	if err != nil {
+		return nil, err
+	}
+	if err := c.dial(ctx); err != nil {
+		return nil, err
+	}
+	return c, nil
+}
+
+// newClient checks what can be checked without a server.
+func newClient(cfg Config, log *slog.Logger) (*Client, error) {
 	if err := cfg.Validate(); err != nil {
 		return nil, err
 	}
-	methods, err := cfg.credentials()
+	have, err := cfg.credentials()
 	if err != nil {
 		return nil, err
 	}
@@ -55,26 +72,33 @@ func Dial(ctx context.Context, cfg Config, log *slog.Logger) (*Client, error) {
 	if err != nil {
 		return nil, fmt.Errorf("%w: host_keys: %w", ErrConfig, err)
 	}
-	ctx, cancel := context.WithTimeoutCause(ctx, cfg.ConnectTimeout.or(DefaultConnectTimeout), errConnectTimeout)
+	return &Client{
+		cfg: cfg, log: log, where: where{cfg.Address(), cfg.User}, accepted: accepted, login: signIn{have: have},
+		turn: make(chan struct{}, 1), quit: make(chan struct{}),
+	}, nil
+}
+
+// passed says when a connection came how far.
+type passed struct{ connected, keyShown, signedIn, ready time.Time }
+
+func (c *Client) dial(ctx context.Context) error {
+	ctx, cancel := context.WithTimeoutCause(ctx, c.cfg.ConnectTimeout.or(DefaultConnectTimeout), errConnectTimeout)
 	defer cancel()
 	config := &ssh.ClientConfig{
 		Config: ssh.Config{
-			KeyExchanges: orDefault(cfg.KeyExchanges, defaultKeyExchanges),
-			Ciphers:      orDefault(cfg.Ciphers, defaultCiphers),
-			MACs:         orDefault(cfg.MACs, defaultMACs),
+			KeyExchanges: orDefault(c.cfg.KeyExchanges, defaultKeyExchanges),
+			Ciphers:      orDefault(c.cfg.Ciphers, defaultCiphers),
+			MACs:         orDefault(c.cfg.MACs, defaultMACs),
 		},
-		User:              cfg.User,
-		Auth:              methods,
+		User:              c.cfg.User,
+		Auth:              c.login.have.methods,
+		AuthCallback:      c.login.follow,
 		ClientVersion:     "SSH-2.0-kansa",
-		HostKeyAlgorithms: orDefault(cfg.HostKeyAlgorithms, defaultHostKeys),
-	}
-	c := &Client{
-		cfg: cfg, log: log, where: where{cfg.Address(), cfg.User},
-		turn: make(chan struct{}, 1), quit: make(chan struct{}),
+		HostKeyAlgorithms: orDefault(c.cfg.HostKeyAlgorithms, defaultHostKeys),
 	}
 	var refused error // the first host key that was, if the server may have another
 	for {
-		err := c.connect(ctx, config, accepted)
+		err := c.connect(ctx, config)
 		if err == nil {
 			break
 		}
@@ -91,24 +115,21 @@ func Dial(ctx context.Context, cfg Config, log *slog.Logger) (*Client, error) {
 			if len(config.HostKeyAlgorithms) > 0 {
 				continue
 			}
-			return nil, refused
+			return refused
 		case refused != nil && errors.Is(err, ErrAlgorithms):
-			return nil, refused // the server has no other key
+			return refused // the server has no other key
 		}
-		return nil, err
+		return err
 	}
-	c.owned.Add(1)
-	go func() {
-		defer c.owned.Done()
-		c.keepAlive(cfg.Keepalive.or(DefaultKeepalive))
-	}()
-	log.DebugContext(ctx, "sftp connected", "address", c.where.address, "user", cfg.User)
-	return c, nil
+	c.owned.Go(func() { c.keepAlive(c.cfg.Keepalive.or(DefaultKeepalive)) })
+	c.log.DebugContext(ctx, "sftp connected", "address", c.where.address, "user", c.cfg.User)
+	return nil
 }
 
 // connect makes one attempt. On failure nothing of it is left.
-func (c *Client) connect(ctx context.Context, config *ssh.ClientConfig, accepted *pins) (err error) {
+func (c *Client) connect(ctx context.Context, config *ssh.ClientConfig) (err error) {
 	var dialer net.Dialer
+	c.conn = nil
 	raw, err := dialer.DialContext(ctx, "tcp", c.where.address)
 	if err != nil {
 		if cause := context.Cause(ctx); cause != nil {
@@ -116,6 +137,7 @@ func (c *Client) connect(ctx context.Context, config *ssh.ClientConfig, accepted
 		}
 		return c.where.network("connect", "", err)
 	}
+	c.passed = passed{connected: time.Now()}
 	c.conn = &guardedConn{Conn: raw, idle: c.cfg.IdleTimeout.or(DefaultIdleTimeout)}
 	// Nothing of the handshake knows of contexts: when ctx ends, so does the connection.
 	stop := context.AfterFunc(ctx, func() { _ = raw.Close() })
@@ -130,7 +152,8 @@ func (c *Client) connect(ctx context.Context, config *ssh.ClientConfig, accepted
 	trusted := false
 	attempt := *config
 	attempt.HostKeyCallback = func(address string, remote net.Addr, key ssh.PublicKey) error {
-		err := accepted.check(address, remote, key)
+		c.passed.keyShown, c.hostKey = time.Now(), key
+		err := c.accepted.check(address, remote, key)
 		trusted = err == nil
 		return err
 	}
@@ -139,8 +162,9 @@ func (c *Client) connect(ctx context.Context, config *ssh.ClientConfig, accepted
 		if ctx.Err() != nil {
 			return c.dialError(context.Cause(ctx))
 		}
-		return c.where.handshakeError(c.conn, trusted, err)
+		return c.where.handshakeError(c.conn, trusted, &c.login, err)
 	}
+	c.passed.signedIn = time.Now()
 	c.ssh = ssh.NewClient(conn, channels, requests)
 	options := []sftp.ClientOption{sftp.UseConcurrentWrites(true), sftp.UseConcurrentReads(true)}
 	if c.cfg.Concurrency > 0 {
@@ -153,15 +177,21 @@ func (c *Client) connect(ctx context.Context, config *ssh.ClientConfig, accepted
 		}
 		return c.where.fail(ErrNoSFTP, "start SFTP", "", "let the server give this user the sftp subsystem", err)
 	}
+	c.passed.ready = time.Now()
 	return nil
 }
 
 func (c *Client) dialError(cause error) error {
-	if errors.Is(cause, errConnectTimeout) {
-		return c.where.fail(ErrTimeout, "connect", "", "check the host, the port, the firewall and the server",
-			fmt.Errorf("not connected within %v", c.cfg.ConnectTimeout.or(DefaultConnectTimeout)))
+	if !errors.Is(cause, errConnectTimeout) {
+		return c.where.fail(ErrCancelled, "connect", "", "", cause)
 	}
-	return c.where.fail(ErrCancelled, "connect", "", "", cause)
+	late := fmt.Errorf("not connected within %v", c.cfg.ConnectTimeout.or(DefaultConnectTimeout))
+	if c.conn != nil {
+		if err := c.where.explainSilence(&c.conn.heard, true, late); err != nil {
+			return err
+		}
+	}
+	return c.where.fail(ErrTimeout, "connect", "", "check the host, the port, the firewall and the server", late)
 }
 
 var errConnectTimeout = errors.New("connect timeout")

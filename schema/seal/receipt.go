@@ -97,7 +97,8 @@ func (g *Ring) OpenReceipt(file []byte) (*Receipt, error) {
 	if err := r.check(); err != nil {
 		return nil, fmt.Errorf("%w: %w", ErrReceipt, err)
 	}
-	if i := g.generation(n); i < len(g.retired) && !r.Time.Before(g.retired[i]) {
+	// In the second of a rotation, either key may have signed.
+	if i := g.generation(n); i < len(g.retired) && r.Time.After(g.retired[i]) {
 		return nil, fmt.Errorf("%w: %s signed a receipt of %s, and was rotated away at %s", ErrRetired,
 			short(g.keys[i]), r.Time.Format(time.RFC3339), g.retired[i].Format(time.RFC3339))
 	}

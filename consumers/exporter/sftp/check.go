@@ -185,14 +185,13 @@ func (r *Report) connect(ctx context.Context, c *Client) bool {
 	} else {
 		r.pass(stepName, 0, c.cfg.Host+" is an address")
 	}
-	start = time.Now()
 	err := c.dial(ctx)
 	end := time.Now()
 	if c.conn == nil {
-		r.fail(stepTCP, end.Sub(start), err)
+		r.fail(stepTCP, end.Sub(c.passed.began), err)
 		return false
 	}
-	r.pass(stepTCP, c.passed.connected.Sub(start), "connected to "+c.conn.RemoteAddr().String())
+	r.pass(stepTCP, c.passed.connected.Sub(c.passed.began), "connected to "+c.conn.RemoteAddr().String())
 	r.server(c)
 	heard := &c.conn.heard
 	if r.ServerVersion == "" {

@@ -53,8 +53,11 @@ func (w where) explainSilence(heard *greeting, timeout bool, err error) error {
 			return w.fail(ErrConnection, "connect", "", "check the port; if it is right, ask the server's administrator",
 				&reason{fmt.Sprintf("instead of speaking SSH it says %.60q", strings.TrimRight(line, "\r")), err})
 		}
-		return w.fail(ErrNotSSH, "connect", "", "give the port of the SSH server, which is usually 22",
-			&reason{fmt.Sprintf("%s answers on port %s: %.60q", who, port, strings.TrimRight(line, "\r")), err})
+		text := fmt.Sprintf("%s answers on port %s", who, port)
+		if said[0] >= ' ' {
+			text += fmt.Sprintf(": %.60q", strings.TrimRight(line, "\r"))
+		}
+		return w.fail(ErrNotSSH, "connect", "", "give the port of the SSH server, which is usually 22", &reason{text, err})
 	}
 	if timeout {
 		return w.fail(ErrTimeout, "connect", "", "check that the port is that of an SSH server, and the firewall",

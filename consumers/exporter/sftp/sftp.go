@@ -14,10 +14,12 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"log/slog"
 	"net"
 	"slices"
 	"sync"
+	"syscall"
 	"time"
 
 	"github.com/pkg/sftp"
@@ -79,7 +81,7 @@ func newClient(cfg Config, log *slog.Logger) (*Client, error) {
 }
 
 // passed says when a connection came how far.
-type passed struct{ connected, keyShown, signedIn, ready time.Time }
+type passed struct{ began, connected, keyShown, signedIn, ready time.Time }
 
 func (c *Client) dial(ctx context.Context) error {
 	ctx, cancel := context.WithTimeoutCause(ctx, c.cfg.ConnectTimeout.or(DefaultConnectTimeout), errConnectTimeout)
@@ -97,6 +99,7 @@ func (c *Client) dial(ctx context.Context) error {
 		HostKeyAlgorithms: orDefault(c.cfg.HostKeyAlgorithms, defaultHostKeys),
 	}
 	var refused error // the first host key that was, if the server may have another
+	var shown ssh.PublicKey
 	for {
 		err := c.connect(ctx, config)
 		if err == nil {
@@ -106,7 +109,7 @@ func (c *Client) dial(ctx context.Context) error {
 		switch {
 		case errors.As(err, &key) && len(key.Want) > 0 && !key.Revoked:
 			if refused == nil {
-				refused = err
+				refused, shown = err, c.hostKey
 			}
 			tried := typesOf(key.Type)
 			config.HostKeyAlgorithms = slices.DeleteFunc(config.HostKeyAlgorithms, func(name string) bool {
@@ -115,8 +118,10 @@ func (c *Client) dial(ctx context.Context) error {
 			if len(config.HostKeyAlgorithms) > 0 {
 				continue
 			}
+			c.hostKey = shown
 			return refused
 		case refused != nil && errors.Is(err, ErrAlgorithms):
+			c.hostKey = shown
 			return refused // the server has no other key
 		}
 		return err
@@ -129,7 +134,7 @@ func (c *Client) dial(ctx context.Context) error {
 // connect makes one attempt. On failure nothing of it is left.
 func (c *Client) connect(ctx context.Context, config *ssh.ClientConfig) (err error) {
 	var dialer net.Dialer
-	c.conn = nil
+	c.conn, c.passed = nil, passed{began: time.Now()}
 	raw, err := dialer.DialContext(ctx, "tcp", c.where.address)
 	if err != nil {
 		if cause := context.Cause(ctx); cause != nil {
@@ -137,7 +142,7 @@ func (c *Client) connect(ctx context.Context, config *ssh.ClientConfig) (err err
 		}
 		return c.where.network("connect", "", err)
 	}
-	c.passed = passed{connected: time.Now()}
+	c.passed.connected = time.Now()
 	c.conn = &guardedConn{Conn: raw, idle: c.cfg.IdleTimeout.or(DefaultIdleTimeout)}
 	// Nothing of the handshake knows of contexts: when ctx ends, so does the connection.
 	stop := context.AfterFunc(ctx, func() { _ = raw.Close() })
@@ -175,10 +180,23 @@ func (c *Client) connect(ctx context.Context, config *ssh.ClientConfig) (err err
 		if ctx.Err() != nil {
 			return c.dialError(context.Cause(ctx))
 		}
-		return c.where.fail(ErrNoSFTP, "start SFTP", "", "let the server give this user the sftp subsystem", err)
+		return c.noSFTP(err)
 	}
 	c.passed.ready = time.Now()
 	return nil
+}
+
+// noSFTP tells of a server that lets a user in for nothing.
+func (c *Client) noSFTP(err error) error {
+	const action = "start SFTP"
+	switch cause := c.conn.failure(); {
+	case errors.Is(cause, io.EOF) || errors.Is(cause, syscall.ECONNRESET) || errors.Is(cause, syscall.EPIPE):
+		return c.where.fail(ErrConnection, action, "", "see the server's log; the directory to which it confines the user may have the wrong owner",
+			&reason{"the server let the user in and closed the connection", cause})
+	case cause != nil:
+		return c.where.network(action, "", cause)
+	}
+	return c.where.fail(ErrNoSFTP, action, "", "let the server give this user the sftp subsystem", &reason{"the server let the user in, but not to SFTP", err})
 }
 
 func (c *Client) dialError(cause error) error {

@@ -170,7 +170,8 @@ func TestMailDestinationIsTried(t *testing.T) {
 					return &smtp.SMTPError{Code: 550, EnhancedCode: smtp.EnhancedCode{5, 1, 1}, Message: "no such person"}
 				}
 				return nil
-			}}, 0,
+			}},
+			0,
 			"mail: recipient refused: send to b@example.com by $AT: 550 \"5.1.1 no such person\": check the address",
 		},
 		"nobody there": {smtpd.Options{NoTLS: true}, 1, "mail: connection failed: send to a@example.com, b@example.com by $AT: "},

@@ -97,7 +97,7 @@ func orDefault(chosen, fallback []string) []string {
 // Legacy tells of the name of any algorithm whether it is weak, one that Kansa does not have among them.
 func Legacy(name string) bool {
 	switch {
-	case name == ssh.KeyAlgoRSA || name == ssh.InsecureKeyAlgoDSA: // they sign SHA-1
+	case name == ssh.KeyAlgoRSA || name == "ssh-dss": // they sign SHA-1
 		return true
 	case strings.Contains(name, "sha1") || strings.Contains(name, "md5") || strings.Contains(name, "cbc") || strings.HasPrefix(name, "arcfour"):
 		return true

@@ -117,7 +117,7 @@ func (w where) network(action, path string, err error) error {
 	if errors.As(err, &netErr) && netErr.Timeout() {
 		return w.fail(ErrTimeout, action, path, "check the network, the firewall and the server", err)
 	}
-	cause, remedy := explainNetwork(w.address, err)
+	remedy, cause := explainNetwork(w.address, err)
 	return w.fail(ErrConnection, action, path, remedy, cause)
 }
 
@@ -135,12 +135,12 @@ func (w where) handshakeError(conn *guardedConn, trusted bool, login *signIn, er
 	case errors.As(err, &hostKey):
 		return w.fail(hostKey.class(), action, "", hostKey.remedy(), hostKey)
 	case errors.As(err, &algorithms):
-		cause, remedy := explainAlgorithms(algorithms)
+		remedy, cause := explainAlgorithms(algorithms)
 		return w.fail(ErrAlgorithms, action, "", remedy, cause)
 	case silent != nil:
 		return silent
 	case trusted && failure == nil:
-		cause, remedy := login.explain(err)
+		remedy, cause := login.explain(err)
 		return w.fail(ErrAuth, "sign in", "", remedy, cause)
 	case failure != nil:
 		return w.network(action, "", failure)

@@ -22,20 +22,20 @@ func (r *reason) Error() string { return r.text }
 func (r *reason) Unwrap() error { return r.err }
 
 // explainNetwork says what people can do about a connection that did not come about, or was lost.
-func explainNetwork(address string, err error) (cause error, remedy string) {
+func explainNetwork(address string, err error) (remedy string, cause error) {
 	host, port, _ := net.SplitHostPort(address)
 	var dns *net.DNSError
 	switch {
 	case errors.As(err, &dns) && dns.IsNotFound:
-		return &reason{fmt.Sprintf("there is no host %q", host), err}, "check how it is written"
+		return "check how it is written", &reason{fmt.Sprintf("there is no host %q", host), err}
 	case errors.As(err, &dns):
-		return &reason{fmt.Sprintf("the name server can't say where %q is", host), err}, "check this machine's name server, or give an address"
+		return "check this machine's name server, or give an address", &reason{fmt.Sprintf("the name server can't say where %q is", host), err}
 	case errors.Is(err, syscall.ECONNREFUSED):
-		return &reason{fmt.Sprintf("nothing listens on port %s there", port), err}, "check the port, which is usually 22, and whether the server runs"
+		return "check the port, which is usually 22, and whether the server runs", &reason{fmt.Sprintf("nothing listens on port %s there", port), err}
 	case errors.Is(err, syscall.EHOSTUNREACH) || errors.Is(err, syscall.ENETUNREACH):
-		return &reason{fmt.Sprintf("no way leads to %s", host), err}, "check the address, the network and the firewall"
+		return "check the address, the network and the firewall", &reason{fmt.Sprintf("no way leads to %s", host), err}
 	}
-	return err, "check the host, the port and the network"
+	return "check the host, the port and the network", err
 }
 
 // explainSilence tells what is wrong when a server was reached, but did not introduce itself. err may be nil
@@ -84,7 +84,7 @@ func fieldOf(what string) (field string, known []Algorithm) {
 }
 
 // explainAlgorithms says what to choose if both sides have nothing in common.
-func explainAlgorithms(err *ssh.AlgorithmNegotiationError) (cause error, remedy string) {
+func explainAlgorithms(err *ssh.AlgorithmNegotiationError) (remedy string, cause error) {
 	field, known := fieldOf(err.What)
 	offered := slices.DeleteFunc(slices.Clone(err.RequestedAlgorithms), func(name string) bool {
 		return strings.HasPrefix(name, "kex-strict-") || strings.HasPrefix(name, "ext-info-")
@@ -102,11 +102,11 @@ func explainAlgorithms(err *ssh.AlgorithmNegotiationError) (cause error, remedy 
 	cause = &reason{fmt.Sprintf("for the %s the server has only %s", err.What, strings.Join(offered, ", ")), err}
 	switch {
 	case len(modern) > 0:
-		return cause, fmt.Sprintf("name %s in %s", strings.Join(modern, " or "), field)
+		return fmt.Sprintf("name %s in %s", strings.Join(modern, " or "), field), cause
 	case len(weak) > 0:
-		return cause, fmt.Sprintf("that is weak: have the server brought up to date, or name %s in %s", strings.Join(weak, " or "), field)
+		return fmt.Sprintf("that is weak: have the server brought up to date, or name %s in %s", strings.Join(weak, " or "), field), cause
 	}
-	return cause, "kansa has none of these: have the server brought up to date"
+	return "kansa has none of these: have the server brought up to date", cause
 }
 
 // signIn is what came of the attempts to sign in.
@@ -134,19 +134,19 @@ func (s *signIn) takesPassword() bool {
 }
 
 // explain says why a server let nobody in.
-func (s *signIn) explain(err error) (cause error, remedy string) {
+func (s *signIn) explain(err error) (remedy string, cause error) {
 	say := func(text string) error { return &reason{text, err} }
 	switch {
 	case len(s.partial) > 0:
-		return say("the server wants more than one proof"), "give both a private key and a password"
+		return "give both a private key and a password", say("the server wants more than one proof")
 	case len(s.takes) == 0:
 		// It hung up, or never said what it takes.
 	case s.have.key != nil && !s.have.password && !s.takesKey() && s.takesPassword():
-		return say("the server takes only a password, and a private key was given"), "give the password in password or password_file"
+		return "give the password in password or password_file", say("the server takes only a password, and a private key was given")
 	case s.have.key == nil && s.have.password && s.takesKey() && !s.takesPassword():
-		return say("the server takes only a private key, and a password was given"), "give the key in private_key or private_key_file, and its public half to the server"
+		return "give the key in private_key or private_key_file, and its public half to the server", say("the server takes only a private key, and a password was given")
 	case !s.takesKey() && !s.takesPassword():
-		return say("the server takes neither a password nor a private key, but " + strings.Join(s.takes, ", ")), "have it let this user in by a key"
+		return "have it let this user in by a key", say("the server takes neither a password nor a private key, but " + strings.Join(s.takes, ", "))
 	}
 	key := s.have.key != nil && (len(s.takes) == 0 || s.takesKey())
 	password := s.have.password && (len(s.takes) == 0 || s.takesPassword())
@@ -157,11 +157,11 @@ func (s *signIn) explain(err error) (cause error, remedy string) {
 			remedy += "; an old server may need ssh-rsa in host_key_algorithms"
 		}
 		if password {
-			return say(fmt.Sprintf("the server refused the private key %s and the password", fingerprint)), remedy + ", or check the password"
+			return remedy + ", or check the password", say(fmt.Sprintf("the server refused the private key %s and the password", fingerprint))
 		}
-		return say("the server refused the private key " + fingerprint), remedy
+		return remedy, say("the server refused the private key " + fingerprint)
 	}
-	return say("the server refused the password"), "check the user and the password"
+	return "check the user and the password", say("the server refused the password")
 }
 
 // bytesOf writes a size for people.

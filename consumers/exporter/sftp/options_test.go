@@ -117,7 +117,8 @@ func TestEveryAlgorithm(t *testing.T) {
 			func(c *sftp.Config, l []string) { c.MACs, c.Ciphers = l, []string{"aes256-ctr"} }, func(r *sftp.Report) string { return r.MAC },
 		},
 		{
-			"I10, host keys", known.HostKeyAlgorithms, offers.HostKeyAlgorithms, []string{"ssh-ed25519", "rsa-sha2-512", "rsa-sha2-256", "ssh-rsa"},
+			"I10, host keys", known.HostKeyAlgorithms, offers.HostKeyAlgorithms,
+			[]string{"ssh-ed25519", "rsa-sha2-512", "rsa-sha2-256", "ssh-rsa"},
 			func(c *sftp.Config, l []string) { c.HostKeyAlgorithms = l }, func(r *sftp.Report) string { return r.HostKey },
 		},
 	} {

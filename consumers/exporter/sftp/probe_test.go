@@ -168,134 +168,194 @@ func TestMistakes(t *testing.T) {
 		says   string // with $AT for user@address, $PORT and $PATH
 	}{
 		{
-			"wrong port", []func(*sftp.Config){port(closed)}, "TCP",
+			"wrong port",
+			[]func(*sftp.Config){port(closed)},
+			"TCP",
 			"sftp: connection failed: connect at $AT: nothing listens on port $PORT there: check the port, which is usually 22, and whether the server runs",
 		},
 		{
-			"unknown name", []func(*sftp.Config){func(c *sftp.Config) { c.Host = "sftp..example.com" }}, "name",
+			"unknown name",
+			[]func(*sftp.Config){func(c *sftp.Config) { c.Host = "sftp..example.com" }},
+			"name",
 			`sftp: connection failed: look up the host at $AT: there is no host "sftp..example.com": check how it is written`,
 		},
 		{
-			"web server", []func(*sftp.Config){port(says(t, "HTTP/1.1 400 Bad Request\r\n\r\n"))}, "SSH",
+			"web server",
+			[]func(*sftp.Config){port(says(t, "HTTP/1.1 400 Bad Request\r\n\r\n"))},
+			"SSH",
 			`sftp: no SSH server: connect at $AT: a web server answers on port $PORT: "HTTP/1.1 400 Bad Request": give the port of the SSH server, which is usually 22`,
 		},
 		{
-			"mail server", []func(*sftp.Config){port(says(t, "220 mx.example.com ESMTP\r\n"))}, "SSH",
+			"mail server",
+			[]func(*sftp.Config){port(says(t, "220 mx.example.com ESMTP\r\n"))},
+			"SSH",
 			`sftp: no SSH server: connect at $AT: a mail server answers on port $PORT: "220 mx.example.com ESMTP": give the port of the SSH server, which is usually 22`,
 		},
 		{
-			"FTP server", []func(*sftp.Config){port(says(t, "220 (vsFTPd 3.0.3)\r\n"))}, "SSH",
+			"FTP server",
+			[]func(*sftp.Config){port(says(t, "220 (vsFTPd 3.0.3)\r\n"))},
+			"SSH",
 			`sftp: no SSH server: connect at $AT: an FTP server, and FTP is not SFTP, answers on port $PORT: "220 (vsFTPd 3.0.3)": give the port of the SSH server, which is usually 22`,
 		},
 		{
-			"TLS server", []func(*sftp.Config){port(says(t, "\x15\x03\x01\x00\x02\x02\x46"))}, "SSH",
+			"TLS server",
+			[]func(*sftp.Config){port(says(t, "\x15\x03\x01\x00\x02\x02\x46"))},
+			"SSH",
 			`sftp: no SSH server: connect at $AT: a server for TLS, such as HTTPS or FTPS, answers on port $PORT: give the port of the SSH server, which is usually 22`,
 		},
 		{
-			"too many connections", []func(*sftp.Config){port(says(t, "Exceeded MaxStartups, bye\r\n"))}, "SSH",
+			"too many connections",
+			[]func(*sftp.Config){port(says(t, "Exceeded MaxStartups, bye\r\n"))},
+			"SSH",
 			`sftp: connection failed: connect at $AT: instead of speaking SSH it says "Exceeded MaxStartups, bye": check the port; if it is right, ask the server's administrator`,
 		},
 		{
-			"silent server", []func(*sftp.Config){port(says(t, "")), func(c *sftp.Config) { c.ConnectTimeout = hurry }}, "SSH",
+			"silent server",
+			[]func(*sftp.Config){port(says(t, "")), func(c *sftp.Config) { c.ConnectTimeout = hurry }},
+			"SSH",
 			"sftp: server does not answer: connect at $AT: something took the connection, and says nothing: check that the port is that of an SSH server, and the firewall",
 		},
 		{
-			"unknown host key", []func(*sftp.Config){func(c *sftp.Config) { c.HostKeys = nil }}, "host key",
+			"unknown host key",
+			[]func(*sftp.Config){func(c *sftp.Config) { c.HostKeys = nil }},
+			"host key",
 			"sftp: unknown host key: connect at $AT: the server showed the ssh-ed25519 key " + s.Fingerprint + ", which nobody has accepted yet: " +
 				"compare it with the server's (ssh-keygen -lf), then add " + s.Fingerprint + " to host_keys",
 		},
 		{
-			"changed host key", []func(*sftp.Config){func(c *sftp.Config) { c.HostKeys = []string{other} }}, "host key",
+			"changed host key",
+			[]func(*sftp.Config){func(c *sftp.Config) { c.HostKeys = []string{other} }},
+			"host key",
 			"sftp: HOST KEY CHANGED: connect at $AT: the server showed the ssh-ed25519 key " + s.Fingerprint + " instead of " + other +
 				"; SOMEBODY MAY BE IN BETWEEN, nothing was sent: ask the server's administrator whether its key was changed, and only then replace it in host_keys",
 		},
 		{
-			"old server", []func(*sftp.Config){at(old)}, "algorithms",
+			"old server",
+			[]func(*sftp.Config){at(old)},
+			"algorithms",
 			"sftp: no algorithm in common: connect at $AT: for the key exchange the server has only diffie-hellman-group14-sha1: " +
 				"that is weak: have the server brought up to date, or name diffie-hellman-group14-sha1 in key_exchanges",
 		},
 		{
-			"strange server", []func(*sftp.Config){at(strange)}, "algorithms",
+			"strange server",
+			[]func(*sftp.Config){at(strange)},
+			"algorithms",
 			"sftp: no algorithm in common: connect at $AT: for the key exchange the server has only sntrup761x25519-sha512@openssh.com: " +
 				"kansa has none of these: have the server brought up to date",
 		},
 		{
-			"too few algorithms", []func(*sftp.Config){func(c *sftp.Config) { c.Ciphers, c.MACs = []string{"aes128-ctr"}, []string{"hmac-sha1-96"} }, at(old), func(c *sftp.Config) {
+			"too few algorithms",
+			[]func(*sftp.Config){func(c *sftp.Config) { c.Ciphers, c.MACs = []string{"aes128-ctr"}, []string{"hmac-sha1-96"} }, at(old), func(c *sftp.Config) {
 				c.KeyExchanges, c.Ciphers, c.MACs = []string{"diffie-hellman-group14-sha1"}, []string{"aes128-cbc"}, nil
-			}}, "algorithms",
+			}},
+			"algorithms",
 			"sftp: no algorithm in common: connect at $AT: for the client to server cipher the server has only " +
 				"chacha20-poly1305@openssh.com, aes128-ctr, aes192-ctr, aes256-ctr, aes128-gcm@openssh.com, aes256-gcm@openssh.com: " +
 				"name aes128-gcm@openssh.com or aes256-gcm@openssh.com or chacha20-poly1305@openssh.com or aes128-ctr or aes192-ctr or aes256-ctr in ciphers",
 		},
 		{
-			"wrong password", []func(*sftp.Config){func(c *sftp.Config) { c.Password = "not-the-password" }}, "sign-in",
+			"wrong password",
+			[]func(*sftp.Config){func(c *sftp.Config) { c.Password = "not-the-password" }},
+			"sign-in",
 			"sftp: login refused: sign in at $AT: the server refused the password: check the user and the password",
 		},
 		{
-			"wrong key", []func(*sftp.Config){func(c *sftp.Config) { c.Password, c.PrivateKey = "", wrongKey }}, "sign-in",
+			"wrong key",
+			[]func(*sftp.Config){func(c *sftp.Config) { c.Password, c.PrivateKey = "", wrongKey }},
+			"sign-in",
 			"sftp: login refused: sign in at $AT: the server refused the private key ssh-ed25519 " + ssh.FingerprintSHA256(signer.PublicKey()) +
 				": check the user, and that the public half of this very key is among the user's authorized keys",
 		},
 		{
-			"password where a key is demanded", []func(*sftp.Config){at(keysOnly)}, "sign-in",
+			"password where a key is demanded",
+			[]func(*sftp.Config){at(keysOnly)},
+			"sign-in",
 			"sftp: login refused: sign in at $AT: the server takes only a private key, and a password was given: " +
 				"give the key in private_key or private_key_file, and its public half to the server",
 		},
 		{
-			"key where a password is demanded", []func(*sftp.Config){at(passwordsOnly), byKey}, "sign-in",
+			"key where a password is demanded",
+			[]func(*sftp.Config){at(passwordsOnly), byKey},
+			"sign-in",
 			"sftp: login refused: sign in at $AT: the server takes only a password, and a private key was given: give the password in password or password_file",
 		},
 		{
-			"one proof where two are demanded", []func(*sftp.Config){at(both), func(c *sftp.Config) { c.Password, c.PrivateKey = "", both.KeyPEM }}, "sign-in",
+			"one proof where two are demanded",
+			[]func(*sftp.Config){at(both), func(c *sftp.Config) { c.Password, c.PrivateKey = "", both.KeyPEM }},
+			"sign-in",
 			"sftp: login refused: sign in at $AT: the server wants more than one proof: give both a private key and a password",
 		},
 		{
-			"wrong passphrase", []func(*sftp.Config){func(c *sftp.Config) { c.Password, c.PrivateKey, c.Passphrase = "", lockedKey, "wrong" }}, "settings",
+			"wrong passphrase",
+			[]func(*sftp.Config){func(c *sftp.Config) { c.Password, c.PrivateKey, c.Passphrase = "", lockedKey, "wrong" }},
+			"settings",
 			"sftp: invalid configuration: private_key: (hidden): the passphrase does not open it",
 		},
 		{
-			"no passphrase", []func(*sftp.Config){func(c *sftp.Config) { c.Password, c.PrivateKey = "", lockedKey }}, "settings",
+			"no passphrase",
+			[]func(*sftp.Config){func(c *sftp.Config) { c.Password, c.PrivateKey = "", lockedKey }},
+			"settings",
 			"sftp: invalid configuration: private_key: (hidden): it is encrypted: give its passphrase in the field passphrase",
 		},
 		{
-			"Windows path", []func(*sftp.Config){func(c *sftp.Config) { c.Path = `C:\Users\kansa\in` }}, "settings",
+			"Windows path",
+			[]func(*sftp.Config){func(c *sftp.Config) { c.Path = `C:\Users\kansa\in` }},
+			"settings",
 			`sftp: invalid configuration: path: "C:\Users\kansa\in": SFTP has slashes, on Windows too: write /C:/Users/kansa/in`,
 		},
 		{
-			"drive without a slash", []func(*sftp.Config){func(c *sftp.Config) { c.Path = "c:/in" }}, "settings",
+			"drive without a slash",
+			[]func(*sftp.Config){func(c *sftp.Config) { c.Path = "c:/in" }},
+			"settings",
 			`sftp: invalid configuration: path: "c:/in": SFTP has a slash before the drive: write /c:/in`,
 		},
 		{
-			"home", []func(*sftp.Config){func(c *sftp.Config) { c.Path = "~/in" }}, "settings",
+			"home",
+			[]func(*sftp.Config){func(c *sftp.Config) { c.Path = "~/in" }},
+			"settings",
 			`sftp: invalid configuration: path: "~/in": SFTP does not know ~: leave it away, a path without a slash in front begins where sign-in leads`,
 		},
 		{
-			"no SFTP", []func(*sftp.Config){at(noSFTP)}, "SFTP",
+			"no SFTP",
+			[]func(*sftp.Config){at(noSFTP)},
+			"SFTP",
 			"sftp: server offers no SFTP: start SFTP at $AT: the server let the user in, but not to SFTP: let the server give this user the sftp subsystem",
 		},
 		{
-			"chroot of somebody else's", []func(*sftp.Config){at(chroot)}, "SFTP",
+			"chroot of somebody else's",
+			[]func(*sftp.Config){at(chroot)},
+			"SFTP",
 			"sftp: connection failed: start SFTP at $AT: the server let the user in and closed the connection: " +
 				"see the server's log; the directory to which it confines the user may have the wrong owner",
 		},
 		{
-			"missing path", []func(*sftp.Config){func(c *sftp.Config) { c.Path += "/none" }}, "path",
+			"missing path",
+			[]func(*sftp.Config){func(c *sftp.Config) { c.Path += "/none" }},
+			"path",
 			"sftp: path missing: check the path at $AT in $PATH: create the directory on the server, or correct the path",
 		},
 		{
-			"relative path", []func(*sftp.Config){func(c *sftp.Config) { c.Path = "incoming" }}, "path",
+			"relative path",
+			[]func(*sftp.Config){func(c *sftp.Config) { c.Path = "incoming" }},
+			"path",
 			`sftp: path missing: check the path at $AT in "incoming": without a slash in front it is "/incoming": create it there, or begin the path with a slash`,
 		},
 		{
-			"path that is a file", []func(*sftp.Config){func(c *sftp.Config) { c.Path = file }}, "path",
+			"path that is a file",
+			[]func(*sftp.Config){func(c *sftp.Config) { c.Path = file }},
+			"path",
 			"sftp: path missing: check the path at $AT in $PATH: it is a file: give a directory",
 		},
 		{
-			"no right to write", []func(*sftp.Config){func(c *sftp.Config) { c.Path = readOnly }}, "write",
+			"no right to write",
+			[]func(*sftp.Config){func(c *sftp.Config) { c.Path = readOnly }},
+			"write",
 			"sftp: permission denied: check the path at $AT in $PATH: let the user $USER write there",
 		},
 		{
-			"full disk", []func(*sftp.Config){func(c *sftp.Config) { c.Path = full }}, "write",
+			"full disk",
+			[]func(*sftp.Config){func(c *sftp.Config) { c.Path = full }},
+			"write",
 			"sftp: disk full: check the path at $AT in $PATH: 0 bytes are free for an upload of 6: make room on the server",
 		},
 	} {

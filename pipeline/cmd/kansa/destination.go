@@ -363,8 +363,10 @@ func printTest(w io.Writer, r *exporter.TestReport) error {
 			what, chosen string
 			names        []string
 		}{
-			{"key exchange", r.SFTP.KeyExchange, o.KeyExchanges}, {"host key", r.SFTP.HostKey, o.HostKeyAlgorithms},
-			{"cipher", r.SFTP.Cipher, o.Ciphers}, {"MAC", r.SFTP.MAC, o.MACs},
+			{"key exchange", r.SFTP.KeyExchange, o.KeyExchanges},
+			{"host key", r.SFTP.HostKey, o.HostKeyAlgorithms},
+			{"cipher", r.SFTP.Cipher, o.Ciphers},
+			{"MAC", r.SFTP.MAC, o.MACs},
 		} {
 			marked := make([]string, len(list.names))
 			for i, name := range list.names {

@@ -157,7 +157,7 @@ func TestSilentServer(t *testing.T) {
 	proxy := sftptest.NewProxy(t, s.Addr())
 	cfg := config(s)
 	cfg.Port, cfg.HostKeys = proxy.Port(), []string{s.Fingerprint}
-	cfg.IdleTimeout, cfg.Keepalive = sftp.Duration(600*time.Millisecond), sftp.Duration(100*time.Millisecond)
+	cfg.IdleTimeout, cfg.Keepalive = sftp.Duration(time.Second), sftp.Duration(100*time.Millisecond)
 	data := random(4, 8<<20)
 
 	c := dial(t, cfg)
@@ -186,8 +186,9 @@ func TestSilentServer(t *testing.T) {
 	_ = refused(t, mute, sftp.ErrTimeout, false)
 	proxy.Heal()
 	// Nothing to do is not nothing happening: keepalives hold the session beyond the idle timeout.
+	cfg.IdleTimeout = sftp.Duration(2 * time.Second)
 	alive := dial(t, cfg)
-	deadline, cancel := context.WithTimeout(t.Context(), 1200*time.Millisecond)
+	deadline, cancel := context.WithTimeout(t.Context(), 2500*time.Millisecond)
 	defer cancel()
 	<-deadline.Done()
 	upload(t, alive, "a.zip", data)

@@ -5,6 +5,7 @@ import (
 	_ "embed" // README.txt
 	"encoding/json"
 	"fmt"
+	"slices"
 	"strconv"
 	"strings"
 	"text/template"
@@ -148,21 +149,32 @@ func (f *facts) IsCells() bool {
 	return f.Format == "" || f.Format == codec.FormatCSV || f.Format == codec.FormatTSV
 }
 
-// checksums are the lines of Checksums: of the sealed files, whose manifests say their hashes, or of the rendered.
+// Sum is the SHA-256 of a file of an archive, in hexadecimal.
+type Sum struct{ Name, SHA256 string }
+
+// AppendSums appends the lines of Checksums, in the order of names. It sorts sums.
+func AppendSums(dst []byte, sums []Sum) []byte {
+	slices.SortFunc(sums, func(a, b Sum) int { return strings.Compare(a.Name, b.Name) })
+	for _, s := range sums {
+		dst = append(append(append(append(dst, s.SHA256...), "  "...), s.Name...), '\n')
+	}
+	return dst
+}
+
+// checksums are of the sealed files, whose manifests say them, or of the rendered.
 func checksums(all found, rendered []render.File, isRendered bool) []byte {
-	var b []byte
-	line := func(sum, name string) { b = append(append(append(append(b, sum...), "  "...), name...), '\n') }
+	var sums []Sum
 	for i := range rendered {
 		for _, p := range rendered[i].Parts {
-			line(p.SHA256, p.Name)
+			sums = append(sums, Sum{p.Name, p.SHA256})
 		}
 	}
 	for i := range all {
 		if p := &all[i]; p.rows > 0 && !isRendered {
-			line(p.source.CSVSHA256, p.source.Partition.Path()+".csv")
+			sums = append(sums, Sum{p.source.Partition.Path() + ".csv", p.source.CSVSHA256})
 		}
 	}
-	return b
+	return AppendSums(nil, sums)
 }
 
 // Rendering is what RenderedList holds.

@@ -280,6 +280,23 @@ func TestRenderedArchives(t *testing.T) {
 			if got := report(c.Rendered()); !got.OK || got.Hours != 2*hours || (got.Rendered > 0) != c.Rendered() {
 				t.Errorf("kansa verify: %+v, %v", got, got.Faults)
 			}
+			pub := key + strings.ReplaceAll(name, " ", "")
+			const verifier = "../../schema/seal/testdata/verify.py"
+			if c.Rendered() {
+				if out, err := exec.Command("python3", verifier, pub, zipped).Output(); err == nil {
+					t.Errorf("the Python verifier takes it: %s", out)
+				}
+			} else {
+				run(t, ".", "python3", verifier, pub, zipped)
+				for i := range 20 { // whatever byte is another, but of README.txt, which is not sealed
+					bad := bytes.Clone(whole)
+					at := len(whole)/4 + i*(len(whole)*3/4)/20
+					bad[at] ^= 1
+					if out, err := exec.Command("python3", verifier, pub, writeFile(t, filepath.Join(t.TempDir(), "bad.zip"), string(bad))).Output(); err == nil {
+						t.Errorf("with byte %d of %d changed the Python verifier takes it: %s", at, len(whole), out)
+					}
+				}
+			}
 			if got := report(false); got.OK == c.Rendered() {
 				t.Errorf("without --rendered it is OK: %v", got.OK)
 			}

@@ -1,6 +1,7 @@
 package verify
 
 import (
+	"bytes"
 	"context"
 	"crypto/sha256"
 	"encoding/hex"
@@ -25,12 +26,18 @@ func isRendered(name string) bool {
 // thousand hours.
 const mostListed = 256 << 20
 
+// rendering is what was found of a rendered archive.
+type rendering struct {
+	manifests map[string]bool // names of those of whose partitions files were made
+	parts     []exporter.RenderedPart
+}
+
 // readRendered checks the files of a rendered archive: that they are those the archive lists, made of partitions whose
-// manifests are here. It returns the names of these manifests.
-func readRendered(ctx context.Context, l *files, links []link, o Options, r *Report) (map[string]bool, error) {
+// manifests are here.
+func readRendered(ctx context.Context, l *files, links []link, o Options, r *Report) (found rendering, _ error) {
 	listed, there := l.others[exporter.RenderedList]
 	if !there && len(l.rendered) == 0 {
-		return nil, nil
+		return found, nil
 	}
 	if !there || !o.Rendered {
 		problem := "it was made of a partition, and nothing of it is sealed"
@@ -40,16 +47,19 @@ func readRendered(ctx context.Context, l *files, links []link, o Options, r *Rep
 		for _, f := range sorted(l.rendered) {
 			r.fault(f.name, nil, ErrUnsealed, "%s", problem)
 		}
-		return nil, nil
+		if there && len(l.rendered) == 0 {
+			r.fault(listed.name, nil, ErrUnsealed, "the archive was rendered: verify it with --rendered")
+		}
+		return found, nil
 	}
 	list, err := readList(listed)
 	var failed *readError
 	if errors.As(err, &failed) {
-		return nil, err
+		return found, err
 	}
 	if err != nil {
 		r.fault(listed.name, nil, ErrArchive, "%v", err)
-		return nil, nil
+		return found, nil
 	}
 	manifests := map[string]link{}
 	for _, k := range links {
@@ -90,11 +100,51 @@ func readRendered(ctx context.Context, l *files, links []link, o Options, r *Rep
 		r.fault(name, nil, ErrUnsealed, "%s does not list it", listed.name)
 	}
 	if err := checkParts(ctx, l, parts, o, r); err != nil {
-		return nil, err
+		return found, err
 	}
 	r.Rendered = uint64(len(parts))
 	r.Notes = append(r.Notes, fmt.Sprintf("%d files were made of partitions: what is sealed are their manifests. Whoever could change this archive could change them, and the list that they were compared with", len(parts)))
-	return made, nil
+	return rendering{made, parts}, nil
+}
+
+// checkSums holds the list of checksums against the manifests, or the list of rendered files.
+func checkSums(l *files, links []link, made rendering, r *Report) error {
+	f, there := l.others[exporter.Checksums]
+	if !there && r.Kind != Archive {
+		return nil
+	}
+	var sums []exporter.Sum
+	for _, p := range made.parts {
+		sums = append(sums, exporter.Sum{Name: p.Name, SHA256: p.SHA256})
+	}
+	for _, k := range links {
+		if k.Rows > 0 && made.manifests == nil {
+			sums = append(sums, exporter.Sum{Name: k.Partition().Path() + ".csv", SHA256: k.CSVSHA256})
+		}
+	}
+	want := exporter.AppendSums(nil, sums)
+	if !there {
+		if len(want) > 0 {
+			r.fault(exporter.Checksums, nil, ErrMissing, "every archive with events has one")
+		}
+		return nil
+	}
+	in, err := f.open()
+	if err != nil {
+		return err
+	}
+	defer in.Close()
+	got, err := io.ReadAll(io.LimitReader(in, int64(len(want))+1))
+	var failed *readError
+	switch {
+	case errors.As(err, &failed):
+		return err
+	case err != nil:
+		r.fault(f.name, nil, ErrArchive, "%v", err)
+	case !bytes.Equal(got, want):
+		r.fault(f.name, nil, ErrUnsealed, "it does not say what the manifests say")
+	}
+	return nil
 }
 
 func readList(f file) (*exporter.Rendering, error) {

@@ -152,7 +152,12 @@ func verifyFiles(ctx context.Context, l *files, o Options, r *Report) error {
 	if err != nil {
 		return err
 	}
-	if err := readPartitions(ctx, l, links, made, o, r); err != nil {
+	if len(broken) == 0 { // else what should stand there can't be told
+		if err := checkSums(l, links, made, r); err != nil {
+			return err
+		}
+	}
+	if err := readPartitions(ctx, l, links, made.manifests, o, r); err != nil {
 		return err
 	}
 	chains(links, broken, o, r)

@@ -205,10 +205,14 @@ func (s *Schedule) normalize(fault func(field, value, problem, remedy string)) {
 	}
 }
 
-// contentOf is what a request to d holds: what it says itself, or else what d says.
+// contentOf is what a request to d holds: what it says itself, or else what d says. Who can open the archives of d is
+// not forgotten because somebody asks for another format.
 func (d *Destination) contentOf(asked render.Content) render.Content {
 	if asked.Empty() {
 		asked = d.Content
+	}
+	if len(asked.Recipients) == 0 {
+		asked.Recipients = slices.Clone(d.Recipients)
 	}
 	if len(d.Mail) > 0 {
 		asked.ForLink()

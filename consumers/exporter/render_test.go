@@ -20,6 +20,7 @@ import (
 	"time"
 
 	"filippo.io/age"
+	"github.com/goccy/go-yaml"
 	"github.com/klauspost/compress/gzip"
 	"gocloud.dev/blob"
 
@@ -701,6 +702,49 @@ func TestContentOfRequests(t *testing.T) {
 	}
 	f.until(t, asked.Export.ID, is(exporter.Done))
 	f.until(t, plain.Export.ID, is(exporter.Done))
+}
+
+// A destination's fields are in its YAML and JSON as they are named here, and its recipients hold for all it gets.
+func TestContentOfDestination(t *testing.T) {
+	t.Parallel()
+	id, err := age.GenerateX25519Identity()
+	if err != nil {
+		t.Fatal(err)
+	}
+	text := "name: siem\norganization: acme\nbucket: file:///srv\nformat: cef\ncef_overflow: text\nspreadsheet_safe: false\nfilter:\n  actor_id: u-7\n  start: 2026-11-20T00:00:00Z\n" +
+		"age_recipients: [" + id.Recipient().String() + "]\n"
+	var d, again exporter.Destination
+	if err := yaml.UnmarshalWithOptions([]byte(text), &d, yaml.Strict()); err != nil {
+		t.Fatal(err)
+	}
+	if err := d.Normalize(); err != nil {
+		t.Fatal(err)
+	}
+	if d.Format != codec.FormatCEF || d.Filter.ActorID != "u-7" || !d.Filter.Start.Equal(start) || d.SpreadsheetSafe == nil || len(d.Recipients) != 1 {
+		t.Errorf("got %+v", d)
+	}
+	data, err := json.Marshal(d)
+	if err != nil {
+		t.Fatal(err)
+	}
+	dec := json.NewDecoder(bytes.NewReader(data))
+	dec.DisallowUnknownFields()
+	if err := dec.Decode(&again); err != nil || again.Content.Key() != d.Content.Key() || again.Content.Key() == "" {
+		t.Errorf("%v: %s", err, data)
+	}
+	f, _ := historyOf(t, 1)
+	dir := t.TempDir()
+	d.Bucket = "file://" + filepath.ToSlash(dir)
+	f.run(t, d)
+	r := exporter.Request{Organization: "acme", Destination: "siem", From: start, To: start.Add(time.Hour)}
+	r.Format = codec.FormatJSON
+	asked, err := f.intake().Ask(t.Context(), r)
+	if err != nil || len(asked.Export.Recipients) != 1 || asked.Export.Format != codec.FormatJSON || !asked.Export.Filter.IsZero() {
+		t.Fatalf("%+v, %v", asked, err)
+	}
+	if e := f.until(t, asked.Export.ID, is(exporter.Done)); !strings.HasSuffix(e.File, ".json.zip.age") {
+		t.Errorf("got %+v", e)
+	}
 }
 
 // A working area goes when its links do; links that have expired, and exports that are long over, are forgotten.

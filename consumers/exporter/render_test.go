@@ -140,7 +140,7 @@ func save(t *testing.T, plan *exporter.Plan) string {
 	return name
 }
 
-func run(t *testing.T, dir, name string, args ...string) string {
+func run(t *testing.T, dir, name string, args ...string) {
 	t.Helper()
 	if _, err := exec.LookPath(name); err != nil {
 		if os.Getenv("REQUIRE_ALL") != "" {
@@ -154,7 +154,6 @@ func run(t *testing.T, dir, name string, args ...string) string {
 	if err != nil {
 		t.Fatalf("%s %q: %v\n%s", name, args, err, out)
 	}
-	return string(out)
 }
 
 // filesOf reads a ZIP.

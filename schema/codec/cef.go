@@ -289,8 +289,14 @@ func (e *Encoder) appendMetadata(dst []byte, s *Stored) []byte {
 	dst = strconv.AppendUint(append(dst, `","streamSeq":`...), s.StreamSeq, 10)
 	dst = strconv.AppendUint(append(dst, `,"batchIndex":`...), uint64(s.BatchIndex), 10)
 	for _, m := range [...]struct{ begin, value string }{
-		{`,"organization":`, s.Organization}, {`,"entityType":`, s.Target.Type}, {`,"entityName":`, s.Target.Name}, {`,"actionType":`, s.Action},
-		{`,"dataType":`, s.DataType}, {`,"sessionId":`, s.Context.SessionID}, {`,"traceId":`, s.Context.TraceID}, {`,"location":`, s.Context.Location},
+		{`,"organization":`, s.Organization},
+		{`,"entityType":`, s.Target.Type},
+		{`,"entityName":`, s.Target.Name},
+		{`,"actionType":`, s.Action},
+		{`,"dataType":`, s.DataType},
+		{`,"sessionId":`, s.Context.SessionID},
+		{`,"traceId":`, s.Context.TraceID},
+		{`,"location":`, s.Context.Location},
 	} {
 		if m.value != "" {
 			dst = appendJSONString(append(dst, m.begin...), m.value)

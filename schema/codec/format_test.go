@@ -264,8 +264,14 @@ func FuzzFormats(f *testing.F) {
 func BenchmarkFormats(b *testing.B) {
 	stored := benchStored()
 	for _, o := range []Options{
-		{Format: FormatCSV}, {Format: FormatCSV, SpreadsheetSafe: true}, {Format: FormatCSV, Profile: ProfileDataPrep}, {Format: FormatTSV}, {Format: FormatNDJSON}, {Format: FormatJSON},
-		{Format: FormatNDJSON, Profile: ProfileQlik}, {Format: FormatCEF, Overflow: func(Overflow) {}},
+		{Format: FormatCSV},
+		{Format: FormatCSV, SpreadsheetSafe: true},
+		{Format: FormatCSV, Profile: ProfileDataPrep},
+		{Format: FormatTSV},
+		{Format: FormatNDJSON},
+		{Format: FormatJSON},
+		{Format: FormatNDJSON, Profile: ProfileQlik},
+		{Format: FormatCEF, Overflow: func(Overflow) {}},
 	} {
 		name := fmt.Sprintf("%s-%s-%t", o.Format, o.Profile, o.SpreadsheetSafe)
 		b.Run(name, func(b *testing.B) {

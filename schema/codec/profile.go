@@ -297,14 +297,11 @@ func (e *Encoder) appendNested(dst []byte, s *Stored) []byte {
 			}
 		case schema.KindID, schema.KindTime:
 		}
-		switch {
-		case m.object == object:
-			dst = append(dst, ',')
-		default:
-			if object != "" {
-				dst = append(dst, '}')
-			}
-			dst = append(dst, ',')
+		if m.object != object && object != "" {
+			dst = append(dst, '}')
+		}
+		dst = append(dst, ',')
+		if m.object != object {
 			if object = m.object; object != "" {
 				dst = append(append(append(dst, '"'), object...), `":{`...)
 			}

@@ -67,7 +67,11 @@ func BenchmarkRender(b *testing.B) {
 	b.Cleanup(func() { _ = bucket.Close() })
 	sources := partitionsOf(b, bucket, n, rows)
 	for _, c := range []render.Content{
-		{Profile: codec.ProfileDataPrep}, {Format: codec.FormatTSV}, {Format: codec.FormatNDJSON}, {Format: codec.FormatJSON}, {Format: codec.FormatCEF},
+		{Profile: codec.ProfileDataPrep},
+		{Format: codec.FormatTSV},
+		{Format: codec.FormatNDJSON},
+		{Format: codec.FormatJSON},
+		{Format: codec.FormatCEF},
 		{Format: codec.FormatNDJSON, Filter: schema.Filter{Action: "publish"}},
 	} {
 		name := c.Suffix()[1:]

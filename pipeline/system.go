@@ -447,6 +447,7 @@ func (s *System) startExporter(ctx context.Context) error {
 		return err
 	}
 	s.roles.Go(func() error { return s.followSettings(s.ended) })
+	s.roles.Go(func() error { return s.Exporter.Housekeep(s.ended) })
 	desk := &operator.Desk{Settings: kept, States: s.States, Intake: s.Intake, Exporter: s.Exporter, Logger: log}
 	s.roles.Go(func() error { return desk.Serve(s.ended, s.Client.NC) })
 	return s.work(ctx, RoleExporter, broker.StreamExports, broker.ConsumerExporter, consumers.Work{Handle: s.Exporter.Handle, Parallel: c.Exports.Parallel, Logger: log})

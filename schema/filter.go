@@ -5,23 +5,23 @@ import "time"
 // Filter chooses events. An empty field chooses all; the fields that are given have to hold all together. Texts are
 // compared exactly, with upper and lower case (requirement Q7), but for Text.
 type Filter struct {
-	Trail Trail `json:"trail,omitempty"`
+	Trail Trail `json:"trail,omitempty" yaml:"trail,omitempty"`
 	// Start and End bound OccurredAt: from the first, up to and without the second.
-	Start      time.Time `json:"start,omitzero"`
-	End        time.Time `json:"end,omitzero"`
-	Source     string    `json:"source,omitempty"`
-	Event      string    `json:"event,omitempty"`
-	Action     string    `json:"action,omitempty"`
-	Outcome    Outcome   `json:"outcome,omitempty"`
-	ActorID    string    `json:"actor_id,omitempty"`
-	TargetType string    `json:"target_type,omitempty"`
-	TargetID   string    `json:"target_id,omitempty"`
-	AppID      string    `json:"app_id,omitempty"`
-	IP         string    `json:"ip,omitempty"`
-	DataType   string    `json:"data_type,omitempty"`
+	Start      time.Time `json:"start,omitzero" yaml:"start,omitempty"`
+	End        time.Time `json:"end,omitzero" yaml:"end,omitempty"`
+	Source     string    `json:"source,omitempty" yaml:"source,omitempty"`
+	Event      string    `json:"event,omitempty" yaml:"event,omitempty"`
+	Action     string    `json:"action,omitempty" yaml:"action,omitempty"`
+	Outcome    Outcome   `json:"outcome,omitempty" yaml:"outcome,omitempty"`
+	ActorID    string    `json:"actor_id,omitempty" yaml:"actor_id,omitempty"`
+	TargetType string    `json:"target_type,omitempty" yaml:"target_type,omitempty"`
+	TargetID   string    `json:"target_id,omitempty" yaml:"target_id,omitempty"`
+	AppID      string    `json:"app_id,omitempty" yaml:"app_id,omitempty"`
+	IP         string    `json:"ip,omitempty" yaml:"ip,omitempty"`
+	DataType   string    `json:"data_type,omitempty" yaml:"data_type,omitempty"`
 	// Text is found in the description, in the names of actor and target, in what was before and after, and in the
 	// data; ASCII letters in any case.
-	Text string `json:"text,omitempty"`
+	Text string `json:"text,omitempty" yaml:"text,omitempty"`
 }
 
 // Term is one text of a filter and the column it is compared with.

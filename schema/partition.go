@@ -34,6 +34,10 @@ const (
 	RemovedSuffix  = ".removed"
 )
 
+// WorkPrefix begins the keys of what the exporter keeps in the partition store while it needs it: rendered files,
+// encrypted archives. No organization has such a name. What lists partitions, or verifies them, leaves it out.
+const WorkPrefix = ".exports/"
+
 // CSVKey is where the partition lies in the partition store.
 func (p Partition) CSVKey() string { return p.Path() + CSVSuffix }
 

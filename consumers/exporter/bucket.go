@@ -34,7 +34,7 @@ func (x *Exporter) deliverBucket(ctx context.Context, e *Export, address string,
 	defer body.Close()
 	writing, abandon := context.WithCancel(ctx)
 	defer abandon()
-	w, err := b.NewWriter(writing, plan.Name, &blob.WriterOptions{ContentType: "application/zip", IfNotExist: true})
+	w, err := b.NewWriter(writing, plan.Name, &blob.WriterOptions{ContentType: plan.ContentType(), IfNotExist: true})
 	if err != nil {
 		return fmt.Errorf("write %s to bucket %s: %w", plan.Name, address, err)
 	}

@@ -14,6 +14,7 @@ import (
 
 	"github.com/robfig/cron/v3"
 
+	"github.com/kansa-audit/kansa/consumers/exporter/render"
 	"github.com/kansa-audit/kansa/consumers/exporter/sftp"
 	"github.com/kansa-audit/kansa/schema"
 )
@@ -58,6 +59,8 @@ type Destination struct {
 	Notify []string `yaml:"notify,omitempty" json:"notify,omitempty"`
 	// Paused holds back its archives. What is due meanwhile is delivered when it is resumed.
 	Paused bool `yaml:"paused,omitempty" json:"paused,omitempty"`
+	// Content is what its archives hold, and in which form, unless a request says otherwise.
+	render.Content `yaml:",inline"`
 }
 
 // Schedule says when a destination gets its archives, and how much one holds.
@@ -175,6 +178,9 @@ func (d *Destination) Normalize() error {
 	if d.Schedule != nil {
 		d.Schedule.normalize(fault)
 	}
+	if err := d.Content.Validate(); err != nil {
+		faults = append(faults, err)
+	}
 	return errors.Join(faults...)
 }
 
@@ -202,6 +208,21 @@ func (s *Schedule) normalize(fault func(field, value, problem, remedy string)) {
 	if s.Period < time.Second {
 		fault("schedule.period", s.Period.String(), "is too short", "give a multiple of an hour of the rollup")
 	}
+}
+
+// contentOf is what a request to d holds: what it says itself, or else what d says. Who can open the archives of d is
+// not forgotten because somebody asks for another format.
+func (d *Destination) contentOf(asked render.Content) render.Content {
+	if asked.Empty() {
+		asked = d.Content
+	}
+	if len(asked.Recipients) == 0 {
+		asked.Recipients = slices.Clone(d.Recipients)
+	}
+	if len(d.Mail) > 0 {
+		asked.ForLink()
+	}
+	return asked
 }
 
 // Secrets are the fields that nobody is shown again, by their names.

@@ -44,8 +44,10 @@ type Config struct {
 	Record func(ctx context.Context, e schema.Event)
 	// Receipts signs them; nil refuses destinations that want some.
 	Receipts Receipts
-	Logger   *slog.Logger
-	Now      func() time.Time
+	// KeepStates is how long the state of an export that is over is kept; default 90 days, and no less than LinkTTL.
+	KeepStates time.Duration
+	Logger     *slog.Logger
+	Now        func() time.Time
 }
 
 // Exporter handles what is on EXPORTS.
@@ -78,6 +80,10 @@ func New(bucket *blob.Bucket, states States, links Links, mailer Mailer, js jets
 	if cfg.LinkTTL == 0 {
 		cfg.LinkTTL = 7 * 24 * time.Hour
 	}
+	if cfg.KeepStates == 0 {
+		cfg.KeepStates = 90 * 24 * time.Hour
+	}
+	cfg.KeepStates = max(cfg.KeepStates, cfg.LinkTTL)
 	if cfg.Now == nil {
 		cfg.Now = time.Now
 	}
@@ -165,6 +171,11 @@ func (x *Exporter) export(ctx context.Context, r Request) error {
 	if ctx.Err() == nil || e.State == Done {
 		x.after(keep, &e)
 	}
+	if !e.Plain() && e.areaIsOver(x.cfg.Now()) {
+		if err := x.removeArea(ctx, e.ID); err != nil {
+			x.log.Warn("working area is left to the sweeper", slog.String("export", e.ID), slog.Any("error", err))
+		}
+	}
 	return err
 }
 
@@ -215,7 +226,7 @@ func (x *Exporter) attempt(ctx context.Context, e *Export) error {
 			return err
 		}
 	}
-	plan, err := PlanArchive(ctx, x.bucket, &e.Request)
+	plan, err := x.prepare(ctx, e)
 	if err != nil {
 		return err
 	}
@@ -234,6 +245,26 @@ func (x *Exporter) attempt(ctx context.Context, e *Export) error {
 	default:
 		return x.deliverLink(ctx, e, plan, d.Mail)
 	}
+}
+
+// prepare lays an archive out. What has to be rendered or encrypted before is, and people see how far it is.
+func (x *Exporter) prepare(ctx context.Context, e *Export) (*Plan, error) {
+	if e.Plain() {
+		return PlanArchive(ctx, x.bucket, &e.Request)
+	}
+	e.State = Running
+	if err := x.states.Put(ctx, *e); err != nil { // before there is a working area: Sweep goes by it
+		return nil, err
+	}
+	if err := x.states.mark(ctx, e.ID); err != nil {
+		return nil, err
+	}
+	var rows, of atomic.Uint64
+	stop := x.showWhile(ctx, *e, func(s *Export) { s.RowsRendered, s.RowsToRender = rows.Load(), of.Load() })
+	plan, err := Prepare(ctx, x.bucket, &e.Request, func(done, all uint64) { rows.Store(done); of.Store(all) })
+	stop()
+	e.RowsRendered, e.RowsToRender = rows.Load(), of.Load()
+	return plan, err
 }
 
 // errHeld means that somebody decided that this is not to be delivered now.
@@ -291,8 +322,13 @@ func (x *Exporter) deliverSFTP(ctx context.Context, e *Export, cfg *sftp.Config,
 	return nil
 }
 
-// showProgress keeps the state of e now and then, until the returned function is called.
+// showProgress shows how much of e is sent, until the returned function is called.
 func (x *Exporter) showProgress(ctx context.Context, e Export, sent *atomic.Int64) (stop func()) {
+	return x.showWhile(ctx, e, func(e *Export) { e.Sent = sent.Load() })
+}
+
+// showWhile keeps the state of e now and then, until the returned function is called.
+func (x *Exporter) showWhile(ctx context.Context, e Export, look func(*Export)) (stop func()) {
 	ctx, cancel := context.WithCancel(ctx)
 	ended := make(chan struct{})
 	go func() {
@@ -304,7 +340,8 @@ func (x *Exporter) showProgress(ctx context.Context, e Export, sent *atomic.Int6
 			case <-ctx.Done():
 				return
 			case <-tick.C:
-				e.Sent, e.Updated = sent.Load(), x.cfg.Now().UTC()
+				look(&e)
+				e.Updated = x.cfg.Now().UTC()
 				if err := x.states.Put(ctx, e); err != nil && ctx.Err() == nil {
 					x.log.Warn("progress of an export not kept", slog.String("export", e.ID), slog.Any("error", err))
 				}

@@ -298,7 +298,7 @@ func TestArchiveHoldsTheRange(t *testing.T) {
 			t.Errorf("%s is in it", not)
 		}
 	}
-	if manifests := 2 * 27; len(names) != 2+manifests+2*22 {
+	if manifests := 2 * 27; len(names) != 3+manifests+2*22 {
 		t.Errorf("%d files", len(names))
 	}
 }
@@ -441,7 +441,7 @@ func TestScheduleCatchesUp(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		if len(z.File) != 2*24+2*19 && len(z.File) != 2*24+2*20 {
+		if len(z.File) != 3+2*24+2*19 && len(z.File) != 3+2*24+2*20 {
 			t.Errorf("%s has %d files", file, len(z.File))
 		}
 		_ = z.Close()

@@ -15,6 +15,7 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"github.com/kansa-audit/kansa/consumers/exporter/archive"
+	"github.com/kansa-audit/kansa/consumers/exporter/render"
 	"github.com/kansa-audit/kansa/schema"
 	"github.com/kansa-audit/kansa/schema/seal"
 )
@@ -23,7 +24,9 @@ import (
 type partition struct {
 	start, end time.Time
 	rows       uint64
-	entries    []archive.Entry // of the file, if there are events, and of the manifest
+	gaps       int
+	entries    []archive.Entry // of the file, if there are events, and of the manifest, which is the last
+	source     render.Source   // of the file
 }
 
 // object is a manifest in the store, as listed, and the size of the file beside it.
@@ -141,7 +144,7 @@ func readPartition(ctx context.Context, bucket *blob.Bucket, org string, o *obje
 	if p.ManifestKey() != o.key || m.Organization != org {
 		return partition{}, fmt.Errorf("manifest %s speaks of %s", o.key, p)
 	}
-	found := partition{start: p.Hour, end: p.End(), rows: m.Rows}
+	found := partition{start: p.Hour, end: p.End(), rows: m.Rows, gaps: len(m.Gaps)}
 	manifest := archive.FromBytes(o.key, p.End(), text)
 	if m.Rows == 0 {
 		found.entries = []archive.Entry{manifest}
@@ -169,6 +172,7 @@ func readPartition(ctx context.Context, bucket *blob.Bucket, org string, o *obje
 	}
 	csv, err := archive.FromKnownGzip(strings.TrimSuffix(key, ".gz"), found.end, m.FileBytes, open, archive.Content{Size: m.CSVBytes, CRC32: m.CSVCRC32})
 	found.entries = []archive.Entry{csv, manifest}
+	found.source = render.Source{Partition: p, Rows: m.Rows, CSVBytes: m.CSVBytes, CSVSHA256: m.CSVSHA256}
 	return found, err
 }
 

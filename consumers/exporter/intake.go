@@ -17,6 +17,7 @@ import (
 	"github.com/nats-io/nats.go/jetstream"
 	"gocloud.dev/blob"
 
+	"github.com/kansa-audit/kansa/consumers/exporter/render"
 	"github.com/kansa-audit/kansa/schema"
 )
 
@@ -70,12 +71,15 @@ type Asked struct {
 
 // Estimate is what an export would hold, told before it is asked for (requirement Z5).
 type Estimate struct {
-	From  time.Time            `json:"from"`
-	To    time.Time            `json:"to"`
-	Rows  uint64               `json:"rows"`
-	Files int                  `json:"files"`
-	Bytes int64                `json:"bytes"` // of the archive, to the byte
-	Left  map[schema.Trail]int `json:"left"`  // of today's exports
+	From  time.Time `json:"from"`
+	To    time.Time `json:"to"`
+	Rows  uint64    `json:"rows"`
+	Files int       `json:"files"`
+	Bytes int64     `json:"bytes"` // of the archive, to the byte, unless Approximate
+	// Approximate tells that the archive is to be rendered first: Rows is the most that it can have, Files and Bytes
+	// are those of the partitions as they are.
+	Approximate bool                 `json:"approximate,omitempty"`
+	Left        map[schema.Trail]int `json:"left"` // of today's exports
 }
 
 // complete fills in what r leaves open: both trails, and all that is rolled up and not older than two years.
@@ -117,16 +121,35 @@ func (i *Intake) Estimate(ctx context.Context, r Request) (*Estimate, error) {
 	if err := i.complete(ctx, &r); err != nil {
 		return nil, err
 	}
-	if err := r.Validate(); err != nil {
+	if err := i.settle(ctx, &r); err != nil {
 		return nil, err
 	}
+	e := &Estimate{From: r.From, To: r.To, Approximate: !r.Plain()}
+	r.Content = render.Content{}
 	plan, err := PlanArchive(ctx, i.Bucket, &r)
 	if err != nil {
 		return nil, err
 	}
-	e := &Estimate{From: r.From, To: r.To, Rows: plan.Rows, Files: plan.Len(), Bytes: plan.Size()}
+	e.Rows, e.Files, e.Bytes = plan.Rows, plan.Len(), plan.Size()
 	e.Left, err = i.left(ctx, r.Organization, r.Trails)
 	return e, err
+}
+
+// settle checks r and settles what it holds: what it says, else what its destination says.
+func (i *Intake) settle(ctx context.Context, r *Request) error {
+	if err := r.Validate(); err != nil {
+		return err
+	}
+	if r.Destination == "" {
+		r.ForLink()
+		return nil
+	}
+	d, err := i.Settings.Destination(ctx, r.Organization, r.Destination)
+	if err != nil {
+		return err
+	}
+	r.Content = d.contentOf(r.Content)
+	return nil
 }
 
 // Ask takes a request. Without an id it gets one; the same request as one before, by whomever, is that one, as long
@@ -142,13 +165,8 @@ func (i *Intake) Ask(ctx context.Context, r Request) (*Asked, error) {
 	if err := i.complete(ctx, &r); err != nil {
 		return nil, err
 	}
-	if err := r.Validate(); err != nil {
+	if err := i.settle(ctx, &r); err != nil {
 		return nil, err
-	}
-	if r.Destination != "" {
-		if _, err := i.Settings.Destination(ctx, r.Organization, r.Destination); err != nil {
-			return nil, err
-		}
 	}
 	rules, err := i.Settings.Rules(ctx, r.Organization)
 	if err != nil {
@@ -221,7 +239,8 @@ func same(r *Request) string {
 		Trails                    []schema.Trail
 		From, To                  time.Time
 		MailTo                    []string
-	}{r.Organization, r.Destination, r.Trails, r.From, r.To, slices.Sorted(slices.Values(r.MailTo))})
+		Content                   string `json:",omitempty"`
+	}{r.Organization, r.Destination, r.Trails, r.From, r.To, slices.Sorted(slices.Values(r.MailTo)), r.Content.Key()})
 	sum := sha256.Sum256(text)
 	return prefixSame + hex.EncodeToString(sum[:])
 }

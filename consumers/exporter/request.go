@@ -10,6 +10,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/kansa-audit/kansa/consumers/exporter/render"
 	"github.com/kansa-audit/kansa/schema"
 )
 
@@ -30,6 +31,8 @@ type Request struct {
 	RequestedBy string   `json:"requested_by,omitempty"`
 	// Scheduled tells that a schedule asks, and not a person.
 	Scheduled bool `json:"scheduled,omitempty"`
+	// Content is what of the range is in the archive, and in which form.
+	render.Content
 }
 
 var idPattern = regexp.MustCompile(`^[A-Za-z0-9_-]+(\.[A-Za-z0-9_-]+)*$`)
@@ -63,11 +66,12 @@ func (r *Request) Validate() error {
 			return fmt.Errorf("export %s: mail address %q: %w", r.ID, a, err)
 		}
 	}
-	return nil
+	return r.Content.Validate()
 }
 
 // FileName is the archive's name: it says what is in it, and ends in a hash of the request's id, so that
-// it is never used for anything else.
+// it is never used for anything else. What stands behind that says the format, unless it is the partitions' own, and
+// that the archive is encrypted.
 func (r *Request) FileName() string {
 	trails := make([]string, len(r.Trails))
 	for i, t := range r.Trails {
@@ -76,8 +80,8 @@ func (r *Request) FileName() string {
 	slices.Sort(trails)
 	const layout = "20060102T150405Z"
 	id := sha256.Sum256([]byte(r.ID))
-	return fmt.Sprintf("kansa_%s_%s_%s_%s_%x.zip", r.Organization, strings.Join(trails, "+"),
-		r.From.UTC().Format(layout), r.To.UTC().Format(layout), id[:4])
+	return fmt.Sprintf("kansa_%s_%s_%s_%s_%x%s", r.Organization, strings.Join(trails, "+"),
+		r.From.UTC().Format(layout), r.To.UTC().Format(layout), id[:4], r.ArchiveSuffix())
 }
 
 // task is what a message on EXPORTS holds: a request, or the name of a destination whose schedule is due.

@@ -8,6 +8,7 @@ import (
 
 	"github.com/nats-io/nats.go/jetstream"
 
+	"github.com/kansa-audit/kansa/consumers/exporter/render"
 	"github.com/kansa-audit/kansa/schema"
 )
 
@@ -45,7 +46,7 @@ func (x *Exporter) schedule(ctx context.Context, organization, name string) erro
 	r := Request{
 		ID:           ScheduledID(organization, name, next),
 		Organization: d.Organization, Trails: d.Trails, From: next, To: next.Add(d.Schedule.Period),
-		Destination: name, RequestedBy: "schedule", Scheduled: true,
+		Destination: name, RequestedBy: "schedule", Scheduled: true, Content: d.contentOf(render.Content{}),
 	}
 	switch e, found, err := x.states.Get(ctx, r.ID); {
 	case err != nil:

@@ -36,6 +36,9 @@ type Export struct {
 	Bytes int64  `json:"bytes,omitempty"`
 	Files int    `json:"files,omitempty"`
 	Rows  uint64 `json:"rows,omitempty"`
+	// RowsRendered counts events of the partitions that are rendered, of RowsToRender, before anything is sent.
+	RowsRendered uint64 `json:"rows_rendered,omitempty"`
+	RowsToRender uint64 `json:"rows_to_render,omitempty"`
 	// Sent counts the bytes of the attempt that is running.
 	Sent int64 `json:"sent,omitempty"`
 	// Receipt tells that a signed one is kept; see States.Receipt.
@@ -56,6 +59,7 @@ const (
 	prefixHealth  = "health."  // + organization.destination
 	prefixSame    = "same."    // + a hash of what is asked for: the id of the export that did
 	prefixQuota   = "quota."   // + organization.trail.day: the ids of the exports of a day
+	prefixArea    = "area."    // + the id of an export that has, or may have, a working area
 )
 
 // Get returns the state of an export, and false if there is none.

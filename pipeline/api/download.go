@@ -58,7 +58,7 @@ func (d *downloads) serve(w http.ResponseWriter, r *http.Request) {
 	d.record(r, &e)
 	body := plan.NewReader(r.Context())
 	defer body.Close()
-	h.Set("Content-Type", "application/zip")
+	h.Set("Content-Type", plan.ContentType())
 	h.Set("Content-Disposition", mime.FormatMediaType("attachment", map[string]string{"filename": plan.Name}))
 	h.Set("ETag", plan.ETag())
 	d.o.Logger.Info("download", slog.String("export", e.ID), slog.String("range", r.Header.Get("Range")))

@@ -11,6 +11,7 @@ import (
 	"github.com/danielgtaylor/huma/v2"
 
 	"github.com/kansa-audit/kansa/consumers/exporter"
+	"github.com/kansa-audit/kansa/consumers/exporter/render"
 	"github.com/kansa-audit/kansa/pipeline/access"
 	"github.com/kansa-audit/kansa/pipeline/operator"
 	"github.com/kansa-audit/kansa/pipeline/settings"
@@ -191,10 +192,11 @@ type ExportBody struct {
 	To          time.Time      `json:"to,omitzero" doc:"The last closed hour if left out"`
 	Destination string         `json:"destination,omitempty" doc:"The name of a destination; or mail_to"`
 	MailTo      []string       `json:"mail_to,omitempty" doc:"Who gets a link"`
+	render.Content
 }
 
 func (b *ExportBody) request(organization string) exporter.Request {
-	return exporter.Request{Organization: organization, Trails: b.Trails, From: b.From, To: b.To, Destination: b.Destination, MailTo: b.MailTo}
+	return exporter.Request{Organization: organization, Trails: b.Trails, From: b.From, To: b.To, Destination: b.Destination, MailTo: b.MailTo, Content: b.Content}
 }
 
 func (a *audit) exports() {

@@ -28,7 +28,9 @@ func TestAsk(t *testing.T) {
 		t.Fatal(err)
 	}
 	t.Cleanup(nc.Close)
-	ask := func(q int) (int, error) { return control.Ask[int](t.Context(), nc, "exporter", "double", 5*time.Second, q) }
+	ask := func(q int) (int, error) {
+		return control.Ask[int](t.Context(), nc, "exporter", "double", 5*time.Second, q)
+	}
 	if _, err := ask(1); !errors.Is(err, control.ErrNobody) {
 		t.Errorf("got %v", err)
 	}

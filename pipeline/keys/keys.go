@@ -281,7 +281,7 @@ func anyManifest(ctx context.Context, bucket *blob.Bucket) (string, error) {
 		if err != nil {
 			return "", fmt.Errorf("look for manifests in the partition store: %w", err)
 		}
-		if strings.HasSuffix(o.Key, schema.ManifestSuffix) {
+		if strings.HasSuffix(o.Key, schema.ManifestSuffix) && !strings.HasPrefix(o.Key, schema.WorkPrefix) {
 			return o.Key, nil
 		}
 	}

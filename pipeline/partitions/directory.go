@@ -15,6 +15,8 @@ import (
 
 	"gocloud.dev/blob/driver"
 	"gocloud.dev/gcerrors"
+
+	"github.com/kansa-audit/kansa/schema"
 )
 
 const (
@@ -272,7 +274,11 @@ func (d *directory) Delete(_ context.Context, key string, _ *driver.DeleteOption
 	if err := os.Remove(path); err != nil {
 		return err
 	}
-	return d.syncEntries(filepath.Dir(path))
+	dir := filepath.Dir(path)
+	if strings.HasPrefix(key, schema.WorkPrefix) && filepath.Dir(dir) != d.root && os.Remove(dir) == nil {
+		return d.syncEntries(filepath.Dir(dir)) // the working area was empty, and nobody makes it anew
+	}
+	return d.syncEntries(dir)
 }
 
 // ErrorCode tells the portable type what an error means.

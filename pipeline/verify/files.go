@@ -15,6 +15,8 @@ import (
 	"strings"
 	"time"
 
+	"github.com/klauspost/compress/flate"
+
 	"github.com/kansa-audit/kansa/consumers/exporter/archive"
 	"github.com/kansa-audit/kansa/schema"
 	"github.com/kansa-audit/kansa/schema/seal"
@@ -36,12 +38,13 @@ type files struct {
 	csv       map[string]file // by the partition's path
 	manifests map[string]file
 	removed   map[string]file // statements that a partition's file was removed, by the partition's path
+	rendered  map[string]file // by name: made of partitions, in a rendered archive
 	others    map[string]file // by name
 	close     func() error
 }
 
 func newFiles() *files {
-	return &files{csv: map[string]file{}, manifests: map[string]file{}, removed: map[string]file{}, others: map[string]file{}, close: func() error { return nil }}
+	return &files{csv: map[string]file{}, manifests: map[string]file{}, removed: map[string]file{}, rendered: map[string]file{}, others: map[string]file{}, close: func() error { return nil }}
 }
 
 // add sorts a file in by its name; false means that one like it is there already.
@@ -51,6 +54,8 @@ func (l *files) add(f file) bool {
 		at, key = l.manifests, p
 	} else if p, ok := strings.CutSuffix(f.name, schema.RemovedSuffix); ok {
 		at, key = l.removed, p
+	} else if isRendered(f.name) {
+		at = l.rendered
 	} else if p, ok := strings.CutSuffix(f.name, schema.CSVSuffix); ok {
 		at, key = l.csv, p
 	} else if p, ok := strings.CutSuffix(f.name, ".csv"); ok {
@@ -134,6 +139,15 @@ func archiveFiles(at io.ReaderAt, size int64, name string, r *Report) (*files, e
 		}
 		csv := strings.HasSuffix(e.Name, ".csv")
 		switch {
+		case isRendered(e.Name) && e.Method == archive.Deflated:
+			f.size = e.UncompressedSize
+			f.open = func() (io.ReadCloser, error) {
+				rc, err := body()
+				if err != nil {
+					return nil, err
+				}
+				return joined{flate.NewReader(rc), rc}, nil // its SHA-256 is checked
+			}
 		case csv && e.Method == archive.Deflated:
 			// With its header and trailer it is the partition's file again.
 			f.name, f.size = strings.TrimSuffix(e.Name, ".csv")+schema.CSVSuffix, e.CompressedSize+int64(len(seal.GzipHeader))+8
@@ -186,7 +200,7 @@ func (c *checked) Read(p []byte) (int, error) {
 func openStore(dir string, r *Report) (*files, error) {
 	l := newFiles()
 	err := filepath.WalkDir(dir, func(p string, d fs.DirEntry, err error) error {
-		if err != nil || d.IsDir() {
+		if err != nil {
 			return err
 		}
 		rel, err := filepath.Rel(dir, p)
@@ -194,6 +208,12 @@ func openStore(dir string, r *Report) (*files, error) {
 			return err
 		}
 		name := filepath.ToSlash(rel)
+		if d.IsDir() {
+			if name+"/" == schema.WorkPrefix { // what the exporter works on is no partition
+				return fs.SkipDir
+			}
+			return nil
+		}
 		info, err := d.Info()
 		if errors.Is(err, fs.ErrNotExist) { // a temporary file of a rollup at work
 			return nil

@@ -68,9 +68,11 @@ type Report struct {
 	Rows  uint64   `json:"rows"`
 	Hours uint64   `json:"hours"`
 	// CSVBytes were read from FileBytes.
-	CSVBytes  int64    `json:"csv_bytes"`
-	FileBytes int64    `json:"file_bytes"`
-	Series    []Series `json:"series"`
+	CSVBytes  int64 `json:"csv_bytes"`
+	FileBytes int64 `json:"file_bytes"`
+	// Rendered counts files that were made of partitions. They are those that the archive lists, and are not sealed.
+	Rendered uint64   `json:"rendered,omitempty"`
+	Series   []Series `json:"series"`
 	// Event is the row that was proved, unquoted, by column; only of a proof.
 	Event map[string]string `json:"event,omitempty"`
 	// Receipt is what a receipt says.

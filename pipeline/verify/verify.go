@@ -18,6 +18,7 @@ import (
 	"golang.org/x/mod/sumdb/note"
 	"golang.org/x/sync/errgroup"
 
+	"github.com/kansa-audit/kansa/consumers/exporter"
 	"github.com/kansa-audit/kansa/schema"
 	"github.com/kansa-audit/kansa/schema/seal"
 )
@@ -31,6 +32,9 @@ type Options struct {
 	Rotations string
 	// FromStart demands that chains begin with their first manifest.
 	FromStart bool
+	// Rendered takes an archive whose files were made of partitions: their manifests are checked, and that the files
+	// are those that the archive itself lists. Such files are not sealed, so without it they are a fault.
+	Rendered bool
 	// From and To, if set, demand that every organization's trail reaches from one to the other.
 	From, To time.Time
 	// Parallel bounds the partitions read at once; default the number of cores.
@@ -63,6 +67,9 @@ func kindOf(name string) (Kind, error) {
 	}
 	if info.IsDir() {
 		return Store, nil
+	}
+	if strings.HasSuffix(name, ".age") {
+		return "", fmt.Errorf("%s is encrypted: decrypt it first, with age --decrypt -i KEY -o ARCHIVE.zip %s", name, name)
 	}
 	for suffix, kind := range map[string]Kind{".zip": Archive, schema.ManifestSuffix: Partition, ".csv.gz": Partition, ".csv": Partition} {
 		if strings.HasSuffix(name, suffix) {
@@ -148,7 +155,16 @@ func verifyFiles(ctx context.Context, l *files, o Options, r *Report) error {
 	if err != nil {
 		return err
 	}
-	if err := readPartitions(ctx, l, links, ring, o, r); err != nil {
+	made, err := readRendered(ctx, l, links, o, r)
+	if err != nil {
+		return err
+	}
+	if len(broken) == 0 { // else what should stand there can't be told
+		if err := checkSums(l, links, made, r); err != nil {
+			return err
+		}
+	}
+	if err := readPartitions(ctx, l, links, ring, made.manifests, o, r); err != nil {
 		return err
 	}
 	chains(links, broken, o, r)
@@ -318,7 +334,7 @@ func openManifest(f file, ring *seal.Ring, kind Kind) (*seal.Sealed, error) {
 }
 
 // readPartitions holds every partition's file against its manifest.
-func readPartitions(ctx context.Context, l *files, links []link, ring *seal.Ring, o Options, r *Report) error {
+func readPartitions(ctx context.Context, l *files, links []link, ring *seal.Ring, made map[string]bool, o Options, r *Report) error {
 	var total int64
 	spoken := map[string]bool{}
 	for _, k := range links {
@@ -365,6 +381,9 @@ func readPartitions(ctx context.Context, l *files, links []link, ring *seal.Ring
 			}
 			return nil
 		}
+		if !there && made[k.name] {
+			return nil
+		}
 		err := onePartition(w, k, f, there, r.Kind)
 		var failed *readError
 		if errors.As(err, &failed) {
@@ -406,7 +425,7 @@ func onePartition(w *worker, k link, f file, there bool, kind Kind) error {
 }
 
 // unsealed are files that stand beside the partitions and are not covered by any signature.
-var unsealed = []string{"README.txt", "EMPTY.txt"}
+var unsealed = []string{"README.txt", "EMPTY.txt", exporter.Checksums, exporter.RenderedList}
 
 // others looks at the files that are neither partitions nor manifests.
 func others(l *files, r *Report) error {
@@ -418,7 +437,7 @@ func others(l *files, r *Report) error {
 		switch {
 		case name == seal.PublicKey, name == seal.FirstKey, isRotation(l, name):
 		case slices.Contains(unsealed, name):
-			if _, err := f.small(); err != nil {
+			if err := f.whole(); err != nil {
 				var failed *readError
 				if errors.As(err, &failed) {
 					return err

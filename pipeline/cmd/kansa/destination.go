@@ -76,6 +76,9 @@ const fieldHelp = `Fields, as YAML or with --set:
   trails                                              [activity, access]
   schedule.cron, schedule.time_zone                   0 15 1 * * * (seconds first), Asia/Tokyo
   schedule.period, schedule.since                     24h: what one archive holds; 2026-11-01T00:00:00Z
+  format, profile, cef_overflow, spreadsheet_safe     as the flags of kansa export start; none for the sealed CSV itself
+  filter.event, filter.source, …                      only such events
+  age_recipients                                      [age1…]: encrypt to these public keys
   notify                                              [who@example.com]: mailed when deliveries fail, and when they work again
 
   kansa destination add acme/archive -s sftp.host=sftp.example.com -s sftp.user=kansa -s sftp.password=@pw \

@@ -48,6 +48,7 @@ func (f *rangeFlags) request() (r exporter.Request, err error) {
 type exportStartCmd struct {
 	natsFlags
 	rangeFlags
+	contentFlags
 	Destination string   `short:"d" placeholder:"NAME" help:"Deliver to this destination of the organization."`
 	Mail        []string `short:"m" placeholder:"ADDRESS" help:"Mail a link to this address; may be given several times."`
 	Wait        bool     `short:"w" help:"Wait until it is delivered or has failed."`
@@ -56,7 +57,8 @@ type exportStartCmd struct {
 
 func (*exportStartCmd) Help() string {
 	return "The archive holds the hourly partitions that begin in the range. It is put together as soon as all of them are closed. " +
-		"Each trail may be exported three times a day unless its organization says otherwise; the same range again, for the same people, is the same archive and costs nothing."
+		"Each trail may be exported three times a day unless its organization says otherwise; the same range again, in the same form and for the same people, is the same archive and costs nothing.\n\n" +
+		"Fields of --filter: " + strings.Join(filterFields, ", ") + ". text is looked for in description, names, before, after and data."
 }
 
 func (c *exportStartCmd) Run(e *env) error {
@@ -65,6 +67,9 @@ func (c *exportStartCmd) Run(e *env) error {
 		return err
 	}
 	r.Destination, r.MailTo = c.Destination, c.Mail
+	if r.Content, err = c.content(); err != nil {
+		return err
+	}
 	if (r.Destination == "") == (len(r.MailTo) == 0) {
 		return errors.New("say where the archive goes: --destination NAME or --mail ADDRESS, one of the two")
 	}
@@ -105,12 +110,18 @@ func (c *exportStartCmd) Run(e *env) error {
 type exportEstimateCmd struct {
 	natsFlags
 	rangeFlags
-	JSON bool `name:"json" help:"Print the estimate as JSON."`
+	contentFlags
+	Destination string `short:"d" placeholder:"NAME" help:"As if it were for this destination of the organization."`
+	JSON        bool   `name:"json" help:"Print the estimate as JSON."`
 }
 
 func (c *exportEstimateCmd) Run(e *env) error {
 	r, err := c.request()
 	if err != nil {
+		return err
+	}
+	r.Destination = c.Destination
+	if r.Content, err = c.content(); err != nil {
 		return err
 	}
 	client, err := c.connect(e.ctx, "export")
@@ -127,7 +138,11 @@ func (c *exportEstimateCmd) Run(e *env) error {
 	}
 	t := tabwriter.NewWriter(e.stdout, 0, 0, 2, ' ', 0)
 	fmt.Fprintf(t, "range\t%s to %s\n", s.From.Format(time.RFC3339), s.To.Format(time.RFC3339))
-	fmt.Fprintf(t, "events\t%s\nfiles\t%s\nbytes\t%s\n", grouped(s.Rows), grouped(uint64(s.Files)), grouped(uint64(s.Bytes)))
+	note := ""
+	if s.Approximate {
+		note = ", as the partitions are; it is known when it is rendered"
+	}
+	fmt.Fprintf(t, "events\t%s\nfiles\t%s\nbytes\t%s%s\n", grouped(s.Rows), grouped(uint64(s.Files)), grouped(uint64(s.Bytes)), note)
 	for _, trail := range schema.Trails {
 		if left, ok := s.Left[trail]; ok {
 			fmt.Fprintf(t, "left today\t%d of %s\n", left, trail)
@@ -168,6 +183,10 @@ func waitExport(e *env, client *broker.Client, id string) (exporter.Export, erro
 	bar := newProgress(e.stderr)
 	defer bar.clear()
 	return exporter.States{KV: kv}.Wait(e.ctx, id, func(x exporter.Export) {
+		if x.Sent == 0 && x.RowsToRender > 0 && x.RowsRendered < x.RowsToRender {
+			bar.show("export %s  rendering  %d%%  %s of %s events", x.ID, 100*x.RowsRendered/x.RowsToRender, grouped(x.RowsRendered), grouped(x.RowsToRender))
+			return
+		}
 		percent := int64(0)
 		if x.Bytes > 0 {
 			percent = 100 * x.Sent / x.Bytes
@@ -277,6 +296,9 @@ func printExport(e *env, x exporter.Export, asJSON bool) error {
 	row("trails", trailNames(x.Trails))
 	row("range", x.From.Format(time.RFC3339)+" to "+x.To.Format(time.RFC3339))
 	row("to", toWhom(x))
+	if !x.Plain() {
+		row("content", contentText(&x.Content))
+	}
 	row("state", x.State)
 	if x.File != "" {
 		row("archive", fmt.Sprintf("%s (%s bytes, %d files, %s events)", x.File, grouped(uint64(x.Bytes)), x.Files, grouped(x.Rows)))

@@ -20,6 +20,7 @@ type verifyCmd struct {
 	Path      string `arg:"" help:"An archive (.zip), a partition store (folder), one partition (.csv.gz or .manifest), a proof or a receipt."`
 	Key       string `short:"k" required:"" placeholder:"FILE" help:"The verifier key, such as seal.pub, from a source other than what is verified."`
 	Rotations string `placeholder:"DIR" help:"A folder with keys/ of the partition store, for an archive that is older than the key."`
+	Rendered  bool   `help:"Take an archive of a rendered format: its manifests are checked, and that its files are those that it lists. They are not sealed."`
 	FromStart bool   `help:"Demand that every chain begins with its first manifest."`
 	From      string `placeholder:"TIME" help:"Demand that every trail goes back to this time: 2026-11-22 or 2026-11-22T04:00:00Z."`
 	To        string `placeholder:"TIME" help:"Demand that every trail goes up to this time."`
@@ -32,7 +33,7 @@ func (*verifyCmd) Help() string {
 }
 
 func (c *verifyCmd) Run(e *env) error {
-	o := verify.Options{FromStart: c.FromStart, Rotations: c.Rotations}
+	o := verify.Options{FromStart: c.FromStart, Rendered: c.Rendered, Rotations: c.Rotations}
 	var err error
 	if o.From, err = parseTime(c.From); err != nil {
 		return fmt.Errorf("%w: --from: %w", verify.ErrUnreadable, err)
@@ -123,6 +124,9 @@ func printReport(e *env, r *verify.Report) error {
 		return err
 	}
 	what := fmt.Sprintf("%s hours, %s rows, %s bytes of CSV in %.1f s", grouped(r.Hours), grouped(r.Rows), grouped(uint64(r.CSVBytes)), r.Seconds)
+	if r.Rendered > 0 {
+		what = fmt.Sprintf("%s hours are sealed by their manifests; %s files are those that the archive lists, and are NOT sealed", grouped(r.Hours), grouped(r.Rendered))
+	}
 	switch r.Kind {
 	case verify.Proof:
 		what = "the row is in the partition that was sealed"

@@ -188,11 +188,12 @@ func (w *writer) value(v reflect.Value, name, path string, p *place) {
 	}
 }
 
-// fieldsOf yields the fields of a struct that are keys.
+// fieldsOf yields the fields of a struct that are keys, but for those of what is embedded: kansa destination add --help
+// has these.
 func fieldsOf(t reflect.Type) func(yield func(reflect.StructField) bool) {
 	return func(yield func(reflect.StructField) bool) {
 		for i := range t.NumField() {
-			if f := t.Field(i); f.IsExported() && key(f) != "-" && !yield(f) {
+			if f := t.Field(i); f.IsExported() && !f.Anonymous && key(f) != "-" && !yield(f) {
 				return
 			}
 		}

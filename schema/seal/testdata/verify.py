@@ -1,11 +1,11 @@
 #!/usr/bin/env python3
-"""Verifies partition stores by SPEC.md alone: verify.py KEYFILE STORE...
+"""Verifies partition stores and archives by SPEC.md alone: verify.py KEYFILE STORE|ARCHIVE.zip...
 
 A second implementation, with nothing but the standard library, to show that SPEC.md is enough. It leaves
 one thing out: the sum of XXH3 hashes in "digest", which no library here has; only its count is checked.
-It is slow, and wants each store in memory.
+It is slow, and wants each archive, and the largest partition of a store, in memory.
 """
-import base64, hashlib, json, os, re, struct, sys, zlib
+import base64, hashlib, json, os, re, struct, sys, zipfile, zlib
 from datetime import datetime, timedelta, timezone
 
 
@@ -122,14 +122,73 @@ HEADER = (",".join('"%s"' % c for c in COLUMNS) + "\r\n").encode()
 EMPTY = hashlib.sha256(b"").hexdigest()
 
 
+class Store:
+    archive = False
+
+    def __init__(self, root):
+        need(os.path.isdir(root), "no folder and no .zip")
+        self.root = root
+        self.names = {os.path.relpath(os.path.join(d, f), root).replace(os.sep, "/") for d, _, fs in os.walk(root) for f in fs}
+        self.names = {n for n in self.names if not n.startswith(".exports/")}
+
+    def read(self, name):
+        with open(os.path.join(self.root, name), "rb") as f:
+            return f.read()
+
+
+# Archives, section 6.
+class Archive:
+    archive = True
+
+    def __init__(self, path):
+        data = open(path, "rb").read()
+        self.files, self.times, at = {}, {}, 0
+        with zipfile.ZipFile(path) as z:
+            infos, start, comment = z.infolist(), z.start_dir, z.comment
+        for i in infos:
+            name = i.orig_filename
+            need(name == i.filename and not name.startswith("/") and not re.search(r"[\\\x00-\x1f:]", name), "name")
+            need(not {"", ".", ".."} & set(name.split("/")), "name that leads out of the folder")
+            need(i.header_offset == at and data[at : at + 4] == b"PK\x03\x04", name + ": bytes between entries")
+            _, flags, method, _, crc, packed, size, n, m = struct.unpack("<HHHLLLLHH", data[at + 4 : at + 30])
+            extra = data[at + 30 + n : at + 30 + n + m]
+            if packed == size == 0xFFFFFFFF:
+                need(extra[:4] == struct.pack("<HH", 1, 16), name + ": Zip64")
+                size, packed = struct.unpack("<QQ", extra[4:20])
+            need(data[at + 30 : at + 30 + n] == name.encode() and not flags & ~0x800, name + ": local header")
+            need((method, crc, packed, size) == (i.compress_type, i.CRC, i.compress_size, i.file_size), name + ": local header")
+            at += 30 + n + m
+            body = data[at : at + packed]
+            at += packed
+            if method == 8 and name.endswith(".csv"):
+                name, body = name + ".gz", bytes.fromhex("1f8b08000000000004ff") + body + struct.pack("<II", crc, size & 0xFFFFFFFF)
+            else:
+                need(method == 0 and not name.endswith((".csv", ".csv.gz")), name + ": no archive has such an entry")
+                need(packed == size and zlib.crc32(body) == crc, name + ": CRC-32")
+            need(name not in self.files, name + ": there twice")
+            self.files[name], self.times[name] = body, i.date_time
+        need(start == at and comment == b"", "bytes behind the entries")
+        for i in infos:
+            n, m, c = struct.unpack("<HHH", data[at + 28 : at + 34])
+            need(data[at : at + 4] == b"PK\x01\x02" and c == 0, "directory")
+            at += 46 + n + m
+        if data[at : at + 4] == b"PK\x06\x06":
+            at += 56 + 20
+        need(data[at : at + 4] == b"PK\x05\x06" and len(data) == at + 22, "bytes behind the directory")
+        self.names = set(self.files)
+
+    def read(self, name):
+        return self.files[name]
+
+
 # Keys, section 5.
-def ring(root, trusted):
+def ring(store, trusted):
     keys, times = [], []
     while True:
-        path = os.path.join(root, "keys", "%04d.rotation" % (len(times) + 1))
-        if not os.path.exists(path):
+        path = "keys/%04d.rotation" % (len(times) + 1)
+        if path not in store.names:
             break
-        data = open(path, "rb").read()
+        data = store.read(path)
         v = json.loads(data[: data.rfind(b"\n\n") + 1])
         pair = [Key(v["old_key"]), Key(v["new_key"])]
         for k in pair:
@@ -143,8 +202,10 @@ def ring(root, trusted):
         times.append(instant(v["time"]))
     keys = keys or [Key(trusted)]
     need(trusted in [k.line for k in keys], "the trusted key is not among the rotations")
-    first = os.path.join(root, "keys", "0000.pub")
-    need(open(first).read() == keys[0].line + "\n", "keys/0000.pub")
+    if store.archive:
+        need(store.read("seal.pub").decode() in [k.line + "\n" for k in keys], "seal.pub")
+    else:
+        need(store.read("keys/0000.pub").decode() == keys[0].line + "\n", "keys/0000.pub")
     return keys, times
 
 
@@ -206,13 +267,19 @@ def partition(m, data):
     need(root_of(rows) == m["merkle_root"], "Merkle root")
 
 
-def verify(root, trusted):
-    keys, retired = ring(root, trusted)
-    files = {os.path.relpath(os.path.join(d, f), root).replace(os.sep, "/") for d, _, fs in os.walk(root) for f in fs}
-    files -= {"keys/0000.pub"} | {"keys/%04d.rotation" % (i + 1) for i in range(len(retired))}
-    chains = {}
+def verify(path, trusted):
+    store = Archive(path) if path.endswith(".zip") else Store(path)
+    keys, retired = ring(store, trusted)
+    files = store.names - {"keys/%04d.rotation" % (i + 1) for i in range(len(retired))}
+    if store.archive:
+        need("RENDERED.json" not in files, "the archive was rendered: its files are not what is sealed")
+        need("README.txt" in files, "README.txt")
+        files -= {"seal.pub", "README.txt", "EMPTY.txt", "SHA256SUMS.txt"}
+    else:
+        files -= {"keys/0000.pub"}
+    chains, hashes = {}, {}
     for name in sorted(f for f in files if f.endswith(".manifest")):
-        text, signed = open_note(open(os.path.join(root, name), "rb").read(), keys)
+        text, signed = open_note(store.read(name), keys)
         m = canonical(text, FIELDS)
         start, end = instant(m["hour_start"]), instant(m["hour_end"])
         length = end - start
@@ -223,19 +290,26 @@ def verify(root, trusted):
         layout = "%Y/%m/%d/%H" if length == timedelta(hours=1) else "%Y/%m/%d/%H-%M-%S"
         path = "%s/%s/%s" % (m["organization"], m["trail"], start.strftime(layout))
         need(name == path + ".manifest", "the manifest speaks of " + path)
+        for entry in (name, path + ".csv.gz"):
+            if store.archive and entry in store.names:
+                need(store.times[entry] == (end.year, end.month, end.day, end.hour, end.minute, end.second // 2 * 2), entry + ": time")
         need(re.fullmatch(r"%d:[0-9a-f]{16}" % m["rows"], m["digest"]), "digest")
         generation = max(signed)
         need(generation >= len(retired) or start < retired[generation], "a key that was rotated away")
         files.discard(name)
         if m["rows"]:
             need(path + ".csv.gz" in files, path + ": no file")
-            partition(m, open(os.path.join(root, path + ".csv.gz"), "rb").read())
+            partition(m, store.read(path + ".csv.gz"))
             files.discard(path + ".csv.gz")
+            hashes[path + ".csv"] = m["csv_sha256"]
         else:
             empty = dict(first_stream_seq=0, last_stream_seq=0, digest="0:" + "0" * 16, csv_bytes=0, csv_sha256="",
                          csv_crc32=0, file_bytes=0, file_sha256="", merkle_root=EMPTY)
             need(all(m[k] == v for k, v in empty.items()), "an empty hour that is not")
         chains.setdefault((m["organization"], m["trail"]), []).append((start, end, m, text, generation))
+    if store.archive and hashes:
+        sums = "".join("%s  %s\n" % (hashes[n], n) for n in sorted(hashes))
+        need(store.read("SHA256SUMS.txt").decode() == sums, "SHA256SUMS.txt")
     need(not files, "files that no manifest speaks of: %s" % sorted(files))
     for chain in chains.values():
         chain.sort(key=lambda c: c[0])
@@ -253,7 +327,7 @@ def main():
         try:
             verify(root, trusted)
             print(root, "ok")
-        except (Bad, ValueError, KeyError, TypeError, OSError, zlib.error) as e:
+        except (Bad, ValueError, KeyError, TypeError, OSError, zlib.error, struct.error, zipfile.BadZipFile) as e:
             failed = 1
             print(root, "bad:", e)
     return failed

@@ -74,6 +74,7 @@ func newAudit(mux *http.ServeMux, o *Audit) {
 	a.reads()
 	a.tail()
 	a.settings()
+	a.overview()
 }
 
 // schemaName tells apart types of the same name in several packages.

@@ -56,7 +56,7 @@ test: engine console browser test-tools ## every test, with the real parts
 	go test -race -timeout 25m $(GOTESTFLAGS) $(if $(T),-run '$(T)') $(PKG)
 
 # What the tests need besides Go: command:Debian package.
-TEST_TOOLS := sshd:openssh-server unzip:unzip python3:python3 clickhouse-server:clickhouse-server strace:strace chromium:chromium
+TEST_TOOLS := sshd:openssh-server unzip:unzip python3:python3 clickhouse-server:clickhouse-server promtool:prometheus openssl:openssl strace:strace chromium:chromium
 test-tools:
 	@missing=(); for t in $(TEST_TOOLS); do \
 		PATH="$$PATH:/usr/sbin:/sbin" command -v "$${t%%:*}" >/dev/null || missing+=("$${t##*:}"); done; \
@@ -116,11 +116,30 @@ bench-tools:
 		export DEBIAN_FRONTEND=noninteractive; apt-get update -q >/dev/null || true; \
 		for p in "$${missing[@]}"; do apt-get install -qy --no-install-recommends "$$p" >/dev/null || echo "no $$p here: its figures will be null" >&2; done; fi
 
+# What people install: the program, the engine's library, deploy/ and a bill of materials. Two builds of one commit by one toolchain
+# give the same bytes: no path, no C compiler, no clock but the commit's.
+DIST := kansa-$(VERSION)-$(shell go env GOOS)-$(shell go env GOARCH)
+SOURCE_DATE_EPOCH ?= $(shell git log -1 --format=%ct)
+dist: engine console ## build/dist: a tarball with checksums and SBOM, reproducible
+	rm -rf build/dist && mkdir -p build/dist/$(DIST)/bin
+	CGO_ENABLED=0 go build -trimpath -buildvcs=false -ldflags "-s -w -buildid= -X main.version=$(VERSION)" -o build/dist/$(DIST)/bin/kansa ./pipeline/cmd/kansa
+	cp build/engine/node_modules/@chdb/lib-*/libchdb.so build/dist/$(DIST)/bin/
+	git ls-files deploy ':!deploy/*_test.go' README.md ARCHITECTURE.md CHANGELOG.md LICENSE schema/seal/SPEC.md schema/event.schema.json | \
+		tar -cf - -T - | tar -xf - -C build/dist/$(DIST)
+	go run -C .lint ./sbom $(CURDIR)/build/dist/$(DIST)/bin/kansa $(VERSION) $(CURDIR)/$(NPM)/package-lock.json > build/dist/$(DIST)/sbom.cdx.json
+	cd build/dist/$(DIST) && find . -type f ! -name SHA256SUMS -printf '%P\n' | LC_ALL=C sort | xargs -d '\n' sha256sum > SHA256SUMS
+	cd build/dist && tar --sort=name --owner=0 --group=0 --numeric-owner --mode=u+rw,go+rX,go-w --mtime=@$(SOURCE_DATE_EPOCH) --format=ustar -cf - $(DIST) | \
+		gzip -n -6 > $(DIST).tar.gz && sha256sum $(DIST).tar.gz | tee SHA256SUMS
+
+# What make test can't: it needs kubectl.
+check-kubernetes: ## deploy/kubernetes against the types of Kubernetes' API
+	kubectl kustomize deploy/kubernetes | go run -C .lint/manifests .
+
 tidy: ## go.mod, go.sum and formatting
 	go mod tidy
-	gofmt -w schema producers consumers pipeline bench
+	gofmt -w schema producers consumers pipeline bench deploy
 
 clean: ## remove what was built
 	rm -rf build $(CONSOLE)/assets/uPlot.*
 
-.PHONY: help build engine console browser run test test-tools chaos lint fuzz bench bench-quick bench-tools tidy clean
+.PHONY: help build engine console browser run test test-tools chaos lint fuzz bench bench-quick bench-tools dist check-kubernetes tidy clean

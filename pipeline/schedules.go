@@ -14,8 +14,16 @@ import (
 	"github.com/kansa-audit/kansa/pipeline/settings"
 )
 
-// openSettings opens what people decide, with the key that seals secrets.
-func (s *System) openSettings() (*settings.Store, error) {
+// openSettings opens what people decide. The key that seals secrets is for those alone who deliver.
+func (s *System) openSettings() *settings.Store {
+	return &settings.Store{
+		KV: s.settings, Record: s.own.Record, Logger: s.log.With(slog.String("part", "settings")),
+		Defaults: settings.Organization{ExportsPerDay: s.Config.Exports.PerDay, RetentionDays: s.Config.Retention.Days}, Days: s.Config.Retention.Organizations,
+	}
+}
+
+// openSecrets opens them with the key.
+func (s *System) openSecrets() (*settings.Store, error) {
 	path := s.Config.Settings.KeyFile
 	if path == "" {
 		path = filepath.Join(s.Config.DataDir, settings.KeyFile)
@@ -24,10 +32,9 @@ func (s *System) openSettings() (*settings.Store, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &settings.Store{
-		KV: s.settings, Box: box, Record: s.own.Record, Logger: s.log.With(slog.String("part", "settings")),
-		Defaults: settings.Organization{ExportsPerDay: s.Config.Exports.PerDay, RetentionDays: s.Config.Retention.Days},
-	}, nil
+	kept := s.openSettings()
+	kept.Box = box
+	return kept, nil
 }
 
 // schedules gives the broker the schedules of the destinations, and takes away those of others.

@@ -38,6 +38,7 @@ import (
 	"github.com/kansa-audit/kansa/pipeline/owntrail"
 	"github.com/kansa-audit/kansa/pipeline/partitions"
 	"github.com/kansa-audit/kansa/pipeline/repair"
+	"github.com/kansa-audit/kansa/pipeline/retention"
 	"github.com/kansa-audit/kansa/pipeline/settings"
 	"github.com/kansa-audit/kansa/pipeline/store"
 	"github.com/kansa-audit/kansa/pipeline/watchdog"
@@ -69,9 +70,11 @@ type System struct {
 	Intake   *exporter.Intake // of the exporter
 	Settings *settings.Store  // of the exporter
 	Access   access.Store
-	States   exporter.States
-	Links    exporter.Links
-	API      *api.Server
+
+	retentions *settings.Retentions
+	States     exporter.States
+	Links      exporter.Links
+	API        *api.Server
 	// Gateway is nil if the role is not here; it is served by API.
 	Gateway *gateway.Gateway
 
@@ -124,6 +127,10 @@ func Start(ctx context.Context, o Options) (_ *System, err error) {
 	run, stop := context.WithCancel(context.Background())
 	s.stop = stop
 	s.roles, s.ended = errgroup.WithContext(run)
+	if s.retentions, err = s.openSettings().Retentions(ctx); err != nil {
+		return nil, err
+	}
+	s.roles.Go(func() error { return s.retentions.Follow(s.ended) })
 	if e := s.Engine; e != nil {
 		// Its supervisor has tried and given up; what runs on without it would only look alive.
 		s.roles.Go(func() error {
@@ -294,7 +301,7 @@ func (s *System) startWriter(ctx context.Context) error {
 	s.floor = &health.Floor{Consumer: consumer, StuckAfter: c.AckWait}
 	w, err := writer.New(queue, s.Client.NC, s.Store, tally.Ledger{JS: s.Client.JS}, consumers.DeadLetters{JS: s.Client.JS}, writer.Config{
 		MaxRows: c.MaxRows, MaxBytes: c.MaxBytes, Linger: c.Linger, MaxLinger: c.MaxLinger, Inserts: c.Inserts, Memory: c.Memory,
-		AckWait: c.AckWait, InsertTimeout: c.InsertTimeout, Retention: s.Config.Retention.Expires,
+		AckWait: c.AckWait, InsertTimeout: c.InsertTimeout, Retention: s.retentions.Expires,
 		Window: stream.CachedInfo().Config.Duplicates, Settled: settled, Logger: s.log.With(slog.String("part", "writer")),
 	})
 	if err != nil {
@@ -368,9 +375,14 @@ func (s *System) startRollup(ctx context.Context) error {
 		return err
 	}
 	mender := repair.Repairer{
-		Store: s.Store, Client: s.Client, Progress: *progress, Hour: s.Config.Rollup.Hour, Retention: s.Config.Retention.Expires,
+		Store: s.Store, Client: s.Client, Progress: *progress, Hour: s.Config.Rollup.Hour, Retention: s.retentions.Expires,
 	}
 	s.roles.Go(func() error { return mender.Serve(s.ended, s.Client.NC) })
+	keeper := retention.Keeper{
+		Bucket: s.Bucket, Settings: s.openSettings(), Rows: s.Store, Sealer: s.Keys, Stream: stream, Hour: s.Config.Rollup.Hour, Record: s.own.Record,
+		Logger: s.log.With(slog.String("part", "retention")),
+	}
+	s.roles.Go(func() error { return keeper.Run(s.ended, s.Config.Retention.Every) })
 	// Hours may have closed while nobody was here; the next tick may be an hour away.
 	if err := s.Client.Tick(ctx); err != nil {
 		return err
@@ -418,7 +430,7 @@ func (s *System) startExporter(ctx context.Context) error {
 			return err
 		}
 	}
-	kept, err := s.openSettings()
+	kept, err := s.openSecrets()
 	if err != nil {
 		return err
 	}

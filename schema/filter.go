@@ -30,8 +30,17 @@ type Term struct{ Column, Value string }
 // Terms are the texts that have to be equal.
 func (f *Filter) Terms() []Term {
 	all := []Term{
-		{"trail", string(f.Trail)}, {"source", f.Source}, {"event", f.Event}, {"action", f.Action}, {"outcome", string(f.Outcome)}, {"actor_id", f.ActorID},
-		{"target_type", f.TargetType}, {"target_id", f.TargetID}, {"app_id", f.AppID}, {"ip", f.IP}, {"data_type", f.DataType},
+		{"trail", string(f.Trail)},
+		{"source", f.Source},
+		{"event", f.Event},
+		{"action", f.Action},
+		{"outcome", string(f.Outcome)},
+		{"actor_id", f.ActorID},
+		{"target_type", f.TargetType},
+		{"target_id", f.TargetID},
+		{"app_id", f.AppID},
+		{"ip", f.IP},
+		{"data_type", f.DataType},
 	}
 	var given []Term
 	for _, t := range all {

@@ -31,6 +31,7 @@ func (p Partition) Path() string {
 const (
 	CSVSuffix      = ".csv.gz"
 	ManifestSuffix = ".manifest"
+	RemovedSuffix  = ".removed"
 )
 
 // CSVKey is where the partition lies in the partition store.
@@ -38,5 +39,8 @@ func (p Partition) CSVKey() string { return p.Path() + CSVSuffix }
 
 // ManifestKey is where its manifest lies.
 func (p Partition) ManifestKey() string { return p.Path() + ManifestSuffix }
+
+// RemovedKey is where the statement lies that its file was removed on purpose.
+func (p Partition) RemovedKey() string { return p.Path() + RemovedSuffix }
 
 func (p Partition) String() string { return p.Path() }

@@ -41,13 +41,18 @@ type Rules struct {
 // Destination is where the archives of an organization go. Exactly one of SFTP, Mail and Bucket is set.
 type Destination struct {
 	// Name is unique within the organization: [A-Za-z0-9_-]{1,64}.
-	Name         string         `yaml:"name" json:"name"`
-	Organization string         `yaml:"organization" json:"organization"`
-	Trails       []schema.Trail `yaml:"trails,omitempty" json:"trails,omitempty"` // default both
-	SFTP         *sftp.Config   `yaml:"sftp,omitempty" json:"sftp,omitempty"`
-	Mail         []string       `yaml:"mail,omitempty" json:"mail,omitempty"`
+	Name string `yaml:"name" json:"name"`
+	// Organization whose events it gets. Required.
+	Organization string `yaml:"organization" json:"organization"`
+	// Trails it gets; both by default.
+	Trails []schema.Trail `yaml:"trails,omitempty" json:"trails,omitempty"`
+	// SFTP is the server that gets the archives.
+	SFTP *sftp.Config `yaml:"sftp,omitempty" json:"sftp,omitempty"`
+	// Mail are the addresses that get a link instead.
+	Mail []string `yaml:"mail,omitempty" json:"mail,omitempty"`
 	// Bucket is the URL of an object store, as gocloud.dev has them: file:///srv/archives.
-	Bucket   string    `yaml:"bucket,omitempty" json:"bucket,omitempty"`
+	Bucket string `yaml:"bucket,omitempty" json:"bucket,omitempty"`
+	// Schedule delivers by itself; without it, only when someone asks.
 	Schedule *Schedule `yaml:"schedule,omitempty" json:"schedule,omitempty"`
 	// Notify are mailed when deliveries have failed for a while, and when they work again.
 	Notify []string `yaml:"notify,omitempty" json:"notify,omitempty"`

@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"gocloud.dev/blob"
+	"gocloud.dev/gcerrors"
 	"golang.org/x/sync/errgroup"
 
 	"github.com/kansa-audit/kansa/consumers/exporter/archive"
@@ -149,7 +150,17 @@ func readPartition(ctx context.Context, bucket *blob.Bucket, org string, o *obje
 	key := p.CSVKey()
 	switch {
 	case o.fileSize < 0:
-		return partition{}, fmt.Errorf("partition %s is gone, its manifest is there", key)
+		// What the retention removed has said so, and the archive repeats it.
+		statement, err := bucket.ReadAll(ctx, p.RemovedKey())
+		if gcerrors.Code(err) == gcerrors.NotFound {
+			return partition{}, fmt.Errorf("partition %s is gone, its manifest is there", key)
+		}
+		if err != nil {
+			return partition{}, fmt.Errorf("read %s: %w", p.RemovedKey(), err)
+		}
+		found.rows = 0
+		found.entries = []archive.Entry{manifest, archive.FromBytes(p.RemovedKey(), p.End(), statement)}
+		return found, nil
 	case o.fileSize != m.FileBytes:
 		return partition{}, fmt.Errorf("partition %s has %d bytes, its manifest says %d", key, o.fileSize, m.FileBytes)
 	}

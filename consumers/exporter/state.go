@@ -58,7 +58,7 @@ const (
 // Get returns the state of an export, and false if there is none.
 func (s States) Get(ctx context.Context, id string) (Export, bool, error) {
 	entry, err := s.KV.Get(ctx, prefixExport+id)
-	if errors.Is(err, jetstream.ErrKeyNotFound) {
+	if errors.Is(err, jetstream.ErrKeyNotFound) || errors.Is(err, jetstream.ErrInvalidKey) {
 		return Export{}, false, nil
 	}
 	if err != nil {
@@ -73,7 +73,7 @@ func (s States) Get(ctx context.Context, id string) (Export, bool, error) {
 
 // Put keeps the state of an export, unless a final one is kept already: a request that was redelivered may be
 // worked on twice at once, and what comes of the second does not undo what came of the first. Only that it was
-// delivered after all replaces that it was given up.
+// delivered after all replaces that it was given up, and that its links were revoked is added.
 func (s States) Put(ctx context.Context, e Export) error {
 	data, err := json.Marshal(e)
 	if err != nil {
@@ -89,7 +89,8 @@ func (s States) Put(ctx context.Context, e Export) error {
 			err = nil
 		}
 		if err == nil {
-			if old.State == Done || old.State == Failed && e.State != Done {
+			revokes := e.Revoked != nil && old.Revoked == nil && e.State == old.State
+			if (old.State == Done || old.State == Failed && e.State != Done) && !revokes {
 				return nil
 			}
 			_, err = s.KV.Update(ctx, prefixExport+e.ID, data, revision)

@@ -11,6 +11,7 @@ import (
 	"net/url"
 	"os"
 	"path/filepath"
+	"regexp"
 	"slices"
 	"time"
 
@@ -24,23 +25,28 @@ import (
 // ErrInvalid is what every refused configuration answers to with errors.Is.
 var ErrInvalid = errors.New("invalid configuration")
 
-// Config is the whole file.
+//go:generate go run ./example ../../deploy/config.example.yaml
+
+// Config is the whole file. The comments of its fields, and of the types below, are the manual: deploy/config.example.yaml
+// is made of them.
 type Config struct {
 	// DataDir holds what the embedded parts keep, the key that seals partitions, and the partitions unless
 	// partitions.url says otherwise.
-	DataDir      string                 `yaml:"data_dir"`
-	Log          Log                    `yaml:"log"`
-	NATS         NATS                   `yaml:"nats"`
-	Streams      Streams                `yaml:"streams"`
-	ClickHouse   ClickHouse             `yaml:"clickhouse"`
-	Engine       Engine                 `yaml:"engine"`
-	Writer       Writer                 `yaml:"writer"`
-	Retention    Retention              `yaml:"retention"`
-	Rollup       Rollup                 `yaml:"rollup"`
-	Partitions   Partitions             `yaml:"partitions"`
-	Settings     Settings               `yaml:"settings"`
-	Exports      Exports                `yaml:"exports"`
-	Mail         *mail.Config           `yaml:"mail,omitempty"`
+	DataDir    string     `yaml:"data_dir"`
+	Log        Log        `yaml:"log"`
+	NATS       NATS       `yaml:"nats"`
+	Streams    Streams    `yaml:"streams"`
+	ClickHouse ClickHouse `yaml:"clickhouse"`
+	Engine     Engine     `yaml:"engine"`
+	Writer     Writer     `yaml:"writer"`
+	Retention  Retention  `yaml:"retention"`
+	Rollup     Rollup     `yaml:"rollup"`
+	Partitions Partitions `yaml:"partitions"`
+	Settings   Settings   `yaml:"settings"`
+	Exports    Exports    `yaml:"exports"`
+	// Mail is the server that takes mails with links; without it there are none.
+	Mail *mail.Config `yaml:"mail,omitempty"`
+	// Destinations are where archives go, by schedule or when someone asks for it (kansa export start --destination).
 	Destinations []exporter.Destination `yaml:"destinations,omitempty"`
 	API          API                    `yaml:"api"`
 	Gateway      Gateway                `yaml:"gateway"`
@@ -49,18 +55,20 @@ type Config struct {
 
 // Log says what is written to standard error.
 type Log struct {
-	Level  slog.Level `yaml:"level"`  // debug, info, warn or error
-	Format string     `yaml:"format"` // text or json
+	Level  slog.Level `yaml:"level"`  // one of debug, info, warn or error
+	Format string     `yaml:"format"` // text or json, an object a line
 }
 
 // NATS is the broker: embedded, unless URL is set.
 type NATS struct {
 	// URL of external servers: nats://host:4222, several separated by commas.
-	URL             string `yaml:"url"`
+	URL string `yaml:"url"`
+	// CredentialsFile has a user's JWT and seed (.creds).
 	CredentialsFile string `yaml:"credentials_file"`
-	CAFile          string `yaml:"ca_file"`
-	CertFile        string `yaml:"cert_file"`
-	KeyFile         string `yaml:"key_file"`
+	// CAFile has the PEM certificates to trust; CertFile and KeyFile are the client's own.
+	CAFile   string `yaml:"ca_file"`
+	CertFile string `yaml:"cert_file"`
+	KeyFile  string `yaml:"key_file"`
 	// MonitorURL is an external server's monitoring address, http://host:8222: there it tells whether
 	// it syncs to disk before it acknowledges. AssumeSyncAlways takes your word for it.
 	MonitorURL       string `yaml:"monitor_url"`
@@ -72,6 +80,7 @@ type NATS struct {
 
 // Streams are the settings of the streams.
 type Streams struct {
+	// Replicas of every stream: 3 in a cluster of three servers or more.
 	Replicas int `yaml:"replicas"`
 	// AuditMaxAge and AuditMaxBytes bound the stream of events: how far back a lost ClickHouse can be
 	// filled again, and when producers are pushed back. 0 is no bound.
@@ -84,34 +93,47 @@ type Streams struct {
 // ClickHouse is the engine: embedded, unless URL is set.
 type ClickHouse struct {
 	// URL is http://host:8123, https://host:8443 or clickhouse://host:9000.
-	URL          string `yaml:"url"`
+	URL string `yaml:"url"`
+	// Username and the contents of PasswordFile log in. The embedded engine makes its own.
 	Username     string `yaml:"username"`
 	PasswordFile string `yaml:"password_file"`
-	Database     string `yaml:"database"`
-	CAFile       string `yaml:"ca_file"`
+	// Database is made if it is not there.
+	Database string `yaml:"database"`
+	// CAFile has the PEM certificates to trust besides the system's.
+	CAFile string `yaml:"ca_file"`
 }
 
 // Engine is the embedded ClickHouse.
 type Engine struct {
-	// Library is the path of libchdb; found beside the program if empty.
+	// Library is the path of libchdb; looked for beside the program and in /usr/lib/kansa if empty.
 	Library string `yaml:"library"`
 }
 
 // Writer moves events into ClickHouse.
 type Writer struct {
-	MaxRows       int           `yaml:"max_rows"`
-	MaxBytes      int           `yaml:"max_bytes"`
-	Linger        time.Duration `yaml:"linger"`
-	MaxLinger     time.Duration `yaml:"max_linger"`
-	Inserts       int           `yaml:"inserts"`
-	Memory        int64         `yaml:"memory"`
-	AckWait       time.Duration `yaml:"ack_wait"`
+	// MaxRows and MaxBytes bound one insert.
+	MaxRows  int `yaml:"max_rows"`
+	MaxBytes int `yaml:"max_bytes"`
+	// Linger is how long the first event of an insert waits for company when little is going on; MaxLinger, when much is.
+	Linger    time.Duration `yaml:"linger"`
+	MaxLinger time.Duration `yaml:"max_linger"`
+	// Inserts is how many are in flight when they are full; one uses about one core of the engine.
+	Inserts int `yaml:"inserts"`
+	// Memory bounds the messages held; the process may need two and a half times as much.
+	Memory int64 `yaml:"memory"`
+	// AckWait is how long a message is this writer's before another may have it.
+	AckWait time.Duration `yaml:"ack_wait"`
+	// InsertTimeout bounds one insert: at most half of AckWait, so that a stalled writer can't finish after another took over.
 	InsertTimeout time.Duration `yaml:"insert_timeout"`
 }
 
-// Retention says for how many days events are kept in ClickHouse.
+// Retention says for how many days events are kept, unless an organization decides otherwise.
 type Retention struct {
-	Days          int            `yaml:"days"`
+	// Every is how often the rollup looks what is to be removed.
+	Every time.Duration `yaml:"every"`
+	// Days of all organizations that are not named below.
+	Days int `yaml:"days"`
+	// Organizations that have other days. An event keeps what held when it was stored.
 	Organizations map[string]int `yaml:"organizations,omitempty"`
 }
 
@@ -121,7 +143,7 @@ func (r Retention) Expires(organization string, recordedAt time.Time) time.Time 
 	if own, ok := r.Organizations[organization]; ok {
 		days = own
 	}
-	return recordedAt.AddDate(0, 0, days)
+	return schema.Expires(recordedAt, days)
 }
 
 // Rollup makes partitions.
@@ -153,6 +175,7 @@ type Exports struct {
 	PublicURL string `yaml:"public_url"`
 	// LinkDays is how long a link works.
 	LinkDays int `yaml:"link_days"`
+	// Parallel is how many archives are made at once.
 	Parallel int `yaml:"parallel"`
 	// AckWait is how long a request waits for an exporter that took it and died, before another has it.
 	AckWait time.Duration `yaml:"ack_wait"`
@@ -201,10 +224,10 @@ func Default() *Config {
 		Streams:    Streams{Replicas: 1, AuditMaxAge: 7 * 24 * time.Hour, DuplicateWindow: 10 * time.Minute},
 		ClickHouse: ClickHouse{Database: "kansa"},
 		Writer: Writer{
-			MaxRows: 200_000, MaxBytes: 96 << 20, Linger: 50 * time.Millisecond, MaxLinger: 300 * time.Millisecond, Inserts: 2, Memory: 192 << 20,
+			MaxRows: 200_000, MaxBytes: 96 << 20, Linger: 50 * time.Millisecond, MaxLinger: 300 * time.Millisecond, Inserts: 2, Memory: 160 << 20,
 			AckWait: time.Minute, InsertTimeout: 20 * time.Second,
 		},
-		Retention: Retention{Days: 730},
+		Retention: Retention{Every: time.Hour, Days: 730},
 		Rollup:    Rollup{Hour: time.Hour, Grace: 500 * time.Millisecond},
 		Exports:   Exports{LinkDays: 7, Parallel: 4, AckWait: 30 * time.Second, PerDay: 3, AlertAfter: 15 * time.Minute},
 		API:       API{Listen: "127.0.0.1:8080"},
@@ -299,6 +322,9 @@ func (c *Config) Check() error {
 			fault("mail: %w", err)
 		}
 	}
+	if c.Retention.Every < time.Second {
+		fault("retention.every is %s: give one second at least", c.Retention.Every)
+	}
 	if c.Exports.AlertAfter < time.Second {
 		fault("exports.alert_after is %s: give one second at least", c.Exports.AlertAfter)
 	}
@@ -355,6 +381,7 @@ func (g *Gateway) check(fault func(format string, v ...any)) {
 // Redacted is the configuration without its secrets, to be shown to people.
 func (c *Config) Redacted() *Config {
 	r := *c
+	r.NATS.URL, r.ClickHouse.URL = withoutPasswords(c.NATS.URL), withoutPasswords(c.ClickHouse.URL)
 	if c.Mail != nil {
 		m := c.Mail.Redacted()
 		r.Mail = &m
@@ -368,6 +395,10 @@ func (c *Config) Redacted() *Config {
 	}
 	return &r
 }
+
+var passwordInURL = regexp.MustCompile(`(://[^/@:,]*):[^/,]*@`)
+
+func withoutPasswords(urls string) string { return passwordInURL.ReplaceAllString(urls, "$1:…@") }
 
 // LinkTTL is how long a link works.
 func (c *Config) LinkTTL() time.Duration { return time.Duration(c.Exports.LinkDays) * 24 * time.Hour }

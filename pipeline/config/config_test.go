@@ -22,14 +22,33 @@ func TestDefaultsAreGood(t *testing.T) {
 	}
 }
 
-func TestExampleIsGood(t *testing.T) {
+// The table's expires_at ends in 2106.
+func TestLongRetentionIsNoShortOne(t *testing.T) {
 	t.Parallel()
-	c, err := config.Load(filepath.Join("..", "..", "deploy", "config.example.yaml"))
-	if err != nil {
-		t.Fatal(err)
+	r := config.Retention{Days: 1, Organizations: map[string]int{"acme": 36500}}
+	now := time.Date(2026, 11, 22, 4, 0, 0, 0, time.UTC)
+	if got, want := r.Expires("globex", now), now.AddDate(0, 0, 1); !got.Equal(want) {
+		t.Errorf("got %s, want %s", got, want)
 	}
-	if len(c.Destinations) != 2 || c.Destinations[1].Trails == nil || c.Destinations[0].Schedule.TimeZone != "Asia/Tokyo" {
-		t.Errorf("got %+v", c.Destinations)
+	if got := r.Expires("acme", now); got.Year() != 2106 || got.Unix() > 1<<32-1 {
+		t.Errorf("got %s", got)
+	}
+}
+
+func TestAddressesAreShownWithoutPasswords(t *testing.T) {
+	t.Parallel()
+	c := config.Default()
+	c.NATS.URL = "nats://kansa:s3cr@t@a:4222,nats://kansa:s3cret@b:4222"
+	c.ClickHouse.URL = "https://kansa:s3cret@c:8443/kansa"
+	r := c.Redacted()
+	if want := "nats://kansa:…@a:4222,nats://kansa:…@b:4222"; r.NATS.URL != want {
+		t.Errorf("got %s, want %s", r.NATS.URL, want)
+	}
+	if want := "https://kansa:…@c:8443/kansa"; r.ClickHouse.URL != want {
+		t.Errorf("got %s, want %s", r.ClickHouse.URL, want)
+	}
+	if !strings.Contains(c.NATS.URL, "s3cret") {
+		t.Error("the configuration itself has lost its password")
 	}
 }
 

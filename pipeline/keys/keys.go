@@ -100,6 +100,19 @@ func (k *Keys) Seal(ctx context.Context, m *seal.Manifest) ([]byte, error) {
 	return seal.Sign(m, k.key.signer)
 }
 
+// SealRemoval returns the file of a removal.
+func (k *Keys) SealRemoval(ctx context.Context, r *seal.Removal) ([]byte, error) {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	file, err := os.ReadFile(filepath.Join(k.dir, PrivateFile))
+	if err != nil || !bytes.Equal(file, k.key.file) {
+		if err := k.load(ctx, false); err != nil {
+			return nil, err
+		}
+	}
+	return seal.SignRemoval(r, k.key.signer)
+}
+
 // Open returns the manifest of a file that a key of the store signed.
 func (k *Keys) Open(ctx context.Context, file []byte) (*seal.Sealed, error) {
 	k.mu.Lock()

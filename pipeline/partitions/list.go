@@ -21,6 +21,7 @@ type page struct {
 	prefix string
 	after  string // the last key of the page before
 	size   int    // 0: no bound
+	flat   bool   // a directory behind the prefix is told and not gone into
 	list   driver.ListPage
 }
 
@@ -29,7 +30,7 @@ var errFull = errors.New("the page is full")
 
 // ListPaged goes only into directories that can have keys of the page.
 func (d *directory) ListPaged(ctx context.Context, o *driver.ListOptions) (*driver.ListPage, error) {
-	if o.Delimiter != "" {
+	if o.Delimiter != "" && o.Delimiter != "/" {
 		return nil, errUnimplemented
 	}
 	if o.BeforeList != nil {
@@ -37,7 +38,7 @@ func (d *directory) ListPaged(ctx context.Context, o *driver.ListOptions) (*driv
 			return nil, err
 		}
 	}
-	l := &page{ctx: ctx, root: d.root, prefix: o.Prefix, after: string(o.PageToken), size: o.PageSize}
+	l := &page{ctx: ctx, root: d.root, prefix: o.Prefix, after: string(o.PageToken), size: o.PageSize, flat: o.Delimiter != ""}
 	start := o.Prefix[:strings.LastIndexByte(o.Prefix, '/')+1]
 	if start != "" && !filepath.IsLocal(filepath.FromSlash(start)) {
 		return nil, errKey
@@ -71,6 +72,10 @@ func (l *page) walk(begin string) error {
 	for _, f := range files {
 		key := keyOf(begin, f)
 		switch {
+		case f.IsDir() && l.flat && strings.HasPrefix(key, l.prefix):
+			if key > l.after {
+				err = l.put(&driver.ListObject{Key: key, IsDir: true})
+			}
 		case f.IsDir():
 			possible := strings.HasPrefix(key, l.prefix) || strings.HasPrefix(l.prefix, key)
 			done := key < l.after && !strings.HasPrefix(l.after, key)
@@ -95,9 +100,6 @@ func keyOf(begin string, f fs.DirEntry) string {
 }
 
 func (l *page) add(key string, f fs.DirEntry) error {
-	if l.size > 0 && len(l.list.Objects) == l.size {
-		return errFull
-	}
 	info, err := f.Info()
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil // it was deleted just now
@@ -105,6 +107,13 @@ func (l *page) add(key string, f fs.DirEntry) error {
 	if err != nil {
 		return err
 	}
-	l.list.Objects = append(l.list.Objects, &driver.ListObject{Key: key, ModTime: info.ModTime(), Size: info.Size()})
+	return l.put(&driver.ListObject{Key: key, ModTime: info.ModTime(), Size: info.Size()})
+}
+
+func (l *page) put(o *driver.ListObject) error {
+	if l.size > 0 && len(l.list.Objects) == l.size {
+		return errFull
+	}
+	l.list.Objects = append(l.list.Objects, o)
 	return nil
 }

@@ -196,3 +196,30 @@ func TestStoreThatCanNotBe(t *testing.T) {
 		}
 	}
 }
+
+// Directories are told by a delimiter, on however many pages.
+func TestListDirectories(t *testing.T) {
+	t.Parallel()
+	b, _ := open(t)
+	for _, key := range []string{"acme/activity/1", "acme/access/2", "globex/activity/3", "zeta/4", "keys/0", "top"} {
+		put(t, b, key, "x")
+	}
+	for prefix, want := range map[string][]string{"": {"acme/", "globex/", "keys/", "top", "zeta/"}, "acme/": {"acme/access/", "acme/activity/"}} {
+		for size := 1; size < 7; size++ {
+			var got []string
+			for token := blob.FirstPageToken; token != nil; {
+				page, next, err := b.ListPage(t.Context(), token, size, &blob.ListOptions{Prefix: prefix, Delimiter: "/"})
+				if err != nil {
+					t.Fatal(err)
+				}
+				for _, o := range page {
+					got = append(got, o.Key)
+				}
+				token = next
+			}
+			if !slices.Equal(got, want) {
+				t.Errorf("%q by %d: %q", prefix, size, got)
+			}
+		}
+	}
+}

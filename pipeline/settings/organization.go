@@ -49,7 +49,7 @@ func (s *Store) Organization(ctx context.Context, name string) (*Organization, e
 	if err != nil {
 		return nil, err
 	}
-	o := s.Defaults
+	o := s.defaults(name)
 	if ok {
 		if err := decode(doc.Value, &o); err != nil {
 			return nil, fmt.Errorf("read the settings of %s: %w", name, err)

@@ -32,8 +32,17 @@ type Store struct {
 	Record func(ctx context.Context, e schema.Event)
 	Logger *slog.Logger
 	Now    func() time.Time // default time.Now
-	// Defaults hold for organizations that decided nothing.
+	// Defaults hold for organizations that decided nothing, but for the days of those that the configuration names.
 	Defaults Organization
+	Days     map[string]int
+}
+
+func (s *Store) defaults(organization string) Organization {
+	o := s.Defaults
+	if days, ok := s.Days[organization]; ok {
+		o.RetentionDays = days
+	}
+	return o
 }
 
 // Meta is what is known of a setting besides itself.

@@ -35,12 +35,13 @@ type file struct {
 type files struct {
 	csv       map[string]file // by the partition's path
 	manifests map[string]file
+	removed   map[string]file // statements that a partition's file was removed, by the partition's path
 	others    map[string]file // by name
 	close     func() error
 }
 
 func newFiles() *files {
-	return &files{csv: map[string]file{}, manifests: map[string]file{}, others: map[string]file{}, close: func() error { return nil }}
+	return &files{csv: map[string]file{}, manifests: map[string]file{}, removed: map[string]file{}, others: map[string]file{}, close: func() error { return nil }}
 }
 
 // add sorts a file in by its name; false means that one like it is there already.
@@ -48,6 +49,8 @@ func (l *files) add(f file) bool {
 	at, key := l.others, f.name
 	if p, ok := strings.CutSuffix(f.name, schema.ManifestSuffix); ok {
 		at, key = l.manifests, p
+	} else if p, ok := strings.CutSuffix(f.name, schema.RemovedSuffix); ok {
+		at, key = l.removed, p
 	} else if p, ok := strings.CutSuffix(f.name, schema.CSVSuffix); ok {
 		at, key = l.csv, p
 	} else if p, ok := strings.CutSuffix(f.name, ".csv"); ok {

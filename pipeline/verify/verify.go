@@ -141,7 +141,7 @@ func verifyFiles(ctx context.Context, l *files, o Options, r *Report) error {
 	if err != nil {
 		return err
 	}
-	if err := readPartitions(ctx, l, links, o, r); err != nil {
+	if err := readPartitions(ctx, l, links, ring, o, r); err != nil {
 		return err
 	}
 	chains(links, broken, o, r)
@@ -311,7 +311,7 @@ func openManifest(f file, ring *seal.Ring, kind Kind) (*seal.Sealed, error) {
 }
 
 // readPartitions holds every partition's file against its manifest.
-func readPartitions(ctx context.Context, l *files, links []link, o Options, r *Report) error {
+func readPartitions(ctx context.Context, l *files, links []link, ring *seal.Ring, o Options, r *Report) error {
 	var total int64
 	spoken := map[string]bool{}
 	for _, k := range links {
@@ -327,6 +327,12 @@ func readPartitions(ctx context.Context, l *files, links []link, o Options, r *R
 			r.fault(f.name, nil, ErrUnsealed, "there is no manifest of it (if a rollup is at work on this hour just now, verify again)")
 		}
 	}
+	for p, f := range l.removed {
+		if !spoken[p] {
+			r.fault(f.name, nil, ErrUnsealed, "there is no manifest of what it says was removed")
+		}
+	}
+	var gone removals
 	var mu sync.Mutex
 	var done atomic.Int64
 	read := func(n int64) {
@@ -338,6 +344,20 @@ func readPartitions(ctx context.Context, l *files, links []link, o Options, r *R
 	err := workers(ctx, o, len(links), func() *worker { return newWorker(read) }, func(w *worker, i int) error {
 		k := links[i]
 		f, there := l.csv[strings.TrimSuffix(k.name, schema.ManifestSuffix)]
+		if away, err := wasRemoved(l, k, there, ring); away || err != nil {
+			var failed *readError
+			if errors.As(err, &failed) {
+				return err
+			}
+			mu.Lock()
+			defer mu.Unlock()
+			if err != nil {
+				r.Faults = append(r.Faults, faultOf(k.Partition().RemovedKey(), k.Sealed, err))
+			} else {
+				gone.add(k.Sealed)
+			}
+			return nil
+		}
 		err := onePartition(w, k, f, there, r.Kind)
 		var failed *readError
 		if errors.As(err, &failed) {
@@ -356,6 +376,7 @@ func readPartitions(ctx context.Context, l *files, links []link, o Options, r *R
 		}
 		return nil
 	})
+	gone.note(r)
 	if plain {
 		r.Notes = append(r.Notes, "CSV files are not compressed any more: their text is what was sealed, the SHA-256 of the compressed files can't be told")
 	}

@@ -222,14 +222,7 @@ func (g *Ring) Open(file []byte) (*Sealed, error) {
 	if err != nil {
 		return nil, err
 	}
-	s.Generation = -1
-	for _, sig := range n.Sigs {
-		for i, v := range g.verifiers {
-			if v.Name() == sig.Name && v.KeyHash() == sig.Hash {
-				s.Generation = max(s.Generation, i)
-			}
-		}
-	}
+	s.Generation = g.generation(n)
 	if s.Generation < len(g.retired) && !s.HourStart.Before(g.retired[s.Generation]) {
 		return nil, fmt.Errorf("%w: %s seals the hour of %s, and was rotated away at %s", ErrRetired,
 			short(g.keys[s.Generation]), s.HourStart.Format(time.RFC3339), g.retired[s.Generation].Format(time.RFC3339))

@@ -53,8 +53,8 @@ type Config struct {
 	// /C:/Users/kansa/in reaches a Windows server unchanged. Empty is the directory after login.
 	Path string `yaml:"path,omitempty" json:"path,omitempty"`
 
-	// The algorithms to offer, best first. Empty lists mean the modern ones; see KnownAlgorithms.
-	// Naming ssh-rsa among the host keys also lets an RSA private key sign with SHA-1.
+	// KeyExchanges, Ciphers, MACs and HostKeyAlgorithms are offered, best first. Empty lists mean the modern
+	// ones; a name that is not known is refused with those that are. Naming ssh-rsa among the host keys also lets an RSA private key sign with SHA-1.
 	KeyExchanges      []string `yaml:"key_exchanges,omitempty" json:"key_exchanges,omitempty"`
 	Ciphers           []string `yaml:"ciphers,omitempty" json:"ciphers,omitempty"`
 	MACs              []string `yaml:"macs,omitempty" json:"macs,omitempty"`

@@ -1,0 +1,31 @@
+package store
+
+import (
+	"context"
+	"fmt"
+	"time"
+
+	"github.com/kansa-audit/kansa/schema"
+)
+
+// SetExpiry has the events of an organization that are stored expire as the retention says now. It rewrites a column of
+// them, in the engine's own time.
+func (s *Store) SetExpiry(ctx context.Context, organization string, days int, held bool) error {
+	at := fmt.Sprintf("toDateTime(%d, 'UTC')", schema.Forever.Unix())
+	if !held {
+		at = fmt.Sprintf("toDateTime(least(toUnixTimestamp(recorded_at) + %d, %d), 'UTC')", int64(days)*24*60*60, schema.Forever.Unix())
+	}
+	if err := s.conn.Exec(ctx, "ALTER TABLE audit_events UPDATE expires_at = "+at+" WHERE organization = "+quoteString(organization)); err != nil {
+		return fmt.Errorf("set when the events of %s expire: %w", organization, err)
+	}
+	return nil
+}
+
+// RemoveBefore removes the events of a trail that were recorded before a time.
+func (s *Store) RemoveBefore(ctx context.Context, organization string, trail schema.Trail, before time.Time) error {
+	if err := s.conn.Exec(ctx, fmt.Sprintf("DELETE FROM audit_events WHERE organization = %s AND trail = %s AND recorded_at < %s",
+		quoteString(organization), quoteString(string(trail)), micros(before))); err != nil {
+		return fmt.Errorf("remove the events of %s/%s before %s: %w", organization, trail, before.Format(time.RFC3339), err)
+	}
+	return nil
+}

@@ -126,7 +126,7 @@ dist: engine console ## build/dist: a tarball with checksums and SBOM, reproduci
 	cp build/engine/node_modules/@chdb/lib-*/libchdb.so build/dist/$(DIST)/bin/
 	git ls-files deploy ':!deploy/*_test.go' README.md ARCHITECTURE.md CHANGELOG.md LICENSE schema/seal/SPEC.md schema/event.schema.json | \
 		tar -cf - -T - | tar -xf - -C build/dist/$(DIST)
-	go run -C .lint ./sbom $(CURDIR)/build/dist/$(DIST)/bin/kansa $(VERSION) $(CURDIR)/$(NPM)/package-lock.json > build/dist/$(DIST)/sbom.cdx.json
+	go run -C .lint ./sbom $(CURDIR)/build/dist/$(DIST)/bin/kansa $(VERSION) $(CURDIR)/$(NPM)/package-lock.json $(CURDIR)/$(CONSOLE)/npm/package-lock.json > build/dist/$(DIST)/sbom.cdx.json
 	cd build/dist/$(DIST) && find . -type f ! -name SHA256SUMS -printf '%P\n' | LC_ALL=C sort | xargs -d '\n' sha256sum > SHA256SUMS
 	cd build/dist && tar --sort=name --owner=0 --group=0 --numeric-owner --mode=u+rw,go+rX,go-w --mtime=@$(SOURCE_DATE_EPOCH) --format=ustar -cf - $(DIST) | \
 		gzip -n -6 > $(DIST).tar.gz && sha256sum $(DIST).tar.gz | tee SHA256SUMS

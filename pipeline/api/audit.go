@@ -69,6 +69,7 @@ func newAudit(mux *http.ServeMux, o *Audit) {
 		"session": {Type: "apiKey", In: "cookie", Name: sessionCookie},
 	}
 	config.Components.Schemas = huma.NewMapRegistry("#/components/schemas/", schemaName)
+	config.Components.Schemas.RegisterTypeAlias(reflect.TypeFor[exporter.Schedule](), reflect.TypeFor[Schedule]())
 	a := &audit{o: o, api: humago.New(mux, config), attempts: attempts{now: time.Now}}
 	a.signIn()
 	a.reads()

@@ -7,7 +7,7 @@ const { URL: base, TOKEN, SHOTS, CHROMIUM, SFTP_HOST, SFTP_PORT, BUCKET } = proc
 const began = Date.now();
 const browser = await chromium.launch({ executablePath: CHROMIUM, args: ['--no-sandbox', '--disable-dev-shm-usage', '--disable-gpu'] });
 const context = await browser.newContext({ viewport: { width: 1360, height: 860 }, locale: 'en-US', timezoneId: 'Europe/Berlin', permissions: ['clipboard-read', 'clipboard-write'], acceptDownloads: true });
-context.setDefaultTimeout(8000);
+context.setDefaultTimeout(20000);
 const page = await context.newPage();
 
 const wrong = [];
@@ -22,7 +22,10 @@ page.on('request', (r) => { if (!/^(blob:|data:)/.test(r.url()) && new URL(r.url
 page.on('response', (r) => { if (r.status() >= 500) wrong.push(`${r.status()} ${r.url()}`); });
 
 let n = 0;
-const shot = (name, full = true) => page.screenshot({ path: `${SHOTS}/${String(++n).padStart(2, '0')}-${name}.png`, fullPage: full });
+async function shot(name, full = true) {
+  if (full) await page.evaluate(() => scrollTo(0, 0));
+  await page.screenshot({ path: `${SHOTS}/${String(++n).padStart(2, '0')}-${name}.png`, fullPage: full });
+}
 const step = (name) => console.log(`${((Date.now() - began) / 1000).toFixed(1)} s ${name}`);
 const see = (text, options) => page.getByText(text, options).first().waitFor();
 const fault = async (name, text) => {
@@ -31,7 +34,7 @@ const fault = async (name, text) => {
   assert.match(await f.textContent(), text);
 };
 const nav = (name) => page.locator('header nav').getByRole('link', { name, exact: true }).click();
-const idle = () => page.waitForFunction(() => !document.querySelector('#main[aria-busy]'));
+const idle = () => page.waitForFunction(() => document.querySelector('#main[data-page]:not([aria-busy])'));
 const button = (name, options) => page.getByRole('button', { name, exact: true, ...options });
 const toast = async (text) => {
   await page.locator('#toasts').getByText(text).first().waitFor();
@@ -308,12 +311,12 @@ const scenes = {
     assert.ok(await page.getByLabel('Server', { exact: true }).isDisabled());
     await shot('destination-saved');
     await button('Edit').click();
-    await page.getByLabel('When').selectOption('cron');
+    await page.getByLabel('When', { exact: true }).selectOption('cron');
     await page.getByLabel('Cron').fill('never');
     await see(/cron "never"/);
     await button('Test connection and save').click();
     await page.locator('[data-field="cron"] .fault, main > form .note.error').first().waitFor();
-    await page.getByLabel('When').selectOption('every');
+    await page.getByLabel('When', { exact: true }).selectOption('every');
     await page.getByLabel('In equal intervals').fill('4s');
     await page.getByLabel('An archive holds').fill('4s');
     await see('Every 4 sec');
@@ -331,18 +334,18 @@ const scenes = {
 
     await page.goto(`${base}/destinations?org=acme&new=1`);
     await page.getByLabel('Name', { exact: true }).fill('to-auditor');
-    await page.getByLabel('Kind').selectOption('mail');
+    await page.getByLabel('Kind', { exact: true }).selectOption('mail');
     await page.getByLabel('Mail addresses', { exact: true }).fill('nobody');
     await button('Test connection and save').click();
     await fault('mail', /nobody/);
     await page.getByLabel('Mail addresses', { exact: true }).fill('auditor@example.com');
-    await page.getByLabel('When').selectOption('manual');
+    await page.getByLabel('When', { exact: true }).selectOption('manual');
     await button('Test connection and save').click();
     await page.waitForURL(/name=to-auditor/);
 
     await page.goto(`${base}/destinations?org=acme&new=1`);
     await page.getByLabel('Name', { exact: true }).fill('archive-bucket');
-    await page.getByLabel('Kind').selectOption('bucket');
+    await page.getByLabel('Kind', { exact: true }).selectOption('bucket');
     await page.getByLabel('Address of the bucket').fill('file:///nowhere/at/all');
     await button('Test connection and save').click();
     await see('Nothing is saved.');
@@ -362,15 +365,15 @@ const scenes = {
     await nav('Organization');
     await see('these are the defaults');
     await button('Edit').click();
-    await page.getByLabel('Days').fill('0');
+    await page.getByLabel('Days', { exact: true }).fill('0');
     await page.getByLabel('Keep everything').check();
     await button('Save').click();
     await fault('retention_days', /"0"/);
     await fault('hold.reason', /Say why/);
     await shot('organization-errors');
-    await page.getByLabel('Days').fill('400');
+    await page.getByLabel('Days', { exact: true }).fill('400');
     await page.getByLabel('Size in GiB').fill('50');
-    await page.getByLabel('Reason').fill('Case 2026-17');
+    await page.getByLabel('Reason', { exact: true }).fill('Case 2026-17');
     await button('Save').click();
     await toast('Saved');
     await see('in force');

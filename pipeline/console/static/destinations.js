@@ -83,9 +83,9 @@ function one(main, { org, signal, admin }, d, { algorithms, hidden }) {
     name: input({ value: d?.name ?? '', maxlength: 64, readonly: !isNew }),
     host: input({ value: s.host ?? '', placeholder: 'sftp.example.com' }), port: input({ type: 'number', value: s.port ?? '', placeholder: '22', min: 1, max: 65535 }),
     user: input({ value: s.user ?? '', autocapitalize: 'none' }), path: input({ value: s.path ?? '', placeholder: '/incoming' }),
-    password: input({ type: 'password', autocomplete: 'new-password', placeholder: s.password ? t('secret.kept') : '' }),
-    private_key: h('textarea', { spellcheck: 'false', placeholder: s.private_key ? t('secret.kept') : '-----BEGIN OPENSSH PRIVATE KEY-----' }),
-    passphrase: input({ type: 'password', autocomplete: 'new-password', placeholder: s.passphrase ? t('secret.kept') : '' }),
+    password: input({ type: 'password', autocomplete: 'new-password', 'data-kept': !!s.password, placeholder: s.password ? t('secret.kept') : '' }),
+    private_key: h('textarea', { spellcheck: 'false', 'data-kept': !!s.private_key, placeholder: s.private_key ? t('secret.kept') : '-----BEGIN OPENSSH PRIVATE KEY-----' }),
+    passphrase: input({ type: 'password', autocomplete: 'new-password', 'data-kept': !!s.passphrase, placeholder: s.passphrase ? t('secret.kept') : '' }),
     host_keys: h('textarea', { spellcheck: 'false', placeholder: 'SHA256:…', value: (s.host_keys ?? []).join('\n') }),
     connect_timeout: input({ value: s.connect_timeout ?? '', placeholder: '15s' }), idle_timeout: input({ value: s.idle_timeout ?? '', placeholder: '1m' }), keepalive: input({ value: s.keepalive ?? '', placeholder: '15s' }),
     concurrency: input({ type: 'number', value: s.concurrency ?? '', placeholder: '64', min: 1, max: 256 }),
@@ -225,7 +225,7 @@ function one(main, { org, signal, admin }, d, { algorithms, hidden }) {
       ev.target.disabled = false;
     }
   } }, t('destinations.test'));
-  const bar = h('div', { class: 'actions' });
+  const bar = h('div', { class: 'actions sticky' });
   const buttons = () => fill(bar, fields.disabled ? [!managed && edit, test, !managed && remove] : [submit, cancel]);
 
   async function keep(force) {
@@ -292,6 +292,7 @@ function one(main, { org, signal, admin }, d, { algorithms, hidden }) {
   }
   if (managed) main.append(note('info', t('managed')));
   main.append(form);
+  if (!isNew) for (const e of form.querySelectorAll('input, textarea')) if (!e.value && !e.hasAttribute('data-kept')) e.closest('.field')?.classList.add('unset');
   arrange();
   tell();
   if (admin) buttons();

@@ -194,6 +194,7 @@ export async function render(main, { org, signal, params }) {
     detail.closest('.split').classList.add('open');
     fill(detail, ...describe(e));
     detail.scrollTop = 0;
+    mark(); // the list is narrower now
     if (focus) detail.focus({ preventScroll: true });
   }
 
@@ -229,7 +230,7 @@ export async function render(main, { org, signal, params }) {
         line(t('detail.session'), e.context?.session_id && h('span', { class: 'code' }, e.context.session_id)), line(t('detail.trace'), e.context?.trace_id && h('span', { class: 'code' }, e.context.trace_id)),
         Object.entries(e.attributes ?? {}).sort().map(([k, v]) => line(h('span', { class: 'code' }, k), v)),
         line(t('column.data_type'), e.data_type, 'dataType'),
-        line(t('column.recorded'), `${time(e.recorded_at, { ms: true })}`), line(t('detail.place'), h('span', { class: 'code' }, `${e.stream_seq}.${e.batch_index}`)), line('id', h('span', { class: 'code' }, e.id))),
+        line(t('column.recorded'), `${time(e.recorded_at, { ms: true })}`), line(t('detail.place'), h('span', { class: 'code' }, `${e.stream_seq}.${e.batch_index}`)), line(t('column.id'), h('span', { class: 'code' }, e.id))),
       e.data !== undefined && h('details', { open: true }, h('summary', {}, t('column.data')), json(e.data, `${name} data`)),
       h('details', {}, h('summary', {}, t('detail.json')), json(e, name)),
     ];

@@ -20,7 +20,7 @@ export async function render(main, { org, signal, admin }) {
   const holdBox = hold.querySelector('input');
   const reason = field('hold.reason', t('org.hold.reason'), c.reason, t('org.hold.reason.hint'));
   const box = h('div', {});
-  const bar = h('div', { class: 'actions' });
+  const bar = h('div', { class: 'actions sticky' });
   const edit = h('button', { type: 'button', onclick: () => { fields.disabled = false; bar.replaceChildren(submit, cancel); trails[0].querySelector('input').focus(); } }, t('edit'));
   const submit = h('button', { class: 'primary', type: 'submit' }, t('save'));
   const again = () => go(location.pathname + location.search, { replace: true });

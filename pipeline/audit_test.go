@@ -513,3 +513,38 @@ func (o operation) random(r *rand.Rand) (path, body string) {
 	}
 	return path, body
 }
+
+// A publisher's key opens the gateway for its organization, and no other role's does.
+func TestPublishersKeys(t *testing.T) {
+	t.Parallel()
+	s := pipelinetest.Start(t, pipelinetest.Config(t))
+	event := func(org string) string {
+		e := qlik(1)
+		e.Organization, e.ID = org, uuid.New()
+		text, err := json.Marshal(e)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return string(text)
+	}
+	app, auditor := newClient(t, s, "app", "acme", access.Publisher), newClient(t, s, "auditor", "acme", access.Auditor)
+	for _, c := range []struct {
+		who  client
+		org  string
+		want int
+	}{
+		{app, "acme", http.StatusAccepted}, {app, "acme", http.StatusAccepted}, {app, "globex", http.StatusForbidden}, {auditor, "acme", http.StatusForbidden},
+		{client{s, "kansa_wrong"}, "acme", http.StatusUnauthorized}, {client{s, ""}, "globex", http.StatusAccepted},
+	} {
+		res, data := c.who.do(t, http.MethodPost, "/api/v1/events", event(c.org))
+		if res.StatusCode != c.want {
+			t.Errorf("%s for %s: %d %s, want %d", c.who.key, c.org, res.StatusCode, data, c.want)
+		}
+	}
+	if res, _ := (client{s, ""}).do(t, http.MethodPost, "/api/v1/events", event("acme"), "X-Forwarded-For", "192.0.2.1"); res.StatusCode != http.StatusForbidden {
+		t.Errorf("through a proxy without a key: %d", res.StatusCode)
+	}
+	if res, _ := app.do(t, http.MethodPost, "/api/v1/events", event("acme"), "X-Forwarded-For", "192.0.2.1"); res.StatusCode != http.StatusAccepted {
+		t.Errorf("through a proxy with one: %d", res.StatusCode)
+	}
+}

@@ -66,7 +66,7 @@ type Config struct {
 	// Inserts is the number of inserts in flight when they are full. Default 2: one uses about one core of
 	// the engine.
 	Inserts int
-	// Memory bounds the bytes of decoded messages held. Default 192 MiB; the process may need two and a half
+	// Memory bounds the bytes of decoded messages held. Default 160 MiB; the process may need two and a half
 	// times as much.
 	Memory int64
 	// AckWait is the consumer's: how long a message is ours. Default 60 s.
@@ -106,7 +106,7 @@ func (c Config) withDefaults() (Config, error) {
 		c.Inserts = 2
 	}
 	if c.Memory == 0 {
-		c.Memory = 192 << 20
+		c.Memory = 160 << 20
 	}
 	if c.AckWait == 0 {
 		c.AckWait = 60 * time.Second

@@ -317,9 +317,9 @@ const scenes = {
     await button('Test connection and save').click();
     await page.locator('[data-field="cron"] .fault, main > form .note.error').first().waitFor();
     await page.getByLabel('When', { exact: true }).selectOption('every');
-    await page.getByLabel('In equal intervals').fill('4s');
-    await page.getByLabel('An archive holds').fill('4s');
-    await see('Every 4 sec');
+    await page.getByLabel('In equal intervals').fill('6h');
+    await page.getByLabel('An archive holds').fill('6h');
+    await see('Every 6 hours');
     await button('Test connection and save').click();
     await toast('Saved');
     await idle();

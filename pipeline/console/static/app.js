@@ -169,8 +169,8 @@ document.addEventListener('kansa:signed-out', () => {
   who = undefined;
   document.body.dataset.session = 'false';
   left?.abort();
-  toast(t('session.ended'), 'info');
   start();
+  toast(t('session.ended'), 'info');
 });
 
 // start finds out who is signed in, or has somebody sign in.

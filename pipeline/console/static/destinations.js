@@ -1,6 +1,6 @@
 // Where archives go: servers, buckets and mailboxes, when, and how deliveries are doing.
 import { h, fill, note, field, check, badge, confirm, toast, showFaults, debounce } from './dom.js';
-import { t, word, bytes, time, ago, duration, toInput, fromInput, iso, weekday } from './text.js';
+import { t, word, bytes, time, ago, duration, hours, toInput, fromInput, iso, weekday } from './text.js';
 import { get, post, put, del, of } from './api.js';
 import { address, go } from './app.js';
 
@@ -68,7 +68,9 @@ export function schedule(s) {
 
 const every = (text) => {
   const m = /^(?:(\d+)h)?(?:(\d+)m)?(?:(\d+)s)?$/.exec(text);
-  return m && text ? duration((m[1] ?? 0) * 3600 + (m[2] ?? 0) * 60 + Number(m[3] ?? 0)) : text;
+  if (!m || !text) return text;
+  const seconds = (m[1] ?? 0) * 3600 + (m[2] ?? 0) * 60 + Number(m[3] ?? 0);
+  return seconds % 86400 && seconds % 3600 === 0 ? hours(seconds / 3600) : duration(seconds);
 };
 
 const lists = ['key_exchanges', 'ciphers', 'macs', 'host_key_algorithms'];

@@ -115,7 +115,7 @@ export async function render(main, { org, signal, params }) {
     const open = () => show(events.indexOf(e));
     const tr = h('tr', { class: fresh && 'fresh', onclick: (ev) => { if (!getSelection().toString()) open(ev); } }, shownColumns.map((c, i) => {
       const value = columns[c](e);
-      return h('td', { class: 'c-' + c, 'data-label': t('column.' + c) }, i === 0 ? h('button', { class: 'open', 'aria-label': t('detail.open', { event: e.event, time: time(e.occurred_at) }), onclick: (ev) => { ev.stopPropagation(); open(); } }, value ?? '–') : value ?? h('span', { class: 'muted' }, '–'));
+      return h('td', { class: `c-${c}${value ? '' : ' none'}`, 'data-label': t('column.' + c) }, i === 0 ? h('button', { class: 'open', 'aria-label': t('detail.open', { event: e.event, time: time(e.occurred_at) }), onclick: (ev) => { ev.stopPropagation(); open(); } }, value ?? '–') : value ?? h('span', { class: 'muted' }, '–'));
     }));
     tr.dataset.id = e.id;
     return tr;

@@ -5,6 +5,7 @@ import { get, post, of } from './api.js';
 
 const kinds = { waiting: 'busy', running: 'busy', retrying: 'warn', done: 'ok', failed: 'bad' };
 const trails = ['activity', 'access'];
+const atOnce = 30;
 
 export async function render(main, { org, signal, params }) {
   const destinations = await get(of(org, 'destinations'), signal);
@@ -91,11 +92,14 @@ export async function render(main, { org, signal, params }) {
     if (ev.target !== mail && ev.target !== where) lookSoon();
   });
 
-  let working = false;
+  let working = false, shown = atOnce;
   async function draw() {
     const all = await get(of(org, 'exports'), signal);
     working = all.some((e) => ['waiting', 'running', 'retrying'].includes(e.state));
-    fill(list, all.length ? all.map(entry) : h('div', { class: 'empty' }, t('exports.none')));
+    fill(list, all.length ? all.slice(0, shown).map(entry) : h('div', { class: 'empty' }, t('exports.none')), all.length > shown && h('div', { class: 'more' }, h('button', { onclick: () => {
+      shown += atOnce;
+      draw();
+    } }, t('more'))));
   }
 
   function entry(e) {

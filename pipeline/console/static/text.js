@@ -64,10 +64,13 @@ export function ago(at) {
   }
 }
 
+const f = (n, unit) => new Intl.NumberFormat(look.lang, { style: 'unit', unit, unitDisplay: 'long', maximumFractionDigits: 1 }).format(n);
+
+export const hours = (n) => f(n, 'hour');
+
 // duration is a number of seconds in words.
 export function duration(seconds) {
-  const f = (n, unit) => new Intl.NumberFormat(look.lang, { style: 'unit', unit, unitDisplay: 'short', maximumFractionDigits: 1 }).format(n);
-  if (seconds < 1) return f(seconds * 1000, 'millisecond');
+  if (seconds < 1) return `${number(Math.round(seconds * 1000))} ms`;
   if (seconds < 120) return f(seconds, 'second');
   if (seconds < 7200) return f(seconds / 60, 'minute');
   if (seconds < 172800) return f(seconds / 3600, 'hour');

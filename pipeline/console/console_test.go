@@ -50,7 +50,14 @@ func server(t *testing.T) *httptest.Server {
 	return s
 }
 
-func get(t *testing.T, url string, header ...string) (*http.Response, string) {
+// answered is what a server said.
+type answered struct {
+	code   int
+	header http.Header
+	text   string
+}
+
+func get(t *testing.T, url string, header ...string) answered {
 	t.Helper()
 	r, err := http.NewRequestWithContext(t.Context(), http.MethodGet, url, http.NoBody)
 	if err != nil {
@@ -68,7 +75,7 @@ func get(t *testing.T, url string, header ...string) (*http.Response, string) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	return answer, string(text)
+	return answered{answer.StatusCode, answer.Header, string(text)}
 }
 
 // Both languages have every message; every message that the modules name is there, and none that they don't.
@@ -130,27 +137,27 @@ func TestMessages(t *testing.T) {
 func TestPages(t *testing.T) {
 	s := server(t)
 	for _, p := range console.Pages {
-		answer, text := get(t, s.URL+strings.TrimSuffix(p, "{$}"))
-		policy := answer.Header.Get("Content-Security-Policy")
-		if answer.StatusCode != http.StatusOK || !strings.Contains(policy, "script-src 'self';") || strings.Contains(policy, "unsafe") || answer.Header.Get("Cache-Control") != "no-store" {
-			t.Fatalf("%s: %s %v", p, answer.Status, answer.Header)
+		answer := get(t, s.URL+strings.TrimSuffix(p, "{$}"))
+		text, policy := answer.text, answer.header.Get("Content-Security-Policy")
+		if answer.code != http.StatusOK || !strings.Contains(policy, "script-src 'self';") || strings.Contains(policy, "unsafe") || answer.header.Get("Cache-Control") != "no-store" {
+			t.Fatalf("%s: %d %v", p, answer.code, answer.header)
 		}
 		if strings.Contains(text, "://") || regexp.MustCompile(`<script(?:[^>]*)>[^<]|<style| style=| on\w+=`).MatchString(text) {
 			t.Errorf("%s has a script or a style of its own, or goes to another host:\n%s", p, text)
 		}
 		for _, m := range regexp.MustCompile(`(?:src|href)="([^"]+)"`).FindAllStringSubmatch(text, -1) {
-			if file, _ := get(t, s.URL+m[1]); file.StatusCode != http.StatusOK || !strings.Contains(file.Header.Get("Cache-Control"), "immutable") {
-				t.Errorf("%s: %s: %s", p, m[1], file.Status)
+			if file := get(t, s.URL+m[1]); file.code != http.StatusOK || !strings.Contains(file.header.Get("Cache-Control"), "immutable") {
+				t.Errorf("%s: %s: %d", p, m[1], file.code)
 			}
 		}
 	}
 	for accept, want := range map[string]string{"ja,en;q=0.5": "ja", "fr, en-GB;q=0.8": "en", "": "en", "de": "en"} {
-		if _, text := get(t, s.URL+"/", "Accept-Language", accept); !strings.Contains(text, `<html lang="`+want+`">`) {
+		if page := get(t, s.URL+"/", "Accept-Language", accept); !strings.Contains(page.text, `<html lang="`+want+`">`) {
 			t.Errorf("Accept-Language %q: not %s", accept, want)
 		}
 	}
-	if _, text := get(t, s.URL+"/", "Cookie", `kansa_lang=ja; kansa_theme="><script>`); !strings.Contains(text, `<html lang="ja">`) {
-		t.Error(text[:100])
+	if page := get(t, s.URL+"/", "Cookie", `kansa_lang=ja; kansa_theme="><script>`); !strings.Contains(page.text, `<html lang="ja">`) {
+		t.Error(page.text[:100])
 	}
 }
 
@@ -164,8 +171,8 @@ func TestNextRuns(t *testing.T) {
 		"cron=0+0+0+30+2+*":                      `"runs":[]`,
 		"cron=0+15+1+*+*+*&time_zone=Mars":       `"error":"time zone`,
 	} {
-		if answer, text := get(t, s.URL+"/console/schedule?"+query); answer.StatusCode != http.StatusOK || !strings.Contains(text, want) {
-			t.Errorf("%s: %s %s", query, answer.Status, text)
+		if answer := get(t, s.URL+"/console/schedule?"+query); answer.code != http.StatusOK || !strings.Contains(answer.text, want) {
+			t.Errorf("%s: %d %s", query, answer.code, answer.text)
 		}
 	}
 }

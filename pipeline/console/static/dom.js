@@ -104,6 +104,7 @@ export function toast(text, kind = 'ok') {
   }
   const e = note(kind, text);
   box.append(e);
+  while (box.children.length > 3) box.firstElementChild.remove();
   setTimeout(() => e.remove(), kind === 'error' ? 9000 : 4000);
 }
 

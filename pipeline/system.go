@@ -440,6 +440,7 @@ func (s *System) startExporter(ctx context.Context) error {
 	s.Settings = kept
 	s.Exporter = exporter.New(s.Bucket, s.States, s.Links, mailer, s.Client.JS, exporter.Config{
 		Settings: kept, PublicURL: s.publicURL(), LinkTTL: c.LinkTTL(), AlertAfter: c.Exports.AlertAfter, Closed: progress.Sealed, Record: s.own.Record, Logger: log,
+		Receipts: &keys.Receipts{Dir: c.DataDir, Bucket: s.Bucket},
 	})
 	s.Intake = &exporter.Intake{
 		JS: s.Client.JS, Bucket: s.Bucket, States: s.States, Settings: kept, Closed: progress.Sealed, Linger: c.LinkTTL(), Record: s.own.Record,

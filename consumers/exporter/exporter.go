@@ -42,8 +42,10 @@ type Config struct {
 	AlertAfter time.Duration
 	// Record takes what the system has to answer for: deliveries and failures. May be nil.
 	Record func(ctx context.Context, e schema.Event)
-	Logger *slog.Logger
-	Now    func() time.Time
+	// Receipts signs them; nil refuses destinations that want some.
+	Receipts Receipts
+	Logger   *slog.Logger
+	Now      func() time.Time
 }
 
 // Exporter handles what is on EXPORTS.
@@ -261,6 +263,11 @@ const waitForMending = time.Minute
 const progressEvery = 2 * time.Second
 
 func (x *Exporter) deliverSFTP(ctx context.Context, e *Export, cfg *sftp.Config, plan *Plan) error {
+	if cfg.Receipt {
+		if err := x.canReceipt(ctx); err != nil {
+			return err
+		}
+	}
 	client, err := sftp.Dial(ctx, *cfg, x.log)
 	if err != nil {
 		return classify(err, sftp.Permanent(err))
@@ -270,10 +277,15 @@ func (x *Exporter) deliverSFTP(ctx context.Context, e *Export, cfg *sftp.Config,
 	stop := x.showProgress(ctx, *e, &sent)
 	body := plan.NewReader(ctx)
 	defer body.Close()
-	_, err = client.Upload(ctx, plan.Name, plan.Size(), body, func(n int64) { sent.Store(n) })
+	up, err := client.Upload(ctx, plan.Name, plan.Size(), body, func(n int64) { sent.Store(n) })
 	stop()
 	if err != nil {
 		return classify(err, sftp.Permanent(err))
+	}
+	if cfg.Receipt {
+		if err := x.receipt(ctx, e, cfg, plan.Name, up); err != nil {
+			return err
+		}
 	}
 	e.Sent = plan.Size()
 	return nil

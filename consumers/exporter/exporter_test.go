@@ -44,6 +44,7 @@ type fixture struct {
 	client *broker.Client
 	bucket *blob.Bucket
 	keys   *keys.Keys
+	keyDir string
 	states exporter.States
 	links  exporter.Links
 	mails  *mailbox
@@ -87,7 +88,8 @@ func newFixture(t *testing.T, hours int) *fixture {
 		t.Fatal(err)
 	}
 	t.Cleanup(f.client.Close)
-	if f.keys, err = keys.Open(t.Context(), t.TempDir(), f.bucket); err != nil {
+	f.keyDir = t.TempDir()
+	if f.keys, err = keys.Open(t.Context(), f.keyDir, f.bucket); err != nil {
 		t.Fatal(err)
 	}
 	err = f.client.Setup(t.Context(), broker.Settings{Replicas: 1, DuplicateWindow: 2 * time.Minute, AckWait: time.Minute, Hour: time.Hour})
@@ -187,6 +189,7 @@ func (f *fixture) run(t *testing.T, destinations ...exporter.Destination) {
 	}
 	f.exporter = exporter.New(f.bucket, f.states, f.links, f.mails, f.client.JS, exporter.Config{
 		Settings: f.settings, PublicURL: "https://audit.example.com/", Closed: f.closedUntil, Now: f.clock, Record: f.record, Logger: logger(t),
+		Receipts: &keys.Receipts{Dir: f.keyDir, Bucket: f.bucket},
 	})
 	queue, err := f.client.JS.Consumer(t.Context(), broker.StreamExports, broker.ConsumerExporter)
 	if err != nil {

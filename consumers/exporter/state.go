@@ -38,6 +38,8 @@ type Export struct {
 	Rows  uint64 `json:"rows,omitempty"`
 	// Sent counts the bytes of the attempt that is running.
 	Sent int64 `json:"sent,omitempty"`
+	// Receipt tells that a signed one is kept; see States.Receipt.
+	Receipt bool `json:"receipt,omitempty"`
 	// Link ends then.
 	Expires *time.Time `json:"expires,omitempty"`
 	// Revoked links open nothing.
@@ -48,11 +50,12 @@ type Export struct {
 type States struct{ KV jetstream.KeyValue }
 
 const (
-	prefixExport = "export."
-	prefixNext   = "next."   // + organization.destination: the start of the first period that is not delivered
-	prefixHealth = "health." // + organization.destination
-	prefixSame   = "same."   // + a hash of what is asked for: the id of the export that did
-	prefixQuota  = "quota."  // + organization.trail.day: the ids of the exports of a day
+	prefixExport  = "export."
+	prefixReceipt = "receipt." // + id: the signed receipt
+	prefixNext    = "next."    // + organization.destination: the start of the first period that is not delivered
+	prefixHealth  = "health."  // + organization.destination
+	prefixSame    = "same."    // + a hash of what is asked for: the id of the export that did
+	prefixQuota   = "quota."   // + organization.trail.day: the ids of the exports of a day
 )
 
 // Get returns the state of an export, and false if there is none.

@@ -3,6 +3,7 @@ package exporter
 import (
 	"context"
 	"fmt"
+	"strings"
 	"time"
 
 	"gocloud.dev/blob"
@@ -21,45 +22,41 @@ type TestReport struct {
 }
 
 // Step is one thing that was tried.
-type Step struct {
-	Name  string        `json:"name"`
-	OK    bool          `json:"ok"`
-	Took  time.Duration `json:"took_ns"`
-	Found string        `json:"found,omitempty"`
+type Step = sftp.Step
+
+// recipients is a Mailer that can find out, without a mail, whether a server would take one.
+type recipients interface {
+	Check(ctx context.Context, to []string) error
 }
 
 // Test tries everything that a delivery to d needs, and leaves nothing there. That d does not work is in the report;
 // an error means that it could not be tried.
 func (x *Exporter) Test(ctx context.Context, d Destination) (*TestReport, error) {
 	r := &TestReport{OK: true}
-	step := func(name string, try func() (string, error)) bool {
+	step := func(name string, try func() (string, error)) {
+		if !r.OK {
+			r.Steps = append(r.Steps, Step{Name: name, State: sftp.StepNotTried})
+			return
+		}
 		began := time.Now()
 		found, err := try()
-		s := Step{Name: name, OK: err == nil, Took: time.Since(began), Found: found}
+		s := Step{Name: name, OK: err == nil, State: sftp.StepOK, Took: time.Since(began), Found: found}
 		if err != nil {
-			r.OK, r.Error, s.Found = false, err.Error(), err.Error()
+			r.OK, r.Error, s.State, s.Found = false, err.Error(), sftp.StepFailed, err.Error()
 		}
 		r.Steps = append(r.Steps, s)
-		return err == nil
 	}
 	switch {
 	case d.SFTP != nil:
-		var client *sftp.Client
-		if !step("connect and sign in", func() (_ string, err error) {
-			client, err = sftp.Dial(ctx, *d.SFTP, x.log)
-			return "", err
-		}) {
-			break
+		r.SFTP = sftp.Probe(ctx, *d.SFTP, x.log)
+		r.OK, r.Steps = r.SFTP.OK(), r.SFTP.Steps
+		r.SFTP.Steps = nil // once is enough
+		if !r.OK {
+			r.Error = r.SFTP.Error.Error()
 		}
-		defer client.Close()
-		step("path, write, rename, space", func() (string, error) {
-			report, err := client.Check(ctx)
-			if err != nil {
-				return "", err
-			}
-			r.SFTP = &report
-			return report.Path, nil
-		})
+		if d.SFTP.Receipt {
+			step("receipt", func() (string, error) { return "there is a key to sign it with", x.canReceipt(ctx) })
+		}
 	case d.Bucket != "":
 		step("write to the bucket", func() (string, error) { return "", tryBucket(ctx, d.Bucket) })
 	default:
@@ -68,6 +65,13 @@ func (x *Exporter) Test(ctx context.Context, d Destination) (*TestReport, error)
 				return "", errNoMail
 			}
 			return x.cfg.PublicURL, nil
+		})
+		step("mail server takes mails", func() (string, error) {
+			server, ok := x.mailer.(recipients)
+			if !ok {
+				return "it can't be asked", nil
+			}
+			return "for " + strings.Join(d.Mail, ", "), server.Check(ctx, d.Mail)
 		})
 	}
 	return r, nil

@@ -96,8 +96,8 @@ func Prove(ctx context.Context, name string, e Event, o Options) (*seal.Proof, e
 	if err != nil {
 		return nil, fmt.Errorf("%w: %w", ErrUnreadable, err)
 	}
-	if kind == Proof {
-		return nil, fmt.Errorf("%w: %s is a proof already", ErrUnreadable, name)
+	if kind == Proof || kind == Receipt {
+		return nil, fmt.Errorf("%w: %s is a %s, and holds no events to prove", ErrUnreadable, name, kind)
 	}
 	r := newReport(name, kind)
 	l, err := open(name, kind, r)

@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"github.com/kansa-audit/kansa/schema"
+	"github.com/kansa-audit/kansa/schema/seal"
 )
 
 // What can fail. A Fault answers to one of these, or to an error of package seal, with errors.Is.
@@ -71,8 +72,10 @@ type Report struct {
 	FileBytes int64    `json:"file_bytes"`
 	Series    []Series `json:"series"`
 	// Event is the row that was proved, unquoted, by column; only of a proof.
-	Event  map[string]string `json:"event,omitempty"`
-	Faults []*Fault          `json:"faults"`
+	Event map[string]string `json:"event,omitempty"`
+	// Receipt is what a receipt says.
+	Receipt *seal.Receipt `json:"receipt,omitempty"`
+	Faults  []*Fault      `json:"faults"`
 	// Notes are about what is there and not sealed.
 	Notes   []string `json:"notes"`
 	Seconds float64  `json:"seconds"`
@@ -87,6 +90,7 @@ const (
 	Store     Kind = "partition store"
 	Partition Kind = "partition"
 	Proof     Kind = "proof"
+	Receipt   Kind = "receipt"
 )
 
 func newReport(path string, kind Kind) *Report {

@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"os"
 	"path"
 	"runtime"
@@ -73,15 +74,17 @@ func kindOf(name string) (Kind, error) {
 		return "", err
 	}
 	defer f.Close()
-	head := make([]byte, 4)
-	n, _ := f.Read(head)
+	head := make([]byte, 64)
+	n, _ := io.ReadFull(f, head)
 	switch {
+	case seal.IsReceipt(head[:n]):
+		return Receipt, nil
 	case strings.HasPrefix(string(head[:n]), "PK"):
 		return Archive, nil
 	case strings.HasPrefix(string(head[:n]), "{"):
 		return Proof, nil
 	}
-	return "", fmt.Errorf("%s is no archive (.zip), partition store (a folder), partition (%s, %s) or proof", name, schema.ManifestSuffix, schema.CSVSuffix)
+	return "", fmt.Errorf("%s is no archive (.zip), partition store (a folder), partition (%s, %s), proof or receipt", name, schema.ManifestSuffix, schema.CSVSuffix)
 }
 
 // open lists what a path leads to.
@@ -110,12 +113,16 @@ func Path(ctx context.Context, name string, o Options) (*Report, error) {
 	}
 	r := newReport(name, kind)
 	r.Key = o.Key
-	if kind == Proof {
+	if kind == Proof || kind == Receipt {
 		data, err := os.ReadFile(name)
 		if err != nil {
 			return unreadable(err)
 		}
-		verifyProof(data, o, r)
+		if kind == Proof {
+			verifyProof(data, o, r)
+		} else {
+			verifyReceipt(data, o, r)
+		}
 		r.finish(began)
 		return r, nil
 	}

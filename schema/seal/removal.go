@@ -88,19 +88,6 @@ func (g *Ring) OpenRemoval(file []byte) (*Removal, error) {
 	return r, nil
 }
 
-// generation is that of the newest key that signed a note, -1 if none did.
-func (g *Ring) generation(n *note.Note) int {
-	newest := -1
-	for _, sig := range n.Sigs {
-		for i, v := range g.verifiers {
-			if v.Name() == sig.Name && v.KeyHash() == sig.Hash {
-				newest = max(newest, i)
-			}
-		}
-	}
-	return newest
-}
-
 // Of tells whether r speaks of the partition of a manifest, of which the hash of the text is given.
 func (r *Removal) Of(m *Manifest, hash string) error {
 	if r.Organization != m.Organization || r.Trail != m.Trail || !r.HourStart.Equal(m.HourStart) || !r.HourEnd.Equal(m.HourEnd) || r.Manifest != hash {

@@ -229,3 +229,16 @@ func (g *Ring) Open(file []byte) (*Sealed, error) {
 	}
 	return s, nil
 }
+
+// generation is that of the newest key that signed.
+func (g *Ring) generation(n *note.Note) int {
+	newest := -1
+	for _, sig := range n.Sigs {
+		for i, v := range g.verifiers {
+			if v.Name() == sig.Name && v.KeyHash() == sig.Hash {
+				newest = max(newest, i)
+			}
+		}
+	}
+	return newest
+}

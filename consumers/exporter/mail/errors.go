@@ -71,6 +71,7 @@ type progress struct {
 	connected bool // TCP
 	secured   bool // TLS, with a certificate that is trusted
 	ready     bool // greeted, secured and logged in
+	recipient bool // in a check: the server was told of one
 }
 
 func (s *Sender) classify(ctx context.Context, to string, p progress, err error) error {
@@ -105,7 +106,7 @@ func (s *Sender) classify(ctx context.Context, to string, p progress, err error)
 		e.Class, e.Remedy = ErrTLS, `the server does not offer STARTTLS: choose its TLS port with tls "tls", or another server`
 	case !p.ready && p.secured && s.cfg.Username != "" && !errors.As(err, &netErr) && !isEOF(err):
 		e.Class, e.Remedy = ErrAuth, "check the username and the password"
-	case send != nil && send.Reason == gomail.ErrSMTPRcptTo && e.Code >= 500:
+	case (p.recipient || send != nil && send.Reason == gomail.ErrSMTPRcptTo) && e.Code >= 500:
 		e.Class, e.Remedy = ErrRecipient, "check the address"
 	case e.Code >= 500:
 		e.Class, e.Remedy = ErrRefused, "see what the server says"

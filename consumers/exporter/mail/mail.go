@@ -23,6 +23,7 @@ import (
 	"unicode/utf8"
 
 	gomail "github.com/wneessen/go-mail"
+	"github.com/wneessen/go-mail/smtp"
 )
 
 // Message is one mail to one person. At least Text is needed; HTML makes it the better alternative.
@@ -65,7 +66,13 @@ func (s *Sender) Send(ctx context.Context, m Message) error {
 	defer cancel()
 	start := time.Now()
 	var p progress
-	if err := s.deliver(ctx, msg, &p); err != nil {
+	err = s.session(ctx, &p, func(client *gomail.Client, session *smtp.Client) error {
+		if err := client.SendWithSMTPClient(session, msg); err != nil && !msg.IsDelivered() {
+			return err // an error after the server took the mail on is of no consequence
+		}
+		return nil
+	})
+	if err != nil {
 		if errors.Is(err, ErrConfig) {
 			return err
 		}
@@ -75,11 +82,43 @@ func (s *Sender) Send(ctx context.Context, m Message) error {
 	return nil
 }
 
+// Check finds out whether the server lets this sender in and takes mails for these people, and sends none.
+func (s *Sender) Check(ctx context.Context, to []string) error {
+	from, err := mail.ParseAddress(s.cfg.From)
+	if err != nil {
+		return fmt.Errorf("%w: from: %w", ErrConfig, err)
+	}
+	ctx, cancel := context.WithTimeoutCause(ctx, s.cfg.timeout(), errTimeout)
+	defer cancel()
+	var p progress
+	whom := strings.Join(to, ", ")
+	err = s.session(ctx, &p, func(_ *gomail.Client, session *smtp.Client) error {
+		if err := session.Mail(from.Address); err != nil {
+			return err
+		}
+		for _, address := range to {
+			a, err := mail.ParseAddress(address)
+			if err != nil {
+				return fmt.Errorf("%w: to: %q: give one address", ErrMessage, address)
+			}
+			whom, p.recipient = address, true
+			if err := session.Rcpt(a.Address); err != nil {
+				return err
+			}
+		}
+		return session.Reset()
+	})
+	if err == nil || errors.Is(err, ErrConfig) || errors.Is(err, ErrMessage) {
+		return err
+	}
+	return s.classify(ctx, whom, p, err)
+}
+
 var errTimeout = errors.New("timeout")
 
-// deliver makes the connection itself, because go-mail neither looks at the context once connected
+// session makes the connection itself, because go-mail neither looks at the context once connected
 // nor closes a connection on which the first words fail.
-func (s *Sender) deliver(ctx context.Context, msg *gomail.Msg, p *progress) error {
+func (s *Sender) session(ctx context.Context, p *progress, do func(*gomail.Client, *smtp.Client) error) error {
 	secure, err := s.cfg.tlsConfig()
 	if err != nil {
 		return err
@@ -141,8 +180,8 @@ func (s *Sender) deliver(ctx context.Context, msg *gomail.Msg, p *progress) erro
 		return err
 	}
 	p.ready = true
-	if err := client.SendWithSMTPClient(session, msg); err != nil && !msg.IsDelivered() {
-		return err // an error after the server took the mail on is of no consequence
+	if err := do(client, session); err != nil {
+		return err
 	}
 	_ = client.CloseWithSMTPClient(session)
 	return nil

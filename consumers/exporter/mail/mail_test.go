@@ -235,6 +235,11 @@ func TestRefusals(t *testing.T) {
 			}
 			err := send(t, cfg, message(t))
 			expect(t, err, c.class, c.permanent, cfg)
+			sender, err := kansamail.New(cfg, slog.New(slog.DiscardHandler))
+			if err != nil {
+				t.Fatal(err)
+			}
+			expect(t, sender.Check(t.Context(), []string{"Jo Doe <jo@example.com>"}), c.class, c.permanent, cfg)
 			if n := len(s.Mails()); n != 0 {
 				t.Errorf("%d mails were delivered", n)
 			}

@@ -2,6 +2,7 @@ package sftp
 
 import (
 	"slices"
+	"strings"
 
 	"golang.org/x/crypto/ssh"
 )
@@ -91,4 +92,15 @@ func orDefault(chosen, fallback []string) []string {
 		return slices.Clone(fallback)
 	}
 	return slices.Clone(chosen)
+}
+
+// Legacy tells of the name of any algorithm whether it is weak, one that Kansa does not have among them.
+func Legacy(name string) bool {
+	switch {
+	case name == ssh.KeyAlgoRSA || name == "ssh-dss": // they sign SHA-1
+		return true
+	case strings.Contains(name, "sha1") || strings.Contains(name, "md5") || strings.Contains(name, "cbc") || strings.HasPrefix(name, "arcfour"):
+		return true
+	}
+	return false
 }

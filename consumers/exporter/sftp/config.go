@@ -10,6 +10,7 @@ import (
 	"strconv"
 	"strings"
 	"time"
+	"unicode"
 
 	"golang.org/x/crypto/ssh"
 )
@@ -25,6 +26,15 @@ const (
 
 // cleanupTimeout is how long a failed or cancelled upload may take to remove its own file.
 const cleanupTimeout = 5 * time.Second
+
+// Verification is how a file on the server is compared with what was sent.
+type Verification string
+
+// The ways to compare.
+const (
+	VerifySize   Verification = "size"
+	VerifySHA256 Verification = "sha256"
+)
 
 // Config is one SFTP server, as a person describes it. The zero value of a field means its default.
 type Config struct {
@@ -52,6 +62,15 @@ type Config struct {
 	// Path is the directory on the server. It must exist. It is passed on as it is, so that
 	// /C:/Users/kansa/in reaches a Windows server unchanged. Empty is the directory after login.
 	Path string `yaml:"path,omitempty" json:"path,omitempty"`
+
+	// Verify says how a file is compared with what was sent before it gets its name: by its size, the
+	// default, or by its SHA-256, for which it is read back.
+	Verify Verification `yaml:"verify,omitempty" json:"verify,omitempty"`
+	// ChecksumFile puts NAME.sha256 beside each file, as sha256sum writes and reads it.
+	ChecksumFile bool `yaml:"checksum_file,omitempty" json:"checksum_file,omitempty"`
+	// Receipt has each file read back under its name once it is delivered, for the receipt that is
+	// signed then.
+	Receipt bool `yaml:"receipt,omitempty" json:"receipt,omitempty"`
 
 	// KeyExchanges, Ciphers, MACs and HostKeyAlgorithms are offered, best first. Empty lists mean the modern
 	// ones; a name that is not known is refused with those that are. Naming ssh-rsa among the host keys also lets an RSA private key sign with SHA-1.
@@ -162,8 +181,13 @@ func (c Config) Validate() error {
 			fault(fmt.Sprintf("host_keys[%d]", i), strconv.Quote(line), err.Error())
 		}
 	}
-	if strings.ContainsAny(c.Path, "\x00\r\n") {
-		fault("path", strconv.Quote(c.Path), "give a directory on the server, like /incoming or /C:/incoming")
+	if remedy := pathFault(c.Path); remedy != "" {
+		fault("path", strings.ReplaceAll(strconv.Quote(c.Path), `\\`, `\`), remedy)
+	}
+	switch c.Verify {
+	case "", VerifySize, VerifySHA256:
+	default:
+		fault("verify", strconv.Quote(string(c.Verify)), "choose size, or sha256, which reads every file back")
 	}
 	known := KnownAlgorithms()
 	for _, list := range []struct {
@@ -203,9 +227,42 @@ func (c Config) Validate() error {
 	return errors.Join(faults...)
 }
 
+// pathFault says what would be right instead of a path that people write by mistake.
+func pathFault(path string) string {
+	switch {
+	case strings.ContainsFunc(path, unicode.IsControl):
+		return "give a directory on the server, like /incoming or /C:/incoming"
+	case strings.Contains(path, `\`):
+		path = strings.ReplaceAll(path, `\`, "/")
+		if drive(path) {
+			path = "/" + path
+		}
+		return "SFTP has slashes, on Windows too: write " + path
+	case drive(path):
+		return "SFTP has a slash before the drive: write /" + path
+	case path == "~" || strings.HasPrefix(path, "~/"):
+		return "SFTP does not know ~: leave it away, a path without a slash in front begins where sign-in leads"
+	case strings.HasPrefix(strings.ToLower(path), "sftp://"):
+		return "give only the directory; the server goes into host, port and user"
+	}
+	return ""
+}
+
+// drive tells whether a path begins with the letter of a Windows drive.
+func drive(path string) bool {
+	return len(path) >= 2 && path[1] == ':' && (path[0]|0x20) >= 'a' && (path[0]|0x20) <= 'z'
+}
+
+// credentials are what a sign-in has to offer.
+type credentials struct {
+	methods  []ssh.AuthMethod
+	key      ssh.PublicKey // nil: none
+	password bool
+}
+
 // credentials reads the secrets, at the last moment and from files that may have been renewed.
-func (c Config) credentials() ([]ssh.AuthMethod, error) {
-	var methods []ssh.AuthMethod
+func (c Config) credentials() (*credentials, error) {
+	have := &credentials{}
 	pem := []byte(c.PrivateKey)
 	if c.PrivateKeyFile != "" {
 		var err error
@@ -221,7 +278,8 @@ func (c Config) credentials() ([]ssh.AuthMethod, error) {
 		if signer, err = modernSigner(signer, slices.Contains(c.HostKeyAlgorithms, ssh.KeyAlgoRSA)); err != nil {
 			return nil, fmt.Errorf("%w: private_key: %w", ErrConfig, err)
 		}
-		methods = append(methods, ssh.PublicKeys(signer))
+		have.key = signer.PublicKey()
+		have.methods = append(have.methods, ssh.PublicKeys(signer))
 	}
 	password := c.Password
 	if c.PasswordFile != "" {
@@ -234,7 +292,8 @@ func (c Config) credentials() ([]ssh.AuthMethod, error) {
 		}
 	}
 	if password != "" {
-		methods = append(methods, ssh.Password(password), ssh.KeyboardInteractive(
+		have.password = true
+		have.methods = append(have.methods, ssh.Password(password), ssh.KeyboardInteractive(
 			// Servers that log in by PAM ask for the password as a question of their own.
 			func(_, _ string, questions []string, _ []bool) ([]string, error) {
 				answers := make([]string, len(questions))
@@ -244,7 +303,7 @@ func (c Config) credentials() ([]ssh.AuthMethod, error) {
 				return answers, nil
 			}))
 	}
-	return methods, nil
+	return have, nil
 }
 
 func parseKey(pem []byte, passphrase string) (ssh.Signer, error) {

@@ -55,6 +55,11 @@ func TestConfigIsChecked(t *testing.T) {
 		"fingerprint":  {func(c *sftp.Config) { c.HostKeys = []string{"SHA256:abc"} }, []string{"host_keys[0]: ", "SHA256:abc", "43"}},
 		"host key":     {func(c *sftp.Config) { c.HostKeys = []string{"", "hello"} }, []string{"host_keys[1]: ", "hello", "fingerprint"}},
 		"path":         {func(c *sftp.Config) { c.Path = "/a\nb" }, []string{"path: ", "/C:/incoming"}},
+		"verify":       {func(c *sftp.Config) { c.Verify = "md5" }, []string{"verify: ", "md5", "sha256"}},
+		"backslashes":  {func(c *sftp.Config) { c.Path = `C:\in` }, []string{"path: ", `"C:\in"`, "/C:/in"}},
+		"drive":        {func(c *sftp.Config) { c.Path = "D:/in" }, []string{"path: ", "/D:/in"}},
+		"home":         {func(c *sftp.Config) { c.Path = "~/in" }, []string{"path: ", "~"}},
+		"path as url":  {func(c *sftp.Config) { c.Path = "sftp://h/in" }, []string{"path: ", "only the directory"}},
 		"key exchange": {func(c *sftp.Config) { c.KeyExchanges = []string{"rot13"} }, []string{"key_exchanges[0]: ", "rot13", "mlkem768x25519-sha256"}},
 		"cipher":       {func(c *sftp.Config) { c.Ciphers = []string{"none"} }, []string{"ciphers[0]: ", "aes128-gcm@openssh.com"}},
 		"mac":          {func(c *sftp.Config) { c.MACs = []string{"md5"} }, []string{"macs[0]: ", "hmac-sha1"}},
@@ -109,6 +114,7 @@ func TestDefaultsAreModern(t *testing.T) {
 func TestConfigFormsAndSecrets(t *testing.T) {
 	want := sftp.Config{
 		Host: "h", Port: 2222, User: "u", Password: "p4ssw0rd", Path: "/C:/in", HostKeys: []string{"SHA256:x"},
+		Verify: sftp.VerifySHA256, ChecksumFile: true, Receipt: true,
 		IdleTimeout: sftp.Duration(90 * time.Second), KeyExchanges: []string{"curve25519-sha256"},
 	}
 	asJSON, err := json.Marshal(want)
@@ -127,7 +133,7 @@ func TestConfigFormsAndSecrets(t *testing.T) {
 		t.Error(diff)
 	}
 	for _, text := range []string{string(asJSON), string(asYAML)} {
-		if !strings.Contains(text, "1m30s") || !strings.Contains(text, "idle_timeout") {
+		if !strings.Contains(text, "1m30s") || !strings.Contains(text, "idle_timeout") || !strings.Contains(text, "checksum_file") {
 			t.Errorf("%s", text)
 		}
 	}

@@ -16,6 +16,8 @@ import (
 type guardedConn struct {
 	net.Conn
 	idle time.Duration
+	// heard is what the server says before there are keys.
+	heard greeting
 
 	mu    sync.Mutex
 	limit time.Time // no read or write may last beyond; zero: none
@@ -27,6 +29,9 @@ func (c *guardedConn) Read(p []byte) (int, error) {
 		return 0, err
 	}
 	n, err := c.Conn.Read(p)
+	if c.heard.hear(p[:n]) {
+		return 0, errForeign // what speaks another protocol would be waited for in vain
+	}
 	c.note("read", err)
 	return n, err
 }

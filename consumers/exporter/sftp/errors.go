@@ -19,6 +19,7 @@ var (
 	ErrHostKeyChanged = errors.New("sftp: HOST KEY CHANGED")
 	ErrAlgorithms     = errors.New("sftp: no algorithm in common")
 	ErrAuth           = errors.New("sftp: login refused")
+	ErrNotSSH         = errors.New("sftp: no SSH server")
 	ErrNoSFTP         = errors.New("sftp: server offers no SFTP")
 	ErrPathMissing    = errors.New("sftp: path missing")
 	ErrPermission     = errors.New("sftp: permission denied")
@@ -32,7 +33,7 @@ var (
 )
 
 var permanent = []error{
-	ErrConfig, ErrHostKeyUnknown, ErrHostKeyChanged, ErrAlgorithms, ErrAuth, ErrNoSFTP,
+	ErrConfig, ErrHostKeyUnknown, ErrHostKeyChanged, ErrAlgorithms, ErrAuth, ErrNotSSH, ErrNoSFTP,
 	ErrPathMissing, ErrPermission, ErrExists,
 }
 
@@ -116,25 +117,33 @@ func (w where) network(action, path string, err error) error {
 	if errors.As(err, &netErr) && netErr.Timeout() {
 		return w.fail(ErrTimeout, action, path, "check the network, the firewall and the server", err)
 	}
-	return w.fail(ErrConnection, action, path, "check the host, the port and the network", err)
+	remedy, cause := explainNetwork(w.address, err)
+	return w.fail(ErrConnection, action, path, remedy, cause)
 }
 
 // handshakeError classifies what ended the way to a session. A refused login has no type of its own
 // in x/crypto, but it has a place: after the host key was trusted, on a connection that works or was
 // closed by a server that had enough.
-func (w where) handshakeError(conn *guardedConn, trusted bool, err error) error {
+func (w where) handshakeError(conn *guardedConn, trusted bool, login *signIn, err error) error {
 	const action = "connect"
 	var algorithms *ssh.AlgorithmNegotiationError
 	var hostKey *HostKeyError
-	switch cause := conn.failure(); {
+	var netErr net.Error
+	failure := conn.failure()
+	silent := w.explainSilence(&conn.heard, errors.As(failure, &netErr) && netErr.Timeout(), errors.Join(failure, err))
+	switch {
 	case errors.As(err, &hostKey):
 		return w.fail(hostKey.class(), action, "", hostKey.remedy(), hostKey)
 	case errors.As(err, &algorithms):
-		return w.fail(ErrAlgorithms, action, "", fmt.Sprintf("choose a %s that the server has: %q", algorithms.What, algorithms.RequestedAlgorithms), nil)
-	case cause != nil:
-		return w.network(action, "", cause)
-	case trusted:
-		return w.fail(ErrAuth, action, "", "check the user, the password or the private key, and what the server lets this user do", err)
+		remedy, cause := explainAlgorithms(algorithms)
+		return w.fail(ErrAlgorithms, action, "", remedy, cause)
+	case silent != nil:
+		return silent
+	case trusted && failure == nil:
+		remedy, cause := login.explain(err)
+		return w.fail(ErrAuth, "sign in", "", remedy, cause)
+	case failure != nil:
+		return w.network(action, "", failure)
 	default:
 		return w.network(action, "", err)
 	}

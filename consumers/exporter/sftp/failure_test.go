@@ -5,10 +5,12 @@ package sftp_test
 import (
 	"bytes"
 	"context"
+	"crypto/sha256"
 	"errors"
 	"fmt"
 	"io"
 	"log/slog"
+	"math/rand/v2"
 	"net"
 	"os"
 	"path/filepath"
@@ -22,7 +24,8 @@ import (
 )
 
 func TestConnectionCutAmidUpload(t *testing.T) {
-	s := sftptest.StartOpenSSH(t)
+	t.Parallel()
+	s := sftptest.Shared(t)
 	proxy := sftptest.NewProxy(t, s.Addr())
 	cfg := config(s)
 	cfg.Port, cfg.HostKeys = proxy.Port(), []string{s.Fingerprint}
@@ -41,64 +44,97 @@ func TestConnectionCutAmidUpload(t *testing.T) {
 	holds(t, s.Dir, map[string][]byte{"a.zip": data})
 }
 
-// The connection is cut at every step of an upload, on the way there and on the way back. Whatever the
-// step was, there is no half file, and the next upload ends with a whole one and nothing beside it.
+// Requirement I2: the connection is cut at every step of an upload, on the way there and on the way back, and at
+// random places of one with all that can be asked for. Wherever it was, there is no half file, and the next upload
+// ends with a whole one, what belongs beside it, and nothing else.
 func TestCutAtEveryStep(t *testing.T) {
-	s := sftptest.StartOpenSSH(t)
-	proxy := sftptest.NewProxy(t, s.Addr())
-	cfg := config(s)
-	cfg.Port, cfg.HostKeys = proxy.Port(), []string{s.Fingerprint}
-	data := random(9, 500)
-	target := filepath.Join(s.Dir, "a.zip")
-	var cuts, lost int
-	for _, way := range []struct {
-		cut  func(int64)
-		step int64
+	t.Parallel()
+	seed := time.Now().UnixNano()
+	t.Logf("seed %d", seed)
+	for i, c := range []struct {
+		name    string
+		replies bool
+		all     bool // that can be asked for
+		step    int64
 	}{
-		{proxy.CutAfter, 180},
-		{proxy.CutRepliesAfter, 45}, // shorter than any answer, so that none is left out
+		{"there", false, false, 180},
+		{"back", true, false, 45}, // shorter than any answer, so that none is left out
+		{"there, with all", false, true, 500},
+		{"back, with all", true, true, 220},
 	} {
-		for after := int64(0); ; after += way.step {
-			c := dial(t, cfg)
-			way.cut(after)
-			_, err := c.Upload(t.Context(), "a.zip", int64(len(data)), bytes.NewReader(data), nil)
-			proxy.Heal()
-			got, rerr := os.ReadFile(target)
-			switch {
-			case err == nil && (rerr != nil || !bytes.Equal(got, data)):
-				t.Fatalf("delivered, but %v", rerr)
-			case err != nil && !errors.Is(err, sftp.ErrConnection):
-				t.Fatalf("after %d: %v", after, err)
-			case rerr == nil && !bytes.Equal(got, data):
-				t.Fatalf("after %d: half a file of %d bytes", after, len(got))
-			case err != nil:
-				cuts++
-				if rerr == nil {
-					lost++ // renamed, but nobody heard of it
+		t.Run(c.name, func(t *testing.T) {
+			t.Parallel()
+			s := sftptest.Shared(t)
+			proxy := sftptest.NewProxy(t, s.Addr())
+			cfg := config(s)
+			cfg.Port, cfg.HostKeys = proxy.Port(), []string{s.Fingerprint}
+			cfg.Password, cfg.PrivateKey = "", s.KeyPEM // which costs the server less
+			data := random(9, 500)
+			want := map[string][]byte{"a.zip": data}
+			if c.all {
+				cfg.Verify, cfg.ChecksumFile, cfg.Receipt = sftp.VerifySHA256, true, true
+				want["a.zip.sha256"] = fmt.Appendf(nil, "%x  a.zip\n", sha256.Sum256(data))
+			}
+			dice := rand.New(rand.NewPCG(uint64(seed), uint64(i)))
+			var cuts, lost int
+			for after := int64(0); ; {
+				client := dial(t, cfg)
+				if c.replies {
+					proxy.CutRepliesAfter(after)
+				} else {
+					proxy.CutAfter(after)
 				}
-				again := upload(t, dial(t, cfg), "a.zip", data)
-				if again.Existed != (rerr == nil) {
-					t.Errorf("after %d: %+v", after, again)
+				_, err := client.Upload(t.Context(), "a.zip", int64(len(data)), bytes.NewReader(data), nil)
+				proxy.Heal()
+				if err != nil && !errors.Is(err, sftp.ErrConnection) {
+					t.Fatalf("after %d: %v", after, err)
+				}
+				there := 0
+				for name, text := range want {
+					got, rerr := os.ReadFile(filepath.Join(s.Dir, name))
+					if rerr == nil {
+						there++
+					}
+					if rerr == nil && !bytes.Equal(got, text) || rerr != nil && err == nil {
+						t.Fatalf("after %d: %s has %d bytes, %v; %v", after, name, len(got), rerr, err)
+					}
+				}
+				if err != nil {
+					cuts++
+					_, rerr := os.Stat(filepath.Join(s.Dir, "a.zip"))
+					if rerr == nil {
+						lost++ // renamed, but nobody heard of it
+					}
+					again := upload(t, dial(t, cfg), "a.zip", data)
+					if again.Existed != (rerr == nil) || c.all && (!again.ReadBack || again.Checksum != s.Dir+"/a.zip.sha256") {
+						t.Errorf("after %d: %+v", after, again)
+					}
+				}
+				holds(t, s.Dir, want)
+				for name := range want {
+					if err := os.Remove(filepath.Join(s.Dir, name)); err != nil {
+						t.Fatal(err)
+					}
+				}
+				if err == nil {
+					break // the cut came too late
+				}
+				if after += c.step; c.all {
+					after += dice.Int64N(c.step) - c.step/2
 				}
 			}
-			holds(t, s.Dir, map[string][]byte{"a.zip": data})
-			if err := os.Remove(target); err != nil {
-				t.Fatal(err)
+			t.Logf("cut %d times, %d after the rename", cuts, lost)
+			if lost == 0 && (c.replies || c.all) {
+				t.Error("no cut came between the rename and its answer")
 			}
-			if err == nil {
-				break // the cut came too late
-			}
-		}
-	}
-	t.Logf("cut %d times, %d after the rename", cuts, lost)
-	if lost == 0 {
-		t.Error("no cut came between the rename and its answer")
+		})
 	}
 }
 
 // One session, several uploads at once: they take turns.
 func TestUploadsTakeTurns(t *testing.T) {
-	s := sftptest.StartOpenSSH(t)
+	t.Parallel()
+	s := sftptest.Shared(t)
 	c := dial(t, config(s))
 	want := map[string][]byte{}
 	var group sync.WaitGroup
@@ -116,12 +152,12 @@ func TestUploadsTakeTurns(t *testing.T) {
 }
 
 func TestSilentServer(t *testing.T) {
-	s := sftptest.StartOpenSSH(t)
+	t.Parallel()
+	s := sftptest.Shared(t)
 	proxy := sftptest.NewProxy(t, s.Addr())
 	cfg := config(s)
 	cfg.Port, cfg.HostKeys = proxy.Port(), []string{s.Fingerprint}
-	cfg.IdleTimeout, cfg.Keepalive = sftp.Duration(time.Second), sftp.Duration(200*time.Millisecond)
-	cfg.ConnectTimeout = sftp.Duration(2 * time.Second)
+	cfg.IdleTimeout, cfg.Keepalive = sftp.Duration(time.Second), sftp.Duration(100*time.Millisecond)
 	data := random(4, 8<<20)
 
 	c := dial(t, cfg)
@@ -133,7 +169,9 @@ func TestSilentServer(t *testing.T) {
 		t.Errorf("it took %v", d)
 	}
 	start = time.Now()
-	_ = refused(t, cfg, sftp.ErrTimeout, false) // the hole is still there
+	hurried := cfg
+	hurried.ConnectTimeout = sftp.Duration(400 * time.Millisecond)
+	_ = refused(t, hurried, sftp.ErrTimeout, false) // the hole is still there
 	if d := time.Since(start); d > 5*time.Second {
 		t.Errorf("it took %v", d)
 	}
@@ -143,13 +181,14 @@ func TestSilentServer(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer l.Close()
-	mute := cfg
+	mute := hurried
 	mute.Port = l.Addr().(*net.TCPAddr).Port
 	_ = refused(t, mute, sftp.ErrTimeout, false)
 	proxy.Heal()
 	// Nothing to do is not nothing happening: keepalives hold the session beyond the idle timeout.
+	cfg.IdleTimeout = sftp.Duration(2 * time.Second)
 	alive := dial(t, cfg)
-	deadline, cancel := context.WithTimeout(t.Context(), 2*time.Second)
+	deadline, cancel := context.WithTimeout(t.Context(), 2500*time.Millisecond)
 	defer cancel()
 	<-deadline.Done()
 	upload(t, alive, "a.zip", data)
@@ -169,7 +208,8 @@ func TestNobodyThere(t *testing.T) {
 }
 
 func TestSourceThatLies(t *testing.T) {
-	s := sftptest.StartOpenSSH(t)
+	t.Parallel()
+	s := sftptest.Shared(t)
 	cfg := config(s)
 	c := dial(t, cfg)
 	data := random(6, 300_000)
@@ -194,7 +234,8 @@ func TestSourceThatLies(t *testing.T) {
 }
 
 func TestCancelledUpload(t *testing.T) {
-	s := sftptest.StartOpenSSH(t)
+	t.Parallel()
+	s := sftptest.Shared(t)
 	cfg := config(s)
 	c := dial(t, cfg)
 	data := random(7, 8<<20)
@@ -217,7 +258,8 @@ func TestCancelledUpload(t *testing.T) {
 }
 
 func TestLeftoversOfThisNameOnly(t *testing.T) {
-	s := sftptest.StartOpenSSH(t)
+	t.Parallel()
+	s := sftptest.Shared(t)
 	keep := map[string][]byte{
 		".b.zip.0123456789abcdef.part": []byte("another name's"),
 		".a.zip.part":                  []byte("not ours"),

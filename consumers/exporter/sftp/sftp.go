@@ -14,10 +14,12 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"log/slog"
 	"net"
 	"slices"
 	"sync"
+	"syscall"
 	"time"
 
 	"github.com/pkg/sftp"
@@ -35,6 +37,11 @@ type Client struct {
 	sftp  *sftp.Client
 	turn  chan struct{} // holds one token; whoever has it uses the session
 
+	accepted *pins
+	hostKey  ssh.PublicKey // that the server showed last
+	login    signIn
+	passed   passed
+
 	closeOnce sync.Once
 	closeErr  error
 	quit      chan struct{}
@@ -44,10 +51,22 @@ type Client struct {
 // Dial connects and logs in. ctx bounds it, and so does the connect timeout; the session lives on
 // until Close.
 func Dial(ctx context.Context, cfg Config, log *slog.Logger) (*Client, error) {
+	c, err := newClient(cfg, log)
+	if err != nil {
+		return nil, err
+	}
+	if err := c.dial(ctx); err != nil {
+		return nil, err
+	}
+	return c, nil
+}
+
+// newClient checks what can be checked without a server.
+func newClient(cfg Config, log *slog.Logger) (*Client, error) {
 	if err := cfg.Validate(); err != nil {
 		return nil, err
 	}
-	methods, err := cfg.credentials()
+	have, err := cfg.credentials()
 	if err != nil {
 		return nil, err
 	}
@@ -55,26 +74,34 @@ func Dial(ctx context.Context, cfg Config, log *slog.Logger) (*Client, error) {
 	if err != nil {
 		return nil, fmt.Errorf("%w: host_keys: %w", ErrConfig, err)
 	}
-	ctx, cancel := context.WithTimeoutCause(ctx, cfg.ConnectTimeout.or(DefaultConnectTimeout), errConnectTimeout)
+	return &Client{
+		cfg: cfg, log: log, where: where{cfg.Address(), cfg.User}, accepted: accepted, login: signIn{have: have},
+		turn: make(chan struct{}, 1), quit: make(chan struct{}),
+	}, nil
+}
+
+// passed says when a connection came how far.
+type passed struct{ began, connected, keyShown, signedIn, ready time.Time }
+
+func (c *Client) dial(ctx context.Context) error {
+	ctx, cancel := context.WithTimeoutCause(ctx, c.cfg.ConnectTimeout.or(DefaultConnectTimeout), errConnectTimeout)
 	defer cancel()
 	config := &ssh.ClientConfig{
 		Config: ssh.Config{
-			KeyExchanges: orDefault(cfg.KeyExchanges, defaultKeyExchanges),
-			Ciphers:      orDefault(cfg.Ciphers, defaultCiphers),
-			MACs:         orDefault(cfg.MACs, defaultMACs),
+			KeyExchanges: orDefault(c.cfg.KeyExchanges, defaultKeyExchanges),
+			Ciphers:      orDefault(c.cfg.Ciphers, defaultCiphers),
+			MACs:         orDefault(c.cfg.MACs, defaultMACs),
 		},
-		User:              cfg.User,
-		Auth:              methods,
+		User:              c.cfg.User,
+		Auth:              c.login.have.methods,
+		AuthCallback:      c.login.follow,
 		ClientVersion:     "SSH-2.0-kansa",
-		HostKeyAlgorithms: orDefault(cfg.HostKeyAlgorithms, defaultHostKeys),
-	}
-	c := &Client{
-		cfg: cfg, log: log, where: where{cfg.Address(), cfg.User},
-		turn: make(chan struct{}, 1), quit: make(chan struct{}),
+		HostKeyAlgorithms: orDefault(c.cfg.HostKeyAlgorithms, defaultHostKeys),
 	}
 	var refused error // the first host key that was, if the server may have another
+	var shown ssh.PublicKey
 	for {
-		err := c.connect(ctx, config, accepted)
+		err := c.connect(ctx, config)
 		if err == nil {
 			break
 		}
@@ -82,7 +109,7 @@ func Dial(ctx context.Context, cfg Config, log *slog.Logger) (*Client, error) {
 		switch {
 		case errors.As(err, &key) && len(key.Want) > 0 && !key.Revoked:
 			if refused == nil {
-				refused = err
+				refused, shown = err, c.hostKey
 			}
 			tried := typesOf(key.Type)
 			config.HostKeyAlgorithms = slices.DeleteFunc(config.HostKeyAlgorithms, func(name string) bool {
@@ -91,24 +118,23 @@ func Dial(ctx context.Context, cfg Config, log *slog.Logger) (*Client, error) {
 			if len(config.HostKeyAlgorithms) > 0 {
 				continue
 			}
-			return nil, refused
+			c.hostKey = shown
+			return refused
 		case refused != nil && errors.Is(err, ErrAlgorithms):
-			return nil, refused // the server has no other key
+			c.hostKey = shown
+			return refused // the server has no other key
 		}
-		return nil, err
+		return err
 	}
-	c.owned.Add(1)
-	go func() {
-		defer c.owned.Done()
-		c.keepAlive(cfg.Keepalive.or(DefaultKeepalive))
-	}()
-	log.DebugContext(ctx, "sftp connected", "address", c.where.address, "user", cfg.User)
-	return c, nil
+	c.owned.Go(func() { c.keepAlive(c.cfg.Keepalive.or(DefaultKeepalive)) })
+	c.log.DebugContext(ctx, "sftp connected", "address", c.where.address, "user", c.cfg.User)
+	return nil
 }
 
 // connect makes one attempt. On failure nothing of it is left.
-func (c *Client) connect(ctx context.Context, config *ssh.ClientConfig, accepted *pins) (err error) {
+func (c *Client) connect(ctx context.Context, config *ssh.ClientConfig) (err error) {
 	var dialer net.Dialer
+	c.conn, c.passed = nil, passed{began: time.Now()}
 	raw, err := dialer.DialContext(ctx, "tcp", c.where.address)
 	if err != nil {
 		if cause := context.Cause(ctx); cause != nil {
@@ -116,6 +142,7 @@ func (c *Client) connect(ctx context.Context, config *ssh.ClientConfig, accepted
 		}
 		return c.where.network("connect", "", err)
 	}
+	c.passed.connected = time.Now()
 	c.conn = &guardedConn{Conn: raw, idle: c.cfg.IdleTimeout.or(DefaultIdleTimeout)}
 	// Nothing of the handshake knows of contexts: when ctx ends, so does the connection.
 	stop := context.AfterFunc(ctx, func() { _ = raw.Close() })
@@ -130,7 +157,8 @@ func (c *Client) connect(ctx context.Context, config *ssh.ClientConfig, accepted
 	trusted := false
 	attempt := *config
 	attempt.HostKeyCallback = func(address string, remote net.Addr, key ssh.PublicKey) error {
-		err := accepted.check(address, remote, key)
+		c.passed.keyShown, c.hostKey = time.Now(), key
+		err := c.accepted.check(address, remote, key)
 		trusted = err == nil
 		return err
 	}
@@ -139,8 +167,9 @@ func (c *Client) connect(ctx context.Context, config *ssh.ClientConfig, accepted
 		if ctx.Err() != nil {
 			return c.dialError(context.Cause(ctx))
 		}
-		return c.where.handshakeError(c.conn, trusted, err)
+		return c.where.handshakeError(c.conn, trusted, &c.login, err)
 	}
+	c.passed.signedIn = time.Now()
 	c.ssh = ssh.NewClient(conn, channels, requests)
 	options := []sftp.ClientOption{sftp.UseConcurrentWrites(true), sftp.UseConcurrentReads(true)}
 	if c.cfg.Concurrency > 0 {
@@ -151,17 +180,36 @@ func (c *Client) connect(ctx context.Context, config *ssh.ClientConfig, accepted
 		if ctx.Err() != nil {
 			return c.dialError(context.Cause(ctx))
 		}
-		return c.where.fail(ErrNoSFTP, "start SFTP", "", "let the server give this user the sftp subsystem", err)
+		return c.noSFTP(err)
 	}
+	c.passed.ready = time.Now()
 	return nil
 }
 
-func (c *Client) dialError(cause error) error {
-	if errors.Is(cause, errConnectTimeout) {
-		return c.where.fail(ErrTimeout, "connect", "", "check the host, the port, the firewall and the server",
-			fmt.Errorf("not connected within %v", c.cfg.ConnectTimeout.or(DefaultConnectTimeout)))
+// noSFTP tells of a server that lets a user in for nothing.
+func (c *Client) noSFTP(err error) error {
+	const action = "start SFTP"
+	switch cause := c.conn.failure(); {
+	case errors.Is(cause, io.EOF) || errors.Is(cause, syscall.ECONNRESET) || errors.Is(cause, syscall.EPIPE):
+		return c.where.fail(ErrConnection, action, "", "see the server's log; the directory to which it confines the user may have the wrong owner",
+			&reason{"the server let the user in and closed the connection", cause})
+	case cause != nil:
+		return c.where.network(action, "", cause)
 	}
-	return c.where.fail(ErrCancelled, "connect", "", "", cause)
+	return c.where.fail(ErrNoSFTP, action, "", "let the server give this user the sftp subsystem", &reason{"the server let the user in, but not to SFTP", err})
+}
+
+func (c *Client) dialError(cause error) error {
+	if !errors.Is(cause, errConnectTimeout) {
+		return c.where.fail(ErrCancelled, "connect", "", "", cause)
+	}
+	late := fmt.Errorf("not connected within %v", c.cfg.ConnectTimeout.or(DefaultConnectTimeout))
+	if c.conn != nil {
+		if err := c.where.explainSilence(&c.conn.heard, true, late); err != nil {
+			return err
+		}
+	}
+	return c.where.fail(ErrTimeout, "connect", "", "check the host, the port, the firewall and the server", late)
 }
 
 var errConnectTimeout = errors.New("connect timeout")

@@ -4,9 +4,11 @@ package sftp_test
 
 import (
 	"bytes"
+	"crypto/ed25519"
 	"crypto/sha256"
 	"encoding/hex"
 	"errors"
+	"flag"
 	"io"
 	"log/slog"
 	"math/rand/v2"
@@ -16,12 +18,29 @@ import (
 	"testing"
 
 	"go.uber.org/goleak"
+	"golang.org/x/crypto/ssh"
+	"golang.org/x/crypto/ssh/knownhosts"
 
 	"github.com/kansa-audit/kansa/consumers/exporter/sftp"
 	"github.com/kansa-audit/kansa/consumers/exporter/sftp/sftptest"
 )
 
-func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+func TestMain(m *testing.M) {
+	flag.Parse()
+	// Tests here wait more than they work.
+	if f := flag.Lookup("test.parallel"); f.Value.String() == f.DefValue {
+		_ = f.Value.Set("8")
+	}
+	goleak.VerifyTestMain(stopping{m})
+}
+
+// stopping ends the shared server before leaks are looked for.
+type stopping struct{ *testing.M }
+
+func (s stopping) Run() int {
+	defer sftptest.Stop()
+	return s.M.Run()
+}
 
 func config(s *sftptest.Server) sftp.Config {
 	return sftp.Config{
@@ -117,7 +136,8 @@ func holds(t *testing.T, dir string, want map[string][]byte) {
 }
 
 func TestUploadByPasswordAndByKey(t *testing.T) {
-	s := sftptest.StartOpenSSH(t)
+	t.Parallel()
+	s := sftptest.Shared(t)
 	byKey := config(s)
 	byKey.Password, byKey.PrivateKey = "", s.KeyPEM
 	byFile := config(s)
@@ -145,7 +165,8 @@ func TestUploadByPasswordAndByKey(t *testing.T) {
 }
 
 func TestLargeUpload(t *testing.T) {
-	s := sftptest.StartOpenSSH(t)
+	t.Parallel()
+	s := sftptest.Shared(t)
 	data := random(2, 64<<20)
 	result := upload(t, dial(t, config(s)), "large.zip", data)
 	t.Logf("%.0f MB/s, fsync included", 64*1.048576/result.Duration.Seconds())
@@ -153,12 +174,24 @@ func TestLargeUpload(t *testing.T) {
 }
 
 func TestHostKeys(t *testing.T) {
-	s := sftptest.StartOpenSSH(t)
-	other := sftptest.StartOpenSSH(t)
+	t.Parallel()
+	s := sftptest.Shared(t)
+	// The key of another server.
+	public, _, err := ed25519.GenerateKey(nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	foreign, err := ssh.NewPublicKey(public)
+	if err != nil {
+		t.Fatal(err)
+	}
+	other := sftptest.Server{
+		Host: s.Host, Port: 54321, Fingerprint: ssh.FingerprintSHA256(foreign), KnownHosts: knownhosts.Line([]string{"127.0.0.1:54321"}, foreign),
+	}
 
 	unknown := config(s)
 	unknown.HostKeys = nil
-	err := refused(t, unknown, sftp.ErrHostKeyUnknown, true, s.Fingerprint)
+	err = refused(t, unknown, sftp.ErrHostKeyUnknown, true, s.Fingerprint)
 	var key *sftp.HostKeyError
 	if !errors.As(err, &key) || key.Fingerprint != s.Fingerprint {
 		t.Fatalf("no fingerprint to accept in %v", err)
@@ -196,7 +229,8 @@ func TestHostKeys(t *testing.T) {
 }
 
 func TestLoginRefused(t *testing.T) {
-	s := sftptest.StartOpenSSH(t)
+	t.Parallel()
+	s := sftptest.Shared(t)
 	wrong := config(s)
 	wrong.Password = "not-the-password"
 	_ = refused(t, wrong, sftp.ErrAuth, true)
@@ -211,6 +245,7 @@ func TestLoginRefused(t *testing.T) {
 }
 
 func TestAlgorithms(t *testing.T) {
+	t.Parallel()
 	old := sftptest.StartOpenSSH(t, sftptest.WithConfig(
 		"KexAlgorithms diffie-hellman-group14-sha1,diffie-hellman-group-exchange-sha1", "Ciphers aes192-ctr", "MACs hmac-sha1"))
 	cfg := config(old)
@@ -228,7 +263,8 @@ func TestAlgorithms(t *testing.T) {
 }
 
 func TestCheck(t *testing.T) {
-	s := sftptest.StartOpenSSH(t)
+	t.Parallel()
+	s := sftptest.Shared(t)
 	cfg := config(s)
 	report, err := dial(t, cfg).Check(t.Context())
 	if err != nil {
@@ -261,7 +297,8 @@ func TestCheck(t *testing.T) {
 }
 
 func TestFullDisk(t *testing.T) {
-	s := sftptest.StartOpenSSH(t)
+	t.Parallel()
+	s := sftptest.Shared(t)
 	cfg := config(s)
 	cfg.Path = s.SmallDisk(t, 1<<20)
 	c := dial(t, cfg)
@@ -297,7 +334,8 @@ type readerFunc func([]byte) (int, error)
 func (f readerFunc) Read(p []byte) (int, error) { return f(p) }
 
 func TestTargetExists(t *testing.T) {
-	s := sftptest.StartOpenSSH(t)
+	t.Parallel()
+	s := sftptest.Shared(t)
 	cfg := config(s)
 	c := dial(t, cfg)
 	data := random(5, 100_000)
@@ -330,7 +368,7 @@ func eof(r io.Reader) io.Reader {
 }
 
 func BenchmarkUpload(b *testing.B) {
-	s := sftptest.StartOpenSSH(b)
+	s := sftptest.Shared(b)
 	data := random(8, 64<<20)
 	memory := s.SmallDisk(b, 256<<20)
 	for _, way := range []struct{ name, cipher, dir string }{

@@ -17,6 +17,7 @@ import (
 	"unicode/utf8"
 
 	"github.com/pkg/sftp"
+	"golang.org/x/crypto/ssh"
 )
 
 // UploadResult is what was delivered.
@@ -28,9 +29,18 @@ type UploadResult struct {
 	// Existed tells that the same file was there already, from an upload whose end was not heard.
 	Existed bool `json:"existed,omitempty"`
 	// Synced tells that the server confirmed that the bytes are on its disk.
-	Synced   bool          `json:"synced"`
+	Synced bool `json:"synced"`
+	// ReadBack tells that the bytes were read from the server under this path, and are those of SHA256.
+	ReadBack bool `json:"read_back"`
+	// HostKey is the fingerprint of the server's key.
+	HostKey string `json:"host_key"`
+	// Checksum is the file beside it that has its SHA-256, if that was asked for.
+	Checksum string        `json:"checksum,omitempty"`
 	Duration time.Duration `json:"duration"`
 }
+
+// ChecksumSuffix is added to a file's name for the file that has its checksum.
+const ChecksumSuffix = ".sha256"
 
 const (
 	partSuffix  = ".part"
@@ -44,9 +54,9 @@ const (
 )
 
 // Upload delivers size bytes of r as name in the configured directory. When it returns nil, the file
-// is there, complete, and (Synced) on the server's disk. When it returns an error, nothing is under
-// that name that was not there before; a rename whose answer was lost is the one exception, and the
-// next upload finds that out.
+// is there, complete, and (Synced) on the server's disk; what Config asks for besides is done. When it
+// returns an error, the file may be there, whole, if the error came after its rename, or the answer to
+// that was lost; the next upload finds that out and does what is left. Half a file is never there.
 //
 // A name is for one content, for ever. If the target exists, it counts as delivered only if it reads
 // back the same; else it is ErrExists, and is left alone. Two uploads of one name must not run at
@@ -57,7 +67,11 @@ const (
 func (c *Client) Upload(ctx context.Context, name string, size int64, r io.Reader, progress func(int64)) (UploadResult, error) {
 	start := time.Now()
 	action := fmt.Sprintf("upload %q", name)
-	if reason := nameFault(name); reason != "" {
+	longest := name
+	if c.cfg.ChecksumFile {
+		longest += ChecksumSuffix
+	}
+	if reason := nameFault(longest); reason != "" || name == "" {
 		return UploadResult{}, c.where.fail(ErrConfig, action, c.cfg.Path, reason, nil)
 	}
 	if size < 0 {
@@ -68,18 +82,75 @@ func (c *Client) Upload(ctx context.Context, name string, size int64, r io.Reade
 		return UploadResult{}, err
 	}
 	defer release()
+	result, err := c.upload(ctx, name, size, r, progress)
+	if err == nil && c.cfg.Receipt && !result.ReadBack {
+		err = c.readAgain(ctx, action, &result)
+	}
+	if err == nil && c.cfg.ChecksumFile {
+		// sha256sum's own form: two spaces, and names such as these are not escaped.
+		line := result.SHA256 + "  " + name + "\n"
+		var beside UploadResult
+		beside, err = c.upload(ctx, longest, int64(len(line)), strings.NewReader(line), nil)
+		result.Checksum = beside.Path
+	}
+	if err != nil {
+		return UploadResult{}, c.where.classify(ctx, c.conn, action, c.cfg.Path, err)
+	}
+	result.HostKey, result.Duration = ssh.FingerprintSHA256(c.hostKey), time.Since(start)
+	return result, nil
+}
+
+// upload delivers one file.
+func (c *Client) upload(ctx context.Context, name string, size int64, r io.Reader, progress func(int64)) (UploadResult, error) {
 	u := &upload{
-		Client: c, action: action, name: name, target: join(c.cfg.Path, name), size: size,
+		Client: c, action: fmt.Sprintf("upload %q", name), name: name, target: join(c.cfg.Path, name), size: size,
 		src: newSource(ctx, r, size, progress),
 	}
 	result, err := u.run(ctx)
 	u.src.close()
 	if err != nil {
-		return UploadResult{}, c.where.classify(ctx, c.conn, action, c.cfg.Path, err)
+		return UploadResult{}, err
 	}
 	result.Path, result.Size, result.SHA256 = u.target, size, hex.EncodeToString(u.src.sum.Sum(nil))
-	result.Duration = time.Since(start)
 	return result, nil
+}
+
+// readAgain reads a file that has its name, for the receipt.
+func (c *Client) readAgain(ctx context.Context, action string, result *UploadResult) error {
+	sum, err := c.readBack(ctx, action, result.Path)
+	if err != nil {
+		return err
+	}
+	if hex.EncodeToString(sum) != result.SHA256 {
+		return c.where.fail(ErrExists, action, c.cfg.Path, "see what happened to it on the server, and move it away",
+			errors.New("the file was delivered, and reads back otherwise"))
+	}
+	result.ReadBack = true
+	return nil
+}
+
+// readBack is the SHA-256 of what the server has under a path.
+func (c *Client) readBack(ctx context.Context, action, path string) ([]byte, error) {
+	denied := func(err error) error {
+		if !errors.Is(err, fs.ErrPermission) {
+			return err
+		}
+		return c.where.fail(ErrPermission, action, c.cfg.Path, fmt.Sprintf("let the user %s read there, or do without verify: sha256 and receipt", c.cfg.User),
+			errors.New("it can be written, but not read back"))
+	}
+	f, err := c.sftp.Open(path)
+	if err != nil {
+		return nil, denied(err)
+	}
+	sum := sha256.New()
+	_, err = f.WriteTo(writer{ctx, sum})
+	if cerr := f.Close(); err == nil {
+		err = cerr
+	}
+	if err != nil {
+		return nil, denied(err)
+	}
+	return sum.Sum(nil), nil
 }
 
 type upload struct {
@@ -90,21 +161,26 @@ type upload struct {
 }
 
 func (u *upload) run(ctx context.Context) (UploadResult, error) {
-	if err := u.directory(); err != nil {
+	if err := u.directory(u.action); err != nil {
 		return UploadResult{}, err
 	}
-	switch info, err := u.sftp.Lstat(u.target); {
-	case err == nil:
-		return UploadResult{Existed: true}, u.sameAs(ctx, info)
-	case !errors.Is(err, fs.ErrNotExist):
+	info, err := u.sftp.Lstat(u.target)
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return UploadResult{}, err
 	}
+	// Even if the target is there: a server that renames by link and unlink may have been stopped between the two.
 	u.removeLeftovers(ctx)
+	if err == nil {
+		return UploadResult{Existed: true, ReadBack: true}, u.sameAs(ctx, info)
+	}
 	if err := u.space(u.size); err != nil {
 		return UploadResult{}, err
 	}
 	part := join(u.cfg.Path, partPrefix(u.name)+random()+partSuffix)
 	synced, err := u.writePart(part)
+	if err == nil && u.cfg.Verify == VerifySHA256 {
+		err = u.verify(ctx, part)
+	}
 	if err == nil {
 		err = u.rename(part)
 	}
@@ -116,19 +192,30 @@ func (u *upload) run(ctx context.Context) (UploadResult, error) {
 }
 
 // directory tells a missing directory from a missing file, which SFTP reports alike.
-func (u *upload) directory() error {
-	dir := u.cfg.Path
-	if dir == "" {
-		dir = "."
+func (c *Client) directory(action string) error {
+	dir := c.dir()
+	info, err := c.sftp.Stat(dir)
+	if errors.Is(err, fs.ErrNotExist) && !strings.HasPrefix(dir, "/") {
+		if home, err := c.sftp.RealPath("."); err == nil {
+			return c.where.fail(ErrPathMissing, action, dir, "create it there, or begin the path with a slash",
+				fmt.Errorf("without a slash in front it is %q", join(home, dir)))
+		}
 	}
-	info, err := u.sftp.Stat(dir)
 	if err != nil {
 		return err
 	}
 	if !info.IsDir() {
-		return u.where.fail(ErrPathMissing, u.action, dir, "it is a file: give a directory", nil)
+		return c.where.fail(ErrPathMissing, action, dir, "give a directory", errors.New("it is a file"))
 	}
 	return nil
+}
+
+// dir is the configured directory, in words that a server understands.
+func (c *Client) dir() string {
+	if c.cfg.Path == "" {
+		return "."
+	}
+	return c.cfg.Path
 }
 
 // writePart leaves a part that is closed and has the right size, or an error.
@@ -174,6 +261,19 @@ func (u *upload) writePart(part string) (synced bool, err error) {
 	return synced, nil
 }
 
+// verify reads a part back: what is not what was sent never gets a name.
+func (u *upload) verify(ctx context.Context, part string) error {
+	sum, err := u.readBack(ctx, u.action, part)
+	if err != nil {
+		return err
+	}
+	if !bytes.Equal(sum, u.src.sum.Sum(nil)) {
+		return u.where.fail(ErrServer, u.action, u.cfg.Path, "have the server's disk and memory checked",
+			errors.New("the server gives back other bytes than were sent"))
+	}
+	return nil
+}
+
 // writeError looks whether the disk is full: version 3 of SFTP has no code for that, and a server
 // says only "failure".
 func (u *upload) writeError(err error) error {
@@ -190,31 +290,34 @@ func (u *upload) writeError(err error) error {
 
 // space refuses when the server says that there is less than need.
 func (u *upload) space(need int64) error {
-	free, ok := u.free(u.cfg.Path)
-	if !ok || free >= need {
+	v, ok := u.free()
+	if !ok || v.free >= need {
 		return nil
 	}
 	return u.where.fail(ErrNoSpace, u.action, u.cfg.Path, "make room on the server",
-		fmt.Errorf("%d bytes are free for an upload of %d", free, u.size))
+		fmt.Errorf("%d bytes are free for an upload of %d", v.free, u.size))
 }
 
-// free asks for the bytes an ordinary user may still write in dir. Not every server knows.
-func (c *Client) free(dir string) (int64, bool) {
+// room is what an ordinary user may still write, and the size of it all.
+type room struct{ free, total int64 }
+
+// free asks for the room in the directory. Not every server knows.
+func (c *Client) free() (room, bool) {
 	if _, ok := c.sftp.HasExtension(statVFS); !ok {
-		return 0, false
+		return room{}, false
 	}
-	if dir == "" {
-		dir = "."
-	}
-	v, err := c.sftp.StatVFS(dir)
+	v, err := c.sftp.StatVFS(c.dir())
 	if err != nil || v.Blocks == 0 || v.Frsize == 0 {
-		return 0, false
+		return room{}, false
 	}
 	const most = 1 << 62
-	if v.Bavail > most/v.Frsize {
-		return most, true
+	times := func(blocks uint64) int64 {
+		if blocks > most/v.Frsize {
+			return most
+		}
+		return int64(blocks * v.Frsize)
 	}
-	return int64(v.Bavail * v.Frsize), true
+	return room{times(v.Bavail), times(v.Blocks)}, true
 }
 
 // rename gives the part its name. POSIX rename is atomic but replaces a target; plain RENAME refuses
@@ -246,22 +349,14 @@ func (u *upload) sameAs(ctx context.Context, info fs.FileInfo) error {
 	if err := u.src.complete(); err != nil {
 		return u.where.fail(ErrSource, u.action, u.cfg.Path, "", err)
 	}
-	f, err := u.sftp.Open(u.target)
+	sum, err := u.readBack(ctx, u.action, u.target)
 	if err != nil {
-		if u.conn.failure() != nil {
+		if u.conn.failure() != nil || ctx.Err() != nil {
 			return err
 		}
 		return u.exists("it can not be read back", err)
 	}
-	sum := sha256.New()
-	_, err = f.WriteTo(writer{ctx, sum})
-	if cerr := f.Close(); err == nil {
-		err = cerr
-	}
-	if err != nil {
-		return err
-	}
-	if !bytes.Equal(sum.Sum(nil), u.src.sum.Sum(nil)) {
+	if !bytes.Equal(sum, u.src.sum.Sum(nil)) {
 		return u.exists("it has the same size but other contents", nil)
 	}
 	return nil
@@ -274,10 +369,7 @@ func (u *upload) exists(what string, err error) error {
 // removeLeftovers removes the parts of earlier uploads of this name. A server that lets nobody list a
 // directory keeps them.
 func (u *upload) removeLeftovers(ctx context.Context) {
-	dir := u.cfg.Path
-	if dir == "" {
-		dir = "."
-	}
+	dir := u.dir()
 	infos, err := u.sftp.ReadDir(dir)
 	if err != nil {
 		u.log.DebugContext(ctx, "sftp directory not listed", "address", u.where.address, "path", dir, "error", err)

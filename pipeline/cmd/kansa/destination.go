@@ -15,6 +15,7 @@ import (
 	"github.com/goccy/go-yaml"
 
 	"github.com/kansa-audit/kansa/consumers/exporter"
+	"github.com/kansa-audit/kansa/consumers/exporter/sftp"
 	"github.com/kansa-audit/kansa/pipeline/broker"
 	"github.com/kansa-audit/kansa/pipeline/operator"
 )
@@ -23,7 +24,7 @@ type destinationCmd struct {
 	Add    destinationAddCmd    `cmd:"" help:"Make a destination, after a test of it."`
 	Edit   destinationEditCmd   `cmd:"" help:"Change fields of one, after a test of it."`
 	Show   destinationShowCmd   `cmd:"" help:"Print one as YAML, without its secrets."`
-	Test   destinationTestCmd   `cmd:"" help:"Try one: connection, sign-in, path, write, rename, space."`
+	Test   destinationTestCmd   `cmd:"" help:"Try one, step by step: connection, host key, algorithms, sign-in, path, space, write, rename."`
 	List   destinationListCmd   `cmd:"" help:"List them, with how deliveries are doing and when the next is due."`
 	Pause  destinationPauseCmd  `cmd:"" help:"Hold back its archives; they are delivered when it is resumed."`
 	Resume destinationResumeCmd `cmd:"" help:"Deliver what was held back, in order, and go on."`
@@ -67,6 +68,8 @@ const fieldHelp = `Fields, as YAML or with --set:
   sftp.password, sftp.private_key, sftp.passphrase    secrets; better as FIELD=@FILE. They are sealed and never shown again
   sftp.host_keys                                      [SHA256:…] or lines of known_hosts; a test shows what the server has
   sftp.key_exchanges, .ciphers, .macs                 lists, best first; none for the modern ones
+  sftp.verify                                         size, or sha256: each file is read back before it gets its name
+  sftp.checksum_file, sftp.receipt                    true: NAME.sha256 beside each file; a signed receipt of what was read back
   sftp.connect_timeout, .idle_timeout, .keepalive, .concurrency
   mail                                                [who@example.com]: gets a link instead of a file
   bucket                                              file:///srv/archives
@@ -343,14 +346,48 @@ func (c *destinationTestCmd) Run(e *env) error {
 
 func printTest(w io.Writer, r *exporter.TestReport) error {
 	t := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
+	words := map[sftp.State]string{sftp.StepOK: "ok", sftp.StepWarning: "WARNING", sftp.StepFailed: "FAILED", sftp.StepNotTried: "not tried"}
 	for _, s := range r.Steps {
-		result := "ok"
-		if !s.OK {
-			result = "FAILED"
+		took := ""
+		if s.State != sftp.StepNotTried {
+			took = s.Took.Round(time.Millisecond).String()
 		}
-		fmt.Fprintf(t, "%s\t%s\t%s\t%s\n", result, s.Name, s.Took.Round(time.Millisecond), s.Found)
+		fmt.Fprintf(t, "%s\t%s\t%s\t%s\n", words[s.State], s.Name, took, s.Found)
 	}
-	return t.Flush()
+	if err := t.Flush(); err != nil || r.SFTP == nil {
+		return err
+	}
+	if o := r.SFTP.Offers; o != nil {
+		fmt.Fprintln(w, "\nThe server offers (* chosen, ! weak):")
+		for _, list := range []struct {
+			what, chosen string
+			names        []string
+		}{
+			{"key exchange", r.SFTP.KeyExchange, o.KeyExchanges},
+			{"host key", r.SFTP.HostKey, o.HostKeyAlgorithms},
+			{"cipher", r.SFTP.Cipher, o.Ciphers},
+			{"MAC", r.SFTP.MAC, o.MACs},
+		} {
+			marked := make([]string, len(list.names))
+			for i, name := range list.names {
+				if marked[i] = name; name == list.chosen {
+					marked[i] = "*" + name
+				}
+				if sftp.Legacy(name) {
+					marked[i] += "!"
+				}
+			}
+			fmt.Fprintf(t, "  %s\t%s\n", list.what, strings.Join(marked, " "))
+		}
+		if err := t.Flush(); err != nil {
+			return err
+		}
+	}
+	if r.SFTP.Fingerprint != "" && !r.SFTP.HostKeyAccepted {
+		fmt.Fprintf(w, "\nTo accept this server's key, once its administrator has confirmed it, add one of these to sftp.host_keys:\n  %s\n  %s\n",
+			r.SFTP.Fingerprint, r.SFTP.KnownHosts)
+	}
+	return nil
 }
 
 type destinationListCmd struct {

@@ -9,6 +9,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/kansa-audit/kansa/consumers/exporter"
 	"github.com/kansa-audit/kansa/pipeline/demo/sshd"
 	"github.com/kansa-audit/kansa/pipeline/operator"
 	"github.com/kansa-audit/kansa/pipeline/pipelinetest"
@@ -52,10 +53,11 @@ func TestDestinationCommands(t *testing.T) {
 		"-s", "schedule={every: 1s, period: 2s}",
 	}
 	// The server's key is not known yet: nothing is kept, and the report says what to accept.
-	if out := do(1, add...); !strings.Contains(out, server.HostKeyFingerprint()) || !strings.Contains(out, "Nothing was kept") {
+	if out := do(1, add...); !strings.Contains(out, server.KnownHosts()) || !strings.Contains(out, "Nothing was kept") || !strings.Contains(out, "not tried") {
 		t.Errorf("an unknown host key:\n%s", out)
 	}
-	add = append(add, "-s", "sftp.host_keys=["+server.HostKeyFingerprint()+"]", "-s", "sftp.path=/")
+	add = append(add, "-s", "sftp.host_keys=["+server.HostKeyFingerprint()+"]", "-s", "sftp.path=/", "-s", "sftp.receipt=true", "-s", "sftp.verify=sha256",
+		"-s", "sftp.checksum_file=true")
 	if out := do(0, add...); !strings.Contains(out, "is kept") {
 		t.Errorf("got:\n%s", out)
 	}
@@ -68,8 +70,13 @@ func TestDestinationCommands(t *testing.T) {
 	if out := do(0, "destination", "show", "acme/archive"); strings.Contains(out, "sesame") || !strings.Contains(out, "(hidden)") {
 		t.Errorf("shown:\n%s", out)
 	}
-	if out := do(0, "destination", "test", "acme/archive"); strings.Contains(out, "FAILED") {
+	if out := do(0, "destination", "test", "acme/archive"); strings.Contains(out, "FAILED") || strings.Contains(out, "not tried") ||
+		!strings.Contains(out, "*mlkem768x25519-sha256") {
 		t.Errorf("a test:\n%s", out)
+	}
+	var report exporter.TestReport
+	if out := do(0, "destination", "test", "acme/archive", "--json"); json.Unmarshal([]byte(out), &report) != nil || !report.OK || report.SFTP.Offers == nil || len(report.Steps) != 15 {
+		t.Errorf("a test in JSON:\n%s", out)
 	}
 	if out := do(1, "destination", "edit", "acme/archive", "-s", "sftp.path=/none"); !strings.Contains(out, "/none") {
 		t.Errorf("an edit that does not work:\n%s", out)
@@ -90,7 +97,24 @@ func TestDestinationCommands(t *testing.T) {
 		t.Errorf("an estimate:\n%s", out)
 	}
 	from, to := time.Now().UTC().Add(-time.Hour).Format(time.RFC3339), time.Now().UTC().Add(-2*time.Second).Format(time.RFC3339)
-	do(0, "export", "start", "-o", "acme", "-d", "archive", "--from", from, "--to", to, "--wait")
+	var done exporter.Export
+	if out := do(0, "export", "start", "-o", "acme", "-d", "archive", "--from", from, "--to", to, "--wait", "--json"); json.Unmarshal([]byte(out), &done) != nil || !done.Receipt {
+		t.Errorf("no receipt:\n%s", out)
+	}
+	receipt, public := filepath.Join(t.TempDir(), "receipt"), filepath.Join(t.TempDir(), "seal.pub")
+	if err := os.WriteFile(receipt, []byte(do(0, "export", "receipt", done.ID)), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	_, key, _ := kansa(t, "", "key", "show", "-c", s.config)
+	if err := os.WriteFile(public, []byte(key), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if code, out, errs := kansa(t, "", "verify", receipt, "--key", public); code != 0 || !strings.Contains(out, done.File) || !strings.Contains(out, server.HostKeyFingerprint()) {
+		t.Errorf("verify the receipt: %d\n%s%s", code, out, errs)
+	}
+	if out := do(1, "export", "receipt", "none"); !strings.Contains(out, "has no receipt") {
+		t.Errorf("got:\n%s", out)
+	}
 	if out := do(0, "export", "start", "-o", "acme", "-d", "archive", "--from", from, "--to", to); !strings.Contains(out, "costs nothing") {
 		t.Errorf("the same again:\n%s", out)
 	}

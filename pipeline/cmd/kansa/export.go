@@ -19,6 +19,7 @@ type exportCmd struct {
 	Estimate exportEstimateCmd `cmd:"" help:"Say how many events and bytes an archive would hold, and ask for nothing."`
 	Status   exportStatusCmd   `cmd:"" help:"Show how one export is doing."`
 	List     exportListCmd     `cmd:"" help:"List exports, the newest first."`
+	Receipt  exportReceiptCmd  `cmd:"" help:"Print the signed receipt of a delivery by SFTP."`
 	Revoke   exportRevokeCmd   `cmd:"" help:"Take back the links of an export."`
 }
 
@@ -194,6 +195,30 @@ func (c *exportStatusCmd) Run(e *env) error {
 	})
 }
 
+type exportReceiptCmd struct {
+	natsFlags
+	ID string `arg:"" help:"Its id, as start and list show it."`
+}
+
+func (*exportReceiptCmd) Help() string {
+	return "There is one where the destination has sftp.receipt: the archive was read back from the server after it was delivered, and what came back was signed. " +
+		"Check it with kansa verify RECEIPT --key seal.pub."
+}
+
+func (c *exportReceiptCmd) Run(e *env) error {
+	return withStates(e, &c.natsFlags, func(ctx context.Context, s exporter.States) error {
+		file, err := s.Receipt(ctx, c.ID)
+		if err != nil {
+			return err
+		}
+		if file == nil {
+			return fmt.Errorf("export %s has no receipt: it is none, is not delivered yet, or its destination does not have sftp.receipt", c.ID)
+		}
+		_, err = e.stdout.Write(file)
+		return err
+	})
+}
+
 type exportListCmd struct {
 	natsFlags
 	Organization string `short:"o" help:"Only those of this organization."`
@@ -255,6 +280,9 @@ func printExport(e *env, x exporter.Export, asJSON bool) error {
 	row("state", x.State)
 	if x.File != "" {
 		row("archive", fmt.Sprintf("%s (%s bytes, %d files, %s events)", x.File, grouped(uint64(x.Bytes)), x.Files, grouped(x.Rows)))
+	}
+	if x.Receipt {
+		row("receipt", "kansa export receipt "+x.ID)
 	}
 	if x.Expires != nil {
 		row("link until", x.Expires.Format(time.RFC3339))

@@ -17,7 +17,7 @@ import (
 )
 
 type verifyCmd struct {
-	Path      string `arg:"" help:"An archive (.zip), a partition store (folder), one partition (.csv.gz or .manifest), or a proof."`
+	Path      string `arg:"" help:"An archive (.zip), a partition store (folder), one partition (.csv.gz or .manifest), a proof or a receipt."`
 	Key       string `short:"k" required:"" placeholder:"FILE" help:"The verifier key, such as seal.pub, from a source other than what is verified."`
 	Rotations string `placeholder:"DIR" help:"A folder with keys/ of the partition store, for an archive that is older than the key."`
 	FromStart bool   `help:"Demand that every chain begins with its first manifest."`
@@ -92,6 +92,19 @@ func printReport(e *env, r *verify.Report) error {
 		}
 		fmt.Fprintf(e.stdout, "%s\n", text)
 	}
+	if x := r.Receipt; x != nil {
+		row := func(k string, v any) { fmt.Fprintf(t, "%s\t%v\n", k, v) }
+		row("export", x.Export+" of "+x.Organization+" to "+x.Destination)
+		row("server", x.User+"@"+x.Address)
+		row("host key", x.HostKey)
+		row("file", x.Path)
+		row("bytes", grouped(uint64(x.Size)))
+		row("sha256", x.SHA256)
+		row("read back", x.Time.Format(time.RFC3339))
+		if err := t.Flush(); err != nil {
+			return err
+		}
+	}
 	for _, n := range r.Notes {
 		fmt.Fprintln(e.stdout, "note:", n)
 	}
@@ -110,8 +123,11 @@ func printReport(e *env, r *verify.Report) error {
 		return err
 	}
 	what := fmt.Sprintf("%s hours, %s rows, %s bytes of CSV in %.1f s", grouped(r.Hours), grouped(r.Rows), grouped(uint64(r.CSVBytes)), r.Seconds)
-	if r.Kind == verify.Proof {
+	switch r.Kind {
+	case verify.Proof:
 		what = "the row is in the partition that was sealed"
+	case verify.Receipt:
+		what = "these bytes were read back from that server"
 	}
 	_, err := fmt.Fprintf(e.stdout, "VERIFIED: %s %s holds: %s.\n", r.Kind, r.Path, what)
 	return err

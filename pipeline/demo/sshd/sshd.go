@@ -39,6 +39,9 @@ type Options struct {
 	Port int
 	// Bare offers no extensions, as old and commercial servers do: no posix-rename, no statvfs.
 	Bare bool
+	// Windows shows the directory as servers on Windows do: its folders are drives (C:), a sign-in
+	// leads to /C:/Users/USER, and names that Windows does not have are refused.
+	Windows bool
 	// Log is for connections that go wrong; nil discards.
 	Log *slog.Logger
 }
@@ -51,6 +54,7 @@ type Server struct {
 	hostKey  ssh.PublicKey
 	listener net.Listener
 	bare     bool
+	windows  string // the directory to which a sign-in leads; empty: no Windows
 	stop     func() bool
 	owned    sync.WaitGroup
 
@@ -86,6 +90,13 @@ func Start(ctx context.Context, o Options) (*Server, error) {
 	s.config.AddHostKey(signer)
 	if s.root, err = os.OpenRoot(o.Dir); err != nil {
 		return nil, fmt.Errorf("sshd: open the directory: %w", err)
+	}
+	if o.Windows {
+		s.windows = "/C:/Users/" + o.User
+		if err := s.root.MkdirAll(s.windows[1:], 0o755); err != nil {
+			_ = s.root.Close()
+			return nil, fmt.Errorf("sshd: make the user's directory: %w", err)
+		}
 	}
 	var lc net.ListenConfig
 	s.listener, err = lc.Listen(ctx, "tcp", fmt.Sprintf("127.0.0.1:%d", o.Port))
@@ -243,8 +254,15 @@ func (s *Server) session(channel ssh.Channel, requests <-chan *ssh.Request, inne
 		if s.bare {
 			rwc = &withoutExtensions{Channel: channel}
 		}
-		h := &files{root: s.root}
-		server := sftp.NewRequestServer(rwc, sftp.Handlers{FileGet: h, FilePut: h, FileCmd: h, FileList: h})
+		f := &files{root: s.root}
+		handlers := sftp.Handlers{FileGet: f, FilePut: f, FileCmd: f, FileList: f}
+		var options []sftp.RequestServerOption
+		if s.windows != "" {
+			w := windows{f}
+			handlers = sftp.Handlers{FileGet: w, FilePut: w, FileCmd: w, FileList: w}
+			options = append(options, sftp.WithStartDirectory(s.windows))
+		}
+		server := sftp.NewRequestServer(rwc, handlers, options...)
 		if err := server.Serve(); err != nil && !errors.Is(err, io.EOF) {
 			s.log.Debug("sshd session ended", "error", err)
 		}

@@ -60,30 +60,36 @@ func raw(t *testing.T, s *sshd.Server) *psftp.Client {
 	return c
 }
 
+// Requirement I3: servers with extensions, without, and on Windows. A plain rename fails if its target exists.
 func TestOurClientDelivers(t *testing.T) {
-	for name, bare := range map[string]bool{"with extensions": false, "bare": true} {
+	for name, o := range map[string]sshd.Options{"with extensions": {}, "bare": {Bare: true}, "bare Windows": {Bare: true, Windows: true}} {
 		t.Run(name, func(t *testing.T) {
-			dir := t.TempDir()
-			if err := os.MkdirAll(filepath.Join(dir, "C:", "incoming"), 0o755); err != nil {
+			o.Dir = t.TempDir()
+			incoming := filepath.Join(o.Dir, "C:", "incoming")
+			if err := os.MkdirAll(incoming, 0o755); err != nil {
 				t.Fatal(err)
 			}
-			s := start(t, sshd.Options{Dir: dir, Bare: bare})
+			s := start(t, o)
 			_, port, _ := net.SplitHostPort(s.Addr())
-			cfg := sftp.Config{Host: "127.0.0.1", User: "demo", Password: "secret", HostKeys: []string{s.KnownHosts()}, Path: "/C:/incoming/"}
+			cfg := sftp.Config{
+				Host: "127.0.0.1", User: "demo", Password: "secret", HostKeys: []string{s.KnownHosts()}, Path: "/C:/incoming/",
+				Verify: sftp.VerifySHA256, ChecksumFile: true, Receipt: true,
+			}
 			cfg.Port, _ = strconv.Atoi(port)
 			c, err := sftp.Dial(t.Context(), cfg, slog.New(slog.DiscardHandler))
 			if err != nil {
 				t.Fatal(err)
 			}
 			defer c.Close()
-			report, err := c.Check(t.Context())
-			if err != nil || report.PosixRename == bare || report.Fsync || (report.FreeBytes == nil) != bare {
-				t.Errorf("%+v, %v", report, err)
+			report := sftp.Probe(t.Context(), cfg, slog.New(slog.DiscardHandler))
+			if !report.OK() || report.PosixRename == o.Bare || report.Fsync || (report.FreeBytes == nil) != o.Bare || report.Path != "/C:/incoming" {
+				t.Errorf("%+v", report)
 			}
 			data := bytes.Repeat([]byte("audit"), 1_000_000)
 			for _, existed := range []bool{false, true} {
 				result, err := c.Upload(t.Context(), "a.zip", int64(len(data)), bytes.NewReader(data), nil)
-				if err != nil || result.Existed != existed || result.Synced {
+				if err != nil || result.Existed != existed || result.Synced || !result.ReadBack || result.HostKey != s.HostKeyFingerprint() ||
+					result.Path != "/C:/incoming/a.zip" || result.Checksum != "/C:/incoming/a.zip.sha256" {
 					t.Fatalf("%+v, %v", result, err)
 				}
 			}
@@ -92,14 +98,57 @@ func TestOurClientDelivers(t *testing.T) {
 				t.Errorf("got %v", err)
 			}
 			data[0] = 'a'
-			got, err := os.ReadFile(filepath.Join(dir, "C:", "incoming", "a.zip"))
+			got, err := os.ReadFile(filepath.Join(incoming, "a.zip"))
 			if err != nil || !bytes.Equal(got, data) {
 				t.Errorf("%d bytes, %v", len(got), err)
 			}
-			if entries, err := os.ReadDir(filepath.Join(dir, "C:", "incoming")); err != nil || len(entries) != 1 {
+			if entries, err := os.ReadDir(incoming); err != nil || len(entries) != 2 {
 				t.Errorf("%v, %v", entries, err)
 			}
 		})
+	}
+}
+
+// Requirement I3: what is written wrongly about a path on Windows is told as it would be right.
+func TestWindowsPaths(t *testing.T) {
+	s := start(t, sshd.Options{Dir: t.TempDir(), Bare: true, Windows: true})
+	_, port, _ := net.SplitHostPort(s.Addr())
+	cfg := sftp.Config{Host: "127.0.0.1", User: "demo", Password: "secret", HostKeys: []string{s.HostKeyFingerprint()}}
+	cfg.Port, _ = strconv.Atoi(port)
+	at := " at demo@" + s.Addr()
+	for path, want := range map[string]string{
+		"":                   "",
+		"/C:/Users/demo":     "",
+		`C:\Users\demo`:      `sftp: invalid configuration: path: "C:\Users\demo": SFTP has slashes, on Windows too: write /C:/Users/demo`,
+		`\\share\in`:         `sftp: invalid configuration: path: "\\share\in": SFTP has slashes, on Windows too: write //share/in`,
+		"C:/Users/demo":      `sftp: invalid configuration: path: "C:/Users/demo": SFTP has a slash before the drive: write /C:/Users/demo`,
+		"/Users/demo":        "sftp: path missing: check the path" + at + ` in "/Users/demo": create the directory on the server, or correct the path`,
+		"in":                 "sftp: path missing: check the path" + at + ` in "in": without a slash in front it is "/C:/Users/demo/in": create it there, or begin the path with a slash`,
+		"/C:/Users/demo/a?b": "sftp: server reported a failure: check the path" + at + ` in "/C:/Users/demo/a?b": sftp: "failure" (SSH_FX_FAILURE): see the server's log`,
+	} {
+		cfg.Path = path
+		r := sftp.Probe(t.Context(), cfg, slog.New(slog.DiscardHandler))
+		got := ""
+		if !r.OK() {
+			got = r.Error.Error()
+		}
+		if got != want {
+			t.Errorf("%q: it says\n%s\nand should\n%s", path, got, want)
+		}
+		if want == "" && r.Path != "/C:/Users/demo" {
+			t.Errorf("%q is %s", path, r.Path)
+		}
+	}
+	c := raw(t, s)
+	for _, name := range []string{"a", "b"} {
+		f, err := c.Create("/C:/Users/demo/" + name)
+		if err != nil {
+			t.Fatal(err)
+		}
+		_ = f.Close()
+	}
+	if err := c.Rename("/C:/Users/demo/a", "/C:/Users/demo/b"); err == nil {
+		t.Error("a rename replaced its target")
 	}
 }
 

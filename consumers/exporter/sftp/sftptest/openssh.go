@@ -6,6 +6,7 @@ import (
 	"bufio"
 	"crypto/ed25519"
 	"crypto/rand"
+	"crypto/rsa"
 	"encoding/pem"
 	"fmt"
 	"io"
@@ -15,6 +16,7 @@ import (
 	"path/filepath"
 	"strconv"
 	"strings"
+	"sync"
 	"syscall"
 	"testing"
 	"time"
@@ -60,6 +62,73 @@ func StartOpenSSH(t testing.TB, options ...Option) *Server {
 	for _, o := range options {
 		o(&set)
 	}
+	s, stop := open(t, set)
+	t.Cleanup(func() {
+		if log := stop(); t.Failed() {
+			t.Logf("sshd:\n%s", log)
+		}
+	})
+	return s
+}
+
+var shared struct {
+	sync.Mutex
+	*Server
+	base  string
+	users int
+	stop  func() string
+}
+
+// Shared is one sshd for all tests of a process, which takes weak algorithms too, with a directory for
+// this test alone. Whoever uses it calls Stop after the last test.
+func Shared(t testing.TB) *Server {
+	t.Helper()
+	shared.Lock()
+	defer shared.Unlock()
+	if shared.Server == nil {
+		shared.Server, shared.stop = open(t, setup{[]string{
+			"MaxStartups 1000", "LoginGraceTime 60",
+			"KexAlgorithms +diffie-hellman-group14-sha1,diffie-hellman-group-exchange-sha1,diffie-hellman-group1-sha1",
+			"Ciphers +aes128-cbc,3des-cbc", "MACs +hmac-sha1-96", "HostKeyAlgorithms +ssh-rsa",
+		}})
+		shared.base = filepath.Dir(shared.Dir)
+	}
+	shared.users++
+	s := *shared.Server
+	own := filepath.Join(shared.base, strconv.Itoa(shared.users))
+	s.Dir = filepath.Join(own, "incoming")
+	must(t, os.Mkdir(own, 0o755))
+	must(t, os.Mkdir(s.Dir, 0o755))
+	must(t, os.Chown(s.Dir, s.uid, s.gid))
+	return &s
+}
+
+// Stop ends the shared sshd, if there is one.
+func Stop() {
+	shared.Lock()
+	defer shared.Unlock()
+	if shared.Server != nil {
+		shared.stop()
+		shared.Server = nil
+	}
+}
+
+// rsaKey is made once in a process: it takes long.
+var rsaKey = sync.OnceValues(func() ([]byte, error) {
+	private, err := rsa.GenerateKey(rand.Reader, 2048)
+	if err != nil {
+		return nil, err
+	}
+	block, err := ssh.MarshalPrivateKey(private, "kansa test")
+	if err != nil {
+		return nil, err
+	}
+	return pem.EncodeToMemory(block), nil
+})
+
+// open starts an sshd that runs until stop, which gives its log.
+func open(t testing.TB, set setup) (s *Server, stop func() string) {
+	t.Helper()
 	sshd := findSSHD(t)
 	account := testUser(t)
 	// Not t.TempDir, through which only root can pass.
@@ -67,8 +136,7 @@ func StartOpenSSH(t testing.TB, options ...Option) *Server {
 	if err != nil {
 		t.Fatal(err)
 	}
-	t.Cleanup(func() { _ = os.RemoveAll(base) })
-	s := &Server{
+	s = &Server{
 		Host: "127.0.0.1", User: account.name, Password: account.password,
 		Dir: filepath.Join(base, "incoming"), uid: account.uid, gid: account.gid,
 	}
@@ -78,7 +146,9 @@ func StartOpenSSH(t testing.TB, options ...Option) *Server {
 
 	hostKey := filepath.Join(base, "host_ed25519")
 	s.HostKey, _ = writeKey(t, hostKey)
-	run(t, "ssh-keygen", "-q", "-t", "rsa", "-b", "2048", "-N", "", "-f", filepath.Join(base, "host_rsa"))
+	rsaPEM, err := rsaKey()
+	must(t, err)
+	must(t, os.WriteFile(filepath.Join(base, "host_rsa"), rsaPEM, 0o600))
 	userKey, userPEM := writeKey(t, filepath.Join(base, "user_ed25519"))
 	s.KeyPEM = string(userPEM)
 	authorized := filepath.Join(base, "authorized_keys")
@@ -103,23 +173,29 @@ func StartOpenSSH(t testing.TB, options ...Option) *Server {
 	)
 	path := filepath.Join(base, "sshd_config")
 	must(t, os.WriteFile(path, []byte(strings.Join(config, "\n")+"\n"), 0o600))
+	var end func() string
 	for attempt := 1; ; attempt++ {
 		s.Port = freePort(t)
-		log, err := start(t, sshd, path, s.Port)
-		if err == nil {
+		log, err := "", error(nil)
+		if end, log, err = start(t, sshd, path, s.Port); err == nil {
 			break
 		}
 		if attempt == 5 { // somebody took the port in between, five times
+			_ = os.RemoveAll(base)
 			t.Fatalf("sshd did not start: %v\n%s", err, log)
 		}
 	}
 	s.Fingerprint = ssh.FingerprintSHA256(s.HostKey)
 	s.KnownHosts = knownhosts.Line([]string{s.Addr()}, s.HostKey)
-	return s
+	return s, func() string {
+		log := end()
+		_ = os.RemoveAll(base)
+		return log
+	}
 }
 
-// start runs sshd in the foreground and returns when it listens.
-func start(t testing.TB, sshd, config string, port int) (string, error) {
+// start runs sshd in the foreground and returns when it listens; stop ends it and gives its log.
+func start(t testing.TB, sshd, config string, port int) (stop func() string, log string, err error) {
 	t.Helper()
 	cmd := exec.Command(sshd, "-D", "-e", "-f", config, "-p", strconv.Itoa(port), "-o", "ListenAddress=127.0.0.1")
 	// It must not outlive a test that is killed.
@@ -147,11 +223,11 @@ func start(t testing.TB, sshd, config string, port int) (string, error) {
 		_, _ = io.Copy(io.Discard, r)
 		logged <- log.String()
 	}()
-	stop := func() string {
+	stop = func() string {
 		_ = cmd.Process.Signal(syscall.SIGTERM)
 		_ = cmd.Wait()
 		// A session whose client is gone ends by itself; one that hangs must not hang the test.
-		must(t, r.SetReadDeadline(time.Now().Add(5*time.Second)))
+		_ = r.SetReadDeadline(time.Now().Add(5 * time.Second))
 		log := <-logged
 		_ = r.Close()
 		return log
@@ -159,17 +235,12 @@ func start(t testing.TB, sshd, config string, port int) (string, error) {
 	select {
 	case ok := <-ready:
 		if !ok {
-			return stop(), fmt.Errorf("it ended")
+			return nil, stop(), fmt.Errorf("it ended")
 		}
 	case <-time.After(20 * time.Second):
-		return stop(), fmt.Errorf("it did not listen within 20s")
+		return nil, stop(), fmt.Errorf("it did not listen within 20s")
 	}
-	t.Cleanup(func() {
-		if log := stop(); t.Failed() {
-			t.Logf("sshd:\n%s", log)
-		}
-	})
-	return "", nil
+	return stop, "", nil
 }
 
 func findSSHD(t testing.TB) string {

@@ -12,13 +12,15 @@ FUZZTIME ?= 30s
 DEMO ?= --exit
 GO_FILES := $(shell find . -path ./build -prune -o -name '*.go' -print -o -name '*.sql' -print -o -name '*.yaml' -print)
 NPM := pipeline/engine/npm
+CONSOLE := pipeline/console
+CONSOLE_FILES := $(wildcard $(CONSOLE)/static/* $(CONSOLE)/*.html $(CONSOLE)/*.json)
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 14
 
-build: build/kansa engine ## build/kansa, and the engine's library where it finds it
+build: build/kansa engine ## build/kansa with its console, and the engine's library where it finds it
 
-build/kansa: $(GO_FILES) go.mod go.sum
+build/kansa: $(GO_FILES) $(CONSOLE_FILES) go.mod go.sum $(CONSOLE)/assets/uPlot.esm.js
 	@mkdir -p build
 	go build -trimpath -ldflags "-s -w -X main.version=$(VERSION)" -o $@ ./pipeline/cmd/kansa
 
@@ -30,14 +32,31 @@ build/engine/.installed: $(NPM)/package.json $(NPM)/package-lock.json
 	cd build/engine && npm ci --no-fund --no-audit
 	@touch $@
 
+# What the console embeds of npm's.
+console: $(CONSOLE)/assets/uPlot.esm.js ## fetch what the console shows charts with (npm)
+$(CONSOLE)/assets/uPlot.esm.js: $(CONSOLE)/npm/package.json $(CONSOLE)/npm/package-lock.json
+	@mkdir -p build/console
+	@cp $(CONSOLE)/npm/package.json $(CONSOLE)/npm/package-lock.json $(CONSOLE)/npm/.npmrc build/console/
+	cd build/console && npm ci --no-fund --no-audit
+	@cp build/console/node_modules/uplot/dist/uPlot.min.css $(CONSOLE)/assets/
+	@cp build/console/node_modules/uplot/dist/uPlot.esm.js $@
+
+# What drives the browser of the console's tests.
+browser: build/browser/.installed
+build/browser/.installed: $(CONSOLE)/browser/package.json $(CONSOLE)/browser/package-lock.json
+	@mkdir -p build/browser
+	@cp $(CONSOLE)/browser/package.json $(CONSOLE)/browser/package-lock.json $(CONSOLE)/browser/.npmrc build/browser/
+	cd build/browser && npm ci --no-fund --no-audit
+	@touch $@
+
 run: build ## the main job in half a minute: build/kansa demo
 	build/kansa demo $(DEMO)
 
-test: engine test-tools ## every test, with the real parts
+test: engine console browser test-tools ## every test, with the real parts
 	go test -race -timeout 25m $(GOTESTFLAGS) $(if $(T),-run '$(T)') $(PKG)
 
 # What the tests need besides Go: command:Debian package.
-TEST_TOOLS := sshd:openssh-server unzip:unzip python3:python3 clickhouse-server:clickhouse-server promtool:prometheus openssl:openssl strace:strace
+TEST_TOOLS := sshd:openssh-server unzip:unzip python3:python3 clickhouse-server:clickhouse-server promtool:prometheus openssl:openssl strace:strace chromium:chromium
 test-tools:
 	@missing=(); for t in $(TEST_TOOLS); do \
 		PATH="$$PATH:/usr/sbin:/sbin" command -v "$${t%%:*}" >/dev/null || missing+=("$${t##*:}"); done; \
@@ -101,13 +120,13 @@ bench-tools:
 # give the same bytes: no path, no C compiler, no clock but the commit's.
 DIST := kansa-$(VERSION)-$(shell go env GOOS)-$(shell go env GOARCH)
 SOURCE_DATE_EPOCH ?= $(shell git log -1 --format=%ct)
-dist: engine ## build/dist: a tarball with checksums and SBOM, reproducible
+dist: engine console ## build/dist: a tarball with checksums and SBOM, reproducible
 	rm -rf build/dist && mkdir -p build/dist/$(DIST)/bin
 	CGO_ENABLED=0 go build -trimpath -buildvcs=false -ldflags "-s -w -buildid= -X main.version=$(VERSION)" -o build/dist/$(DIST)/bin/kansa ./pipeline/cmd/kansa
 	cp build/engine/node_modules/@chdb/lib-*/libchdb.so build/dist/$(DIST)/bin/
 	git ls-files deploy ':!deploy/*_test.go' README.md ARCHITECTURE.md CHANGELOG.md LICENSE schema/seal/SPEC.md schema/event.schema.json | \
 		tar -cf - -T - | tar -xf - -C build/dist/$(DIST)
-	go run -C .lint ./sbom $(CURDIR)/build/dist/$(DIST)/bin/kansa $(VERSION) $(CURDIR)/$(NPM)/package-lock.json > build/dist/$(DIST)/sbom.cdx.json
+	go run -C .lint ./sbom $(CURDIR)/build/dist/$(DIST)/bin/kansa $(VERSION) $(CURDIR)/$(NPM)/package-lock.json $(CURDIR)/$(CONSOLE)/npm/package-lock.json > build/dist/$(DIST)/sbom.cdx.json
 	cd build/dist/$(DIST) && find . -type f ! -name SHA256SUMS -printf '%P\n' | LC_ALL=C sort | xargs -d '\n' sha256sum > SHA256SUMS
 	cd build/dist && tar --sort=name --owner=0 --group=0 --numeric-owner --mode=u+rw,go+rX,go-w --mtime=@$(SOURCE_DATE_EPOCH) --format=ustar -cf - $(DIST) | \
 		gzip -n -6 > $(DIST).tar.gz && sha256sum $(DIST).tar.gz | tee SHA256SUMS
@@ -121,6 +140,6 @@ tidy: ## go.mod, go.sum and formatting
 	gofmt -w schema producers consumers pipeline bench deploy
 
 clean: ## remove what was built
-	rm -rf build
+	rm -rf build $(CONSOLE)/assets/uPlot.*
 
-.PHONY: help build engine run test test-tools chaos lint fuzz bench bench-quick bench-tools dist check-kubernetes tidy clean
+.PHONY: help build engine console browser run test test-tools chaos lint fuzz bench bench-quick bench-tools dist check-kubernetes tidy clean

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"maps"
 	"net/http"
 	"os"
 	"path/filepath"
@@ -28,6 +29,7 @@ import (
 	"github.com/kansa-audit/kansa/pipeline/api"
 	"github.com/kansa-audit/kansa/pipeline/broker"
 	"github.com/kansa-audit/kansa/pipeline/config"
+	"github.com/kansa-audit/kansa/pipeline/console"
 	"github.com/kansa-audit/kansa/pipeline/engine"
 	"github.com/kansa-audit/kansa/pipeline/health"
 	"github.com/kansa-audit/kansa/pipeline/keys"
@@ -467,6 +469,11 @@ func (s *System) startAPI(ctx context.Context, downloads, intake bool) (err erro
 	if downloads {
 		o.Bucket, o.States, o.Links, o.Record = s.Bucket, s.States, s.Links, s.own.Record
 		o.Audit = s.audit()
+		pages, err := console.Routes()
+		if err != nil {
+			return err
+		}
+		maps.Copy(o.Routes, pages)
 	}
 	var publisher *producers.Publisher
 	if intake {

@@ -1,7 +1,7 @@
 // Command sbom prints the bill of materials of a kansa binary as CycloneDX 1.6: the Go modules that the linker put into it,
-// with their checksums, the toolchain, and the engine's library from npm's lockfile.
+// with their checksums, the toolchain, the engine's library and what the console shows charts with from npm's lockfiles.
 //
-//	sbom BINARY VERSION package-lock.json
+//	sbom BINARY VERSION package-lock.json…
 //
 // The same binary gives the same bytes: there is no time in it, and the serial number is made of the content.
 package main
@@ -12,10 +12,8 @@ import (
 	"encoding/base64"
 	"encoding/hex"
 	"encoding/json"
-	"errors"
 	"fmt"
 	"os"
-	"path"
 	"slices"
 	"strings"
 )
@@ -56,17 +54,17 @@ type bom struct {
 }
 
 func main() {
-	if len(os.Args) != 4 {
-		fmt.Fprintln(os.Stderr, "usage: sbom BINARY VERSION package-lock.json")
+	if len(os.Args) < 4 {
+		fmt.Fprintln(os.Stderr, "usage: sbom BINARY VERSION package-lock.json…")
 		os.Exit(2)
 	}
-	if err := run(os.Args[1], os.Args[2], os.Args[3]); err != nil {
+	if err := run(os.Args[1], os.Args[2], os.Args[3:]); err != nil {
 		fmt.Fprintln(os.Stderr, "sbom:", err)
 		os.Exit(1)
 	}
 }
 
-func run(binary, version, lockfile string) error {
+func run(binary, version string, lockfiles []string) error {
 	info, err := buildinfo.ReadFile(binary)
 	if err != nil {
 		return err
@@ -86,11 +84,13 @@ func run(binary, version, lockfile string) error {
 		}
 		b.Components = append(b.Components, golang("library", m.Path, m.Version, m.Sum))
 	}
-	libraries, err := npm(lockfile)
-	if err != nil {
-		return err
+	for _, lockfile := range lockfiles {
+		libraries, err := npm(lockfile)
+		if err != nil {
+			return err
+		}
+		b.Components = append(b.Components, libraries...)
 	}
-	b.Components = append(b.Components, libraries...)
 	all := dependency{Ref: self.Ref}
 	for _, c := range b.Components {
 		all.DependsOn = append(all.DependsOn, c.Ref)
@@ -139,14 +139,14 @@ func npm(lockfile string) (all []component, err error) {
 		if err != nil {
 			return nil, err
 		}
-		name := path.Join(path.Base(path.Dir(at)), path.Base(at))
+		name := strings.TrimPrefix(at, "node_modules/")
 		purl := "pkg:npm/" + strings.Replace(name, "@", "%40", 1) + "@" + p.Version
 		all = append(all, component{
 			Type: "library", Ref: purl, Name: name, Version: p.Version, PURL: purl, Hashes: []hash{{"SHA-512", hex.EncodeToString(sum)}},
 		})
 	}
 	if len(all) == 0 {
-		return nil, errors.New("the lockfile has no hash of the engine")
+		return nil, fmt.Errorf("%s has no hash of a package", lockfile)
 	}
 	slices.SortFunc(all, func(a, b component) int { return strings.Compare(a.Ref, b.Ref) })
 	return all, nil

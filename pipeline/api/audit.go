@@ -69,11 +69,13 @@ func newAudit(mux *http.ServeMux, o *Audit) {
 		"session": {Type: "apiKey", In: "cookie", Name: sessionCookie},
 	}
 	config.Components.Schemas = huma.NewMapRegistry("#/components/schemas/", schemaName)
+	config.Components.Schemas.RegisterTypeAlias(reflect.TypeFor[exporter.Schedule](), reflect.TypeFor[Schedule]())
 	a := &audit{o: o, api: humago.New(mux, config), attempts: attempts{now: time.Now}}
 	a.signIn()
 	a.reads()
 	a.tail()
 	a.settings()
+	a.overview()
 }
 
 // schemaName tells apart types of the same name in several packages.

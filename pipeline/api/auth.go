@@ -208,7 +208,7 @@ func register[I, O any](a *audit, op huma.Operation, handle func(context.Context
 		if err != nil {
 			p := problem(err)
 			var status huma.StatusError
-			if errors.As(p, &status) && status.GetStatus() == http.StatusInternalServerError {
+			if errors.As(p, &status) && status.GetStatus() == http.StatusInternalServerError && ctx.Err() == nil { // who asked is there still
 				a.o.Logger.Error("request failed", slog.String("operation", op.OperationID), slog.Any("error", err))
 			}
 			return nil, p

@@ -18,6 +18,15 @@ import (
 	"github.com/kansa-audit/kansa/schema"
 )
 
+// Schedule is what exporter.Schedule looks like in JSON, for the document: it writes and reads itself.
+type Schedule struct {
+	Cron     string    `json:"cron,omitempty" doc:"Six fields, seconds first"`
+	TimeZone string    `json:"time_zone,omitempty" doc:"An IANA name; UTC if left out"`
+	Every    string    `json:"every,omitempty" doc:"In place of cron: a duration, such as 1h"`
+	Period   string    `json:"period,omitempty" doc:"What one archive holds; 24h if left out"`
+	Since    time.Time `json:"since,omitempty" doc:"Where the first archive begins"`
+}
+
 // Of names the organization a request is about.
 type Of struct {
 	Organization string `path:"organization" maxLength:"64"`

@@ -291,6 +291,24 @@ func (s *Store) Catalogue(ctx context.Context, organization string) ([]Seen, err
 	return all, rows.Err()
 }
 
+// Organizations lists those that have events.
+func (s *Store) Organizations(ctx context.Context) ([]string, error) {
+	rows, err := s.conn.Query(clickhouse.Context(ctx, clickhouse.WithSettings(questionSettings)), "SELECT DISTINCT toString(organization) AS name FROM audit_event_counts ORDER BY name LIMIT 10000")
+	if err != nil {
+		return nil, fmt.Errorf("list the organizations: %w", err)
+	}
+	defer rows.Close()
+	var all []string
+	for rows.Next() {
+		var name string
+		if err := rows.Scan(&name); err != nil {
+			return nil, fmt.Errorf("list the organizations: %w", err)
+		}
+		all = append(all, name)
+	}
+	return all, rows.Err()
+}
+
 // cursor is how a position is written.
 type cursor struct {
 	At    int64  `json:"t"`

@@ -305,7 +305,7 @@ const scenes = {
     await shot('destination-unknown-host-key');
     await button(/^Trust host key/, { exact: false }).click();
     await page.waitForURL(/name=nightly/);
-    await page.locator('.steps .good').first().waitFor();
+    await page.locator('ol.steps li.good').first().waitFor();
     await see('Atomic rename');
     await idle();
     assert.ok(await page.getByLabel('Server', { exact: true }).isDisabled());
@@ -324,7 +324,7 @@ const scenes = {
     await toast('Saved');
     await idle();
     await button('Test connection').click();
-    await page.locator('.steps .good').first().waitFor();
+    await page.locator('ol.steps li.good').first().waitFor();
     await button('Pause').click();
     await toast('Paused');
     await idle();

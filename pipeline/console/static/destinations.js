@@ -73,6 +73,8 @@ const every = (text) => {
   return seconds % 86400 && seconds % 3600 === 0 ? hours(seconds / 3600) : duration(seconds);
 };
 
+const states = { ok: ['good', '✓'], warning: ['careful', '!'], failed: ['wrong', '✗'] };
+
 const lists = ['key_exchanges', 'ciphers', 'macs', 'host_key_algorithms'];
 
 // one is the form of a destination. It can be read, and changed after Edit.
@@ -112,6 +114,11 @@ function one(main, { org, signal, admin }, d, { algorithms, hidden }) {
   when.value = !d ? 'daily' : !d.schedule ? 'manual' : d.schedule.every ? 'every' : daily ? 'daily' : 'cron';
   if (daily) c.at.value = `${daily[2].padStart(2, '0')}:${daily[1].padStart(2, '0')}`;
 
+  const verify = h('select', {}, h('option', { value: '' }, t('verify.size')), h('option', { value: 'sha256' }, t('verify.sha256')));
+  verify.value = s.verify === 'sha256' ? 'sha256' : '';
+  const after = { checksum_file: check('checksum_file', t('sftp.checksum_file'), s.checksum_file), receipt: check('receipt', t('sftp.receipt'), s.receipt) };
+  const ticked = (name) => after[name].querySelector('input').checked || undefined;
+
   const picked = (boxes) => boxes.map((b) => b.querySelector('input')).filter((i) => i.checked).map((i) => i.value);
   const lines = (control) => control.value.split(/[\n,;]+/).map((l) => l.trim()).filter(Boolean);
   const only = (o) => Object.fromEntries(Object.entries(o).filter(([, v]) => v !== undefined && v !== '' && !(Array.isArray(v) && !v.length)));
@@ -132,6 +139,7 @@ function one(main, { org, signal, admin }, d, { algorithms, hidden }) {
     if (kind.value === 'sftp') {
       v.sftp = { ...s, host: c.host.value.trim(), user: c.user.value.trim(), port: c.port.value ? Number(c.port.value) : undefined, path: c.path.value.trim() || undefined, password: secret('password'), private_key: secret('private_key'), passphrase: secret('passphrase'),
         host_keys: lines(c.host_keys), connect_timeout: c.connect_timeout.value.trim() || undefined, idle_timeout: c.idle_timeout.value.trim() || undefined, keepalive: c.keepalive.value.trim() || undefined, concurrency: c.concurrency.value ? Number(c.concurrency.value) : undefined };
+      Object.assign(v.sftp, { verify: verify.value || undefined, checksum_file: ticked('checksum_file'), receipt: ticked('receipt') });
       for (const l of lists) v.sftp[l] = picked(choices[l]).length ? picked(choices[l]) : undefined;
       if (!v.sftp.host_keys.length) delete v.sftp.host_keys;
     } else if (kind.value === 'bucket') v.bucket = c.bucket.value.trim();
@@ -169,6 +177,7 @@ function one(main, { org, signal, admin }, d, { algorithms, hidden }) {
       h('div', { class: 'field' }, f('host_keys', 'sftp.host_keys', 'sftp.host_keys.hint')),
       h('details', { open: !!s.private_key }, h('summary', {}, t('sftp.key')), h('div', { class: 'grid' }, f('private_key', 'sftp.private_key', 'sftp.secret.hint'), f('passphrase', 'sftp.passphrase'))),
       h('details', {}, h('summary', {}, t('sftp.algorithms')), h('p', { class: 'hint shown' }, t('sftp.algorithms.hint')), h('div', { class: 'grid' }, lists.map((l) => group(l, t('sftp.' + l), choices[l], 'algorithms')))),
+      h('details', { open: !!(s.verify || s.checksum_file || s.receipt) }, h('summary', {}, t('sftp.after')), h('div', { class: 'grid' }, field('verify', t('sftp.verify'), verify), group('receipt', t('sftp.receipts'), Object.values(after)))),
       h('details', {}, h('summary', {}, t('sftp.limits')), h('div', { class: 'grid' }, f('connect_timeout', 'sftp.connect_timeout'), f('idle_timeout', 'sftp.idle_timeout'), f('keepalive', 'sftp.keepalive'), f('concurrency', 'sftp.concurrency')))),
     bucket: part('bucket', t('kind.bucket'), f('bucket', 'bucket.url', 'bucket.hint')),
     mail: part('mail', t('kind.mail'), f('mail', 'exports.mail', 'mail.hint')),
@@ -259,18 +268,22 @@ function one(main, { org, signal, admin }, d, { algorithms, hidden }) {
 
   function showReport(r, stored) {
     if (!r) return;
-    const unknown = /SHA256:[A-Za-z0-9+/]{43}/.exec(r.ok ? '' : r.error ?? '');
     const q = r.sftp;
+    // A key that changed is nothing to accept with a click.
+    const unknown = !r.ok && /unknown host key/.test(r.error ?? '') && q?.fingerprint;
     fill(report, h('section', { class: 'card', 'aria-label': t('report'), tabindex: '-1' }, h('h2', {}, t('report'), ' ', badge(r.ok ? 'ok' : 'bad', t(r.ok ? 'report.ok' : 'report.failed'))),
-      h('ol', { class: 'steps' }, (r.steps ?? []).map((step) => h('li', {}, h('span', { class: step.ok ? 'good' : 'wrong', role: 'img', 'aria-label': t(step.ok ? 'report.ok' : 'report.failed') }, step.ok ? '✓' : '✗'),
-        h('div', {}, h('b', {}, word('step', step.name)), step.found && h('p', { class: step.ok ? 'hint shown' : 'fault' }, step.found)), h('span', { class: 'hint shown' }, duration((step.took_ns ?? 0) / 1e9))))),
-      q && h('dl', { class: 'facts' }, [['report.server', q.server_version], ['sftp.key_exchanges', q.key_exchange], ['sftp.host_key_algorithms', q.host_key], ['sftp.ciphers', q.cipher], ['sftp.macs', q.mac || t('report.mac.none')], ['sftp.path', q.path],
-        ['report.free', q.free_bytes === undefined || q.free_bytes === null ? t('report.unknown') : bytes(q.free_bytes)], ['report.rename', t(q.posix_rename ? 'yes' : 'no')], ['report.fsync', t(q.fsync ? 'yes' : 'no')]].map(([k, v]) => [h('dt', {}, t(k)), h('dd', {}, h('span', {}, v))])),
+      h('ol', { class: 'steps' }, (r.steps ?? []).map((step) => h('li', { class: states[step.state]?.[0] }, h('span', { role: 'img', 'aria-label': word('report', step.state) }, states[step.state]?.[1] ?? '·'),
+        h('div', {}, h('b', {}, word('step', step.name)), step.found && h('p', { class: step.ok ? 'hint shown' : 'fault' }, step.found)), h('span', { class: 'hint shown' }, step.took_ns ? duration(step.took_ns / 1e9) : '')))),
+      q?.legacy?.length > 0 && note('error', t('report.legacy', { names: q.legacy.join(', ') })),
+      q && h('dl', { class: 'facts' }, [['report.server', q.server_version], ['sftp.key_exchanges', q.key_exchange], ['sftp.host_key_algorithms', q.host_key], ['sftp.ciphers', q.cipher], ['sftp.macs', q.cipher && (q.mac || t('report.mac.none'))],
+        ['sftp.path', q.path], ['report.free', q.path && (q.free_bytes === undefined || q.free_bytes === null ? t('report.unknown') : bytes(q.free_bytes))], ['report.rename', q.path && t(q.posix_rename ? 'yes' : 'no')], ['report.fsync', q.path && t(q.fsync ? 'yes' : 'no')]]
+        .filter(([, v]) => v).map(([k, v]) => [h('dt', {}, t(k)), h('dd', {}, h('span', {}, v))])),
+      q?.offers && h('details', {}, h('summary', {}, t('report.offers')), h('dl', { class: 'facts' }, lists.map((l) => [h('dt', {}, t('sftp.' + l)), h('dd', {}, h('span', { class: 'code' }, (q.offers[l] ?? []).join(', ')))]))),
       !stored && h('div', {}, note('info', t('report.not.saved')), h('div', { class: 'actions' },
         unknown && h('button', { type: 'button', class: 'primary', onclick: () => {
-          c.host_keys.value = [...new Set([...lines(c.host_keys), unknown[0]])].join('\n');
+          c.host_keys.value = [...new Set([...lines(c.host_keys), unknown])].join('\n');
           keep(false);
-        } }, t('report.accept', { key: unknown[0].slice(0, 19) + '…' })),
+        } }, t('report.accept', { key: unknown.slice(0, 19) + '…' })),
         h('button', { type: 'button', onclick: () => keep(true) }, t('report.force'))))));
     report.firstElementChild.scrollIntoView({ block: 'nearest' });
     report.firstElementChild.focus({ preventScroll: true });

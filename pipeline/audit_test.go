@@ -533,8 +533,12 @@ func TestPublishersKeys(t *testing.T) {
 		org  string
 		want int
 	}{
-		{app, "acme", http.StatusAccepted}, {app, "acme", http.StatusAccepted}, {app, "globex", http.StatusForbidden}, {auditor, "acme", http.StatusForbidden},
-		{client{s, "kansa_wrong"}, "acme", http.StatusUnauthorized}, {client{s, ""}, "globex", http.StatusAccepted},
+		{app, "acme", http.StatusAccepted},
+		{app, "acme", http.StatusAccepted},
+		{app, "globex", http.StatusForbidden},
+		{auditor, "acme", http.StatusForbidden},
+		{client{s, "kansa_wrong"}, "acme", http.StatusUnauthorized},
+		{client{s, ""}, "globex", http.StatusAccepted},
 	} {
 		res, data := c.who.do(t, http.MethodPost, "/api/v1/events", event(c.org))
 		if res.StatusCode != c.want {

@@ -72,12 +72,21 @@ func (p Progress) setPosition(ctx context.Context, at position) error {
 	return nil
 }
 
-// known lists the series seen so far.
-func (p Progress) known(ctx context.Context) (map[series]bool, error) {
-	all := map[series]bool{}
-	err := p.each(ctx, prefixKnown, func(s series, _ string) error {
-		all[s] = true
-		return nil
+// known lists the series seen so far, each with the first hour it has a partition for. What is in have already need
+// not be asked for: it does not change.
+func (p Progress) known(ctx context.Context, have map[series]time.Time) (map[series]time.Time, error) {
+	all := map[series]time.Time{}
+	err := p.each(ctx, prefixKnown, func(s series, key string) error {
+		if first, ok := have[s]; ok {
+			all[s] = first
+			return nil
+		}
+		entry, err := p.KV.Get(ctx, key)
+		if err != nil {
+			return err
+		}
+		all[s], err = time.Parse(time.RFC3339, string(entry.Value()))
+		return err
 	})
 	if err != nil {
 		return nil, fmt.Errorf("list the known series: %w", err)

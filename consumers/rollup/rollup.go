@@ -7,6 +7,7 @@ import (
 	"io"
 	"log/slog"
 	"runtime"
+	"sync"
 	"sync/atomic"
 	"time"
 
@@ -72,6 +73,10 @@ type Rollup struct {
 	partitions atomic.Uint64
 	rows       atomic.Uint64
 	alarms     atomic.Uint64
+
+	// first is the first hour of each series, as far as it was asked for.
+	mu    sync.Mutex
+	first map[series]time.Time
 }
 
 // New returns a rollup that keeps how far it has come in progress, writes to bucket what sealer signs, and
@@ -161,26 +166,43 @@ func (r *Rollup) Advance(ctx context.Context) (time.Time, error) {
 
 // hour makes the partitions of one closed hour, but not those of series that are left behind.
 func (r *Rollup) hour(ctx context.Context, h *hour) error {
-	known, err := r.progress.known(ctx)
+	r.mu.Lock()
+	first := r.first
+	r.mu.Unlock()
+	known, err := r.progress.known(ctx, first)
 	if err != nil {
 		return err
 	}
+	unknown := false
 	for s := range h.accounts {
-		if !known[s] {
+		if _, ok := known[s]; !ok {
 			if err := r.progress.learn(ctx, s, h.start); err != nil {
 				return err
 			}
-			known[s] = true
+			unknown = true
 		}
 	}
+	if unknown { // another rollup may have learnt of them first
+		if known, err = r.progress.known(ctx, known); err != nil {
+			return err
+		}
+	}
+	r.mu.Lock()
+	r.first = known
+	r.mu.Unlock()
 	blocked, err := r.progress.blocked(ctx)
 	if err != nil {
 		return err
 	}
 	g, working := errgroup.WithContext(ctx)
 	g.SetLimit(r.cfg.Parallel)
-	for s := range known {
+	for s, first := range known {
 		if _, ok := blocked[s]; ok {
+			continue
+		}
+		// Whoever was held up and does an hour again must not find it empty for a series that was seen later: its chain
+		// would have two beginnings.
+		if first.After(h.start) {
 			continue
 		}
 		g.Go(func() error {

@@ -552,3 +552,25 @@ func TestPublishersKeys(t *testing.T) {
 		t.Errorf("through a proxy with one: %d", res.StatusCode)
 	}
 }
+
+// Of two who change a setting at once, one is told: 412. What there is not, is a 404.
+func TestChangedMeanwhile(t *testing.T) {
+	t.Parallel()
+	s := pipelinetest.Start(t, pipelinetest.Config(t))
+	admin := newClient(t, s, "admin", "acme", access.Admin)
+	const path = "/api/v1/organizations/acme"
+	res, body := admin.do(t, http.MethodGet, path, "")
+	if res.StatusCode != http.StatusOK || res.Header.Get("ETag") == "" {
+		t.Fatalf("%d %s", res.StatusCode, body)
+	}
+	put := func(tag string) int {
+		res, _ := admin.do(t, http.MethodPut, path, `{"name":"acme","exports_per_day":2,"retention_days":30}`, "If-Match", tag)
+		return res.StatusCode
+	}
+	if first, second := put(res.Header.Get("ETag")), put(res.Header.Get("ETag")); first != http.StatusOK || second != http.StatusPreconditionFailed {
+		t.Errorf("%d, %d", first, second)
+	}
+	if res, _ := admin.do(t, http.MethodPost, path+"/destinations/none/test", ""); res.StatusCode != http.StatusNotFound {
+		t.Errorf("a destination that there is not: %d", res.StatusCode)
+	}
+}

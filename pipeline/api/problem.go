@@ -10,6 +10,7 @@ import (
 	"github.com/kansa-audit/kansa/consumers/exporter"
 	"github.com/kansa-audit/kansa/pipeline/access"
 	"github.com/kansa-audit/kansa/pipeline/control"
+	"github.com/kansa-audit/kansa/pipeline/settings"
 	"github.com/kansa-audit/kansa/pipeline/store"
 	"github.com/kansa-audit/kansa/pipeline/verify"
 	"github.com/kansa-audit/kansa/schema"
@@ -46,6 +47,10 @@ func problem(err error) error {
 		return huma.Error404NotFound(err.Error())
 	case errors.Is(err, access.ErrTaken), errors.Is(err, verify.ErrNotSealed):
 		return huma.Error409Conflict(err.Error())
+	case errors.Is(err, settings.ErrChanged):
+		return huma.Error412PreconditionFailed(err.Error())
+	case errors.Is(err, exporter.ErrQuota):
+		return huma.Error429TooManyRequests(err.Error())
 	case errors.As(err, &fault), errors.Is(err, control.ErrRefused):
 		return huma.Error422UnprocessableEntity(err.Error())
 	case errors.Is(err, control.ErrNobody):

@@ -93,7 +93,7 @@ func (a *audit) destinations() {
 		Body  exporter.Destination
 	}
 	register(a, huma.Operation{
-		OperationID: "put-destination", Method: http.MethodPut, Path: path + "/{name}", Summary: "Make or change a destination, after a test of it", Tags: tags, Errors: []int{409, 412, 422},
+		OperationID: "put-destination", Method: http.MethodPut, Path: path + "/{name}", Summary: "Make or change a destination, after a test of it", Tags: tags, Errors: []int{412, 422},
 	}, func(ctx context.Context, in *put) (*tagged[operator.Saved], error) {
 		_, w, err := a.may(ctx, access.Admin, in.Organization)
 		if err != nil {
@@ -216,7 +216,7 @@ func (a *audit) exports() {
 		Body ExportBody
 	}
 	register(a, huma.Operation{
-		OperationID: "ask-export", Method: http.MethodPost, Path: path, Summary: "Ask for an archive", Tags: tags, DefaultStatus: http.StatusAccepted, Errors: []int{422},
+		OperationID: "ask-export", Method: http.MethodPost, Path: path, Summary: "Ask for an archive", Tags: tags, DefaultStatus: http.StatusAccepted, Errors: []int{404, 422, 429},
 	}, func(ctx context.Context, in *post) (*struct{ Body exporter.Asked }, error) {
 		_, w, err := a.may(ctx, access.Auditor, in.Organization)
 		if err != nil {

@@ -24,14 +24,31 @@ var ErrNobody = errors.New("nobody answers")
 // ErrRefused is what the errors of the answering side are to the asking one.
 var ErrRefused = errors.New("refused")
 
-type refusal struct{ text string }
+// refusal is an error of the answering side. It answers to that side's sentinel, too, which is known by its text.
+type refusal struct{ text, kind string }
 
-func (r refusal) Error() string        { return r.text }
-func (r refusal) Is(target error) bool { return target == ErrRefused }
+func (r refusal) Error() string { return r.text }
+func (r refusal) Is(target error) bool {
+	return target == ErrRefused || r.kind != "" && target.Error() == r.kind
+}
 
 type answer struct {
 	Answer json.RawMessage `json:"answer,omitempty"`
 	Error  string          `json:"error,omitempty"`
+	// Kind is the text of the first of Kinds to which the error answers.
+	Kind string `json:"kind,omitempty"`
+}
+
+// Kinds are errors that the asking side tells apart with errors.Is, too.
+type Kinds []error
+
+func (k Kinds) of(err error) string {
+	for _, kind := range k {
+		if errors.Is(err, kind) {
+			return kind.Error()
+		}
+	}
+	return ""
 }
 
 // Verb is one thing that can be asked for. Make it with [On].
@@ -54,7 +71,7 @@ func On[Q, A any](name string, limit time.Duration, handle func(ctx context.Cont
 
 // Serve answers until ctx ends, and returns when the last answer is given. Questions of one verb are answered one
 // at a time; of several systems one answers each.
-func Serve(ctx context.Context, nc *nats.Conn, verbs ...Verb) error {
+func Serve(ctx context.Context, nc *nats.Conn, kinds Kinds, verbs ...Verb) error {
 	var served sync.WaitGroup
 	defer served.Wait()
 	for _, v := range verbs {
@@ -72,7 +89,7 @@ func Serve(ctx context.Context, nc *nats.Conn, verbs ...Verb) error {
 				case <-ctx.Done():
 					return
 				case msg := <-questions:
-					_ = msg.Respond(v.answer(ctx, msg.Data)) // who asked may be gone
+					_ = msg.Respond(v.answer(ctx, msg.Data, kinds)) // who asked may be gone
 				}
 			}
 		}()
@@ -81,7 +98,7 @@ func Serve(ctx context.Context, nc *nats.Conn, verbs ...Verb) error {
 	return nil
 }
 
-func (v Verb) answer(ctx context.Context, question []byte) []byte {
+func (v Verb) answer(ctx context.Context, question []byte, kinds Kinds) []byte {
 	ctx, cancel := context.WithTimeout(ctx, v.limit)
 	defer cancel()
 	var a answer
@@ -90,7 +107,7 @@ func (v Verb) answer(ctx context.Context, question []byte) []byte {
 		a.Answer, err = json.Marshal(got)
 	}
 	if err != nil {
-		a.Error = err.Error()
+		a.Error, a.Kind = err.Error(), kinds.of(err)
 	}
 	data, err := json.Marshal(a)
 	if err != nil {
@@ -121,7 +138,7 @@ func Ask[A, Q any](ctx context.Context, nc *nats.Conn, role, verb string, limit 
 		return got, fmt.Errorf("read the answer: %w", err)
 	}
 	if a.Error != "" {
-		return got, refusal{a.Error}
+		return got, refusal{a.Error, a.Kind}
 	}
 	if err := json.Unmarshal(a.Answer, &got); err != nil {
 		return got, fmt.Errorf("read the answer: %w", err)

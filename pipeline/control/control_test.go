@@ -3,6 +3,7 @@ package control_test
 import (
 	"context"
 	"errors"
+	"fmt"
 	"testing"
 	"time"
 
@@ -14,6 +15,8 @@ import (
 )
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+
+var errNegative = errors.New("it is negative")
 
 // A question is answered by one of several systems; what it is refused with is told; and that nobody is there, too.
 func TestAsk(t *testing.T) {
@@ -40,12 +43,12 @@ func TestAsk(t *testing.T) {
 	double := control.On("double", time.Second, func(_ context.Context, q int) (int, error) {
 		asked <- q
 		if q < 0 {
-			return 0, errors.New("it is negative: give a positive one")
+			return 0, fmt.Errorf("%w: give a positive one", errNegative)
 		}
 		return 2 * q, nil
 	})
 	for range 2 {
-		go func() { served <- control.Serve(ctx, nc, double) }()
+		go func() { served <- control.Serve(ctx, nc, control.Kinds{errNegative}, double) }()
 	}
 	for answered := false; !answered; { // until one of them listens
 		got, err := ask(21)
@@ -58,7 +61,7 @@ func TestAsk(t *testing.T) {
 	if n := len(asked); n != 1 {
 		t.Errorf("%d were asked", n)
 	}
-	if _, err := ask(-1); !errors.Is(err, control.ErrRefused) || err.Error() != "it is negative: give a positive one" {
+	if _, err := ask(-1); !errors.Is(err, control.ErrRefused) || !errors.Is(err, errNegative) || err.Error() != "it is negative: give a positive one" {
 		t.Errorf("got %v", err)
 	}
 	if _, err := control.Ask[int](t.Context(), nc, "exporter", "double", 5*time.Second, "nonsense"); !errors.Is(err, control.ErrRefused) {

@@ -86,7 +86,8 @@ type Saved struct {
 
 // Serve answers until ctx ends.
 func (d *Desk) Serve(ctx context.Context, nc *nats.Conn) error {
-	return control.Serve(ctx, nc,
+	kinds := control.Kinds{settings.ErrChanged, exporter.ErrNoDestination, exporter.ErrNoExport, exporter.ErrQuota}
+	return control.Serve(ctx, nc, kinds,
 		control.On("destination.list", usual, func(ctx context.Context, q ofOrganization) ([]DestinationStatus, error) {
 			return d.destinations(ctx, q.Organization)
 		}),

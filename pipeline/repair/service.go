@@ -17,7 +17,7 @@ const timeout = 10 * time.Minute
 
 // Serve answers requests until ctx ends, one at a time; of several systems one answers.
 func (r *Repairer) Serve(ctx context.Context, nc *nats.Conn) error {
-	return control.Serve(ctx, nc, control.On(verb, timeout, r.Run))
+	return control.Serve(ctx, nc, nil, control.On(verb, timeout, r.Run))
 }
 
 // Ask has a running system do what a request says.

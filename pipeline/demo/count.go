@@ -99,7 +99,7 @@ func (d *Demo) count(ctx context.Context, end time.Time, sent ids, r *Result) er
 		r.Fault = cmp.Or(r.Fault, fault)
 	}
 	r.LinkRows = link.rows()
-	uploads, err := filepath.Glob(filepath.Join(d.SFTPDir(), "*"))
+	uploads, err := filepath.Glob(filepath.Join(d.SFTPDir(), "kansa_*.zip")) // one of a later period may be on its way
 	if err != nil {
 		return fmt.Errorf("list what was uploaded: %w", err)
 	}

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"net/http"
+	"sync"
 
 	"github.com/danielgtaylor/huma/v2"
 
@@ -17,8 +18,8 @@ import (
 )
 
 // problems answers in the form of RFC 9457. A parameter that is unknown or malformed is a 400, a body that breaks a
-// rule a 422.
-func problems() {
+// rule a 422. The library has one way for the process, which is set once.
+var problems = sync.OnceFunc(func() {
 	plain := huma.NewErrorWithContext
 	huma.NewErrorWithContext = func(ctx huma.Context, status int, msg string, errs ...error) huma.StatusError {
 		if status == http.StatusUnprocessableEntity && ctx != nil && ctx.Method() == http.MethodGet {
@@ -26,7 +27,7 @@ func problems() {
 		}
 		return plain(ctx, status, msg, errs...)
 	}
-}
+})
 
 // problem is the answer to an error.
 func problem(err error) error {

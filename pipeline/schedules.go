@@ -7,7 +7,6 @@ import (
 	"log/slog"
 	"path/filepath"
 	"strings"
-	"time"
 
 	"github.com/kansa-audit/kansa/consumers/exporter"
 	"github.com/kansa-audit/kansa/pipeline/broker"
@@ -61,24 +60,14 @@ func (s *System) schedules(ctx context.Context) error {
 // followSettings brings the schedules in line with the destinations whenever one is changed, and has a look at the
 // schedule of that one at once: what waited for it need not wait for the hour at which it is due.
 func (s *System) followSettings(ctx context.Context) error {
-	for ctx.Err() == nil {
-		err := s.Settings.Watch(ctx, func(key string) {
-			id, ok := strings.CutPrefix(key, settings.DestinationPrefix)
-			if !ok {
-				return
-			}
-			organization, name, _ := strings.Cut(id, ".")
-			if err := errors.Join(s.schedules(ctx), exporter.LookAtSchedule(ctx, s.Client.JS, organization, name)); err != nil && ctx.Err() == nil {
-				s.log.Warn("schedules were not brought up to date; the next change or start does", slog.Any("error", err))
-			}
-		})
-		if err != nil && ctx.Err() == nil {
-			s.log.Warn("following the settings again", slog.Any("error", err))
-			select {
-			case <-ctx.Done():
-			case <-time.After(time.Second):
-			}
+	return s.Settings.Follow(ctx, func(key string) {
+		id, ok := strings.CutPrefix(key, settings.DestinationPrefix)
+		if !ok {
+			return
 		}
-	}
-	return nil
+		organization, name, _ := strings.Cut(id, ".")
+		if err := errors.Join(s.schedules(ctx), exporter.LookAtSchedule(ctx, s.Client.JS, organization, name)); err != nil && ctx.Err() == nil {
+			s.log.Warn("schedules were not brought up to date; the next change or start does", slog.Any("error", err))
+		}
+	})
 }

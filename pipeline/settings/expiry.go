@@ -59,30 +59,20 @@ func (r *Retentions) Expires(organization string, recordedAt time.Time) time.Tim
 
 // Follow keeps r up to date until ctx ends.
 func (r *Retentions) Follow(ctx context.Context) error {
-	for ctx.Err() == nil {
-		err := r.store.Watch(ctx, func(key string) {
-			name, ok := strings.CutPrefix(key, organizationPrefix)
-			if !ok {
-				return
-			}
-			o, err := r.store.Organization(ctx, name)
-			if err != nil {
-				r.store.Logger.Warn("retention of an organization not read; the next change or start does", slog.Any("error", err))
-				return
-			}
-			r.mu.Lock()
-			r.of[name] = o.retention()
-			r.mu.Unlock()
-		})
-		if err != nil && ctx.Err() == nil {
-			r.store.Logger.Warn("following the settings again", slog.Any("error", err))
-			select {
-			case <-ctx.Done():
-			case <-time.After(time.Second):
-			}
+	return r.store.Follow(ctx, func(key string) {
+		name, ok := strings.CutPrefix(key, organizationPrefix)
+		if !ok {
+			return
 		}
-	}
-	return nil
+		o, err := r.store.Organization(ctx, name)
+		if err != nil {
+			r.store.Logger.Warn("retention of an organization not read; the next change or start does", slog.Any("error", err))
+			return
+		}
+		r.mu.Lock()
+		defer r.mu.Unlock()
+		r.of[name] = o.retention()
+	})
 }
 
 const appliedPrefix = "applied."

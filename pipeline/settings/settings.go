@@ -156,9 +156,22 @@ func decode(data []byte, to any) error {
 	return d.Decode(to)
 }
 
-// Watch calls changed with the key of each setting that is changed or removed from now on, and of each that is there,
-// until ctx ends.
-func (s *Store) Watch(ctx context.Context, changed func(key string)) error {
+// Follow calls changed with the key of each setting that is there, and of each that is changed or removed, until ctx
+// ends. A watch that breaks is begun anew, with all keys again. It returns nil.
+func (s *Store) Follow(ctx context.Context, changed func(key string)) error {
+	for ctx.Err() == nil {
+		if err := s.watch(ctx, changed); err != nil && ctx.Err() == nil {
+			s.Logger.Warn("following the settings again", slog.Any("error", err))
+			select {
+			case <-ctx.Done():
+			case <-time.After(time.Second):
+			}
+		}
+	}
+	return nil
+}
+
+func (s *Store) watch(ctx context.Context, changed func(key string)) error {
 	w, err := s.KV.WatchAll(ctx, jetstream.MetaOnly())
 	if err != nil {
 		return fmt.Errorf("watch the settings: %w", err)

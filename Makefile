@@ -66,19 +66,21 @@ test-tools:
 	else echo "make test needs these packages: $${missing[*]}" >&2; exit 1; fi
 
 # A run of make chaos: what is drawn from, how many rounds, how many pipelines side by side; GENERATION=2 repeats one of
-# them alone, RACE=1 has the race detector look on, RESULT=file.json keeps what came of it.
+# them alone, RACE=1 has the race detector look on, RESULT=file.json keeps what came of it;
+# HEAL is how long it may take to heal after a round.
 SEED ?= 1
 ITERATIONS ?= 50
 PARALLEL ?= 3
 GENERATION ?= -1
 RACE ?=
 RESULT ?=
+HEAL ?= 1m
 CHAOS_DIR ?= $(if $(TMPDIR),$(TMPDIR),/tmp)
 chaos: engine test-tools ## break it at random points, and hold it to its promises (SEED=7 ITERATIONS=50)
 	@mkdir -p build
 	go test -c $(if $(RACE),-race) -o build/chaos.test ./pipeline/chaos
 	cd pipeline/chaos && $(CURDIR)/build/chaos.test -test.run '^TestChaos$$' -test.v -test.timeout 0 -test.parallel $(PARALLEL) \
-		-seed $(SEED) -iterations $(ITERATIONS) -generation $(GENERATION) -dir $(CHAOS_DIR) $(if $(RESULT),-result $(abspath $(RESULT)))
+		-seed $(SEED) -iterations $(ITERATIONS) -heal $(HEAL) -generation $(GENERATION) -dir $(CHAOS_DIR) $(if $(RESULT),-result $(abspath $(RESULT)))
 
 lint: ## linters, pinned in .lint
 	go tool -modfile=.lint/go.mod golangci-lint run ./...

@@ -29,15 +29,14 @@ var (
 	perStack   = flag.Int("rounds", 10, "rounds of a generation; part of what is drawn from")
 	under      = flag.String("dir", "", "where the directories of generations are made; those that fail stay")
 	keepAll    = flag.Bool("keep", false, "keep the directories of generations that went well, too")
-	resultFile = flag.String("result", "", "where to write what came of it, as JSON")
+	resultFile = flag.String("result", "", "where to write what came of it, as JSON, after each generation anew")
+	healWithin = flag.Duration("heal", time.Minute, "bounds the wait after a round, but for what faults themselves take; more on a machine that does other work")
 )
-
-// healWithin bounds the wait after a round, but for what faults themselves take.
-const healWithin = 60 * time.Second
 
 // result is what a run comes to.
 type result struct {
 	Seed        uint64         `json:"seed"`
+	Planned     int            `json:"iterations_planned"`
 	Iterations  int            `json:"iterations"`
 	Failed      int            `json:"failed"`
 	Date        string         `json:"date"`
@@ -52,17 +51,42 @@ type result struct {
 	Links       int            `json:"links_followed"`
 	Faults      map[string]int `json:"faults"`
 	LeftOut     []string       `json:"left_out"`
+	HealWithin  float64        `json:"heal_within_seconds"`
+	MedianHeal  float64        `json:"median_heal_seconds"`
+	P99Heal     float64        `json:"p99_heal_seconds"`
 	SlowestHeal float64        `json:"slowest_heal_seconds"`
 	MeanHeal    float64        `json:"mean_heal_seconds"`
 
-	mu   sync.Mutex
-	heal time.Duration
+	began time.Time
+	mu    sync.Mutex
+	heals []time.Duration
+}
+
+// write computes the figures of what has been run so far, and keeps them.
+func (r *result) write() error {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.Seconds = time.Since(r.began).Seconds()
+	if n := len(r.heals); n > 0 {
+		slices.Sort(r.heals)
+		var sum time.Duration
+		for _, h := range r.heals {
+			sum += h
+		}
+		r.MeanHeal, r.MedianHeal = sum.Seconds()/float64(n), r.heals[n/2].Seconds()
+		r.P99Heal, r.SlowestHeal = r.heals[n*99/100].Seconds(), r.heals[n-1].Seconds()
+	}
+	text, err := json.MarshalIndent(r, "", "  ")
+	if err != nil || *resultFile == "" {
+		return err
+	}
+	return os.WriteFile(*resultFile, append(text, '\n'), 0o644)
 }
 
 // TestChaos is the run. Within make test it is short, and its seed is fixed; make chaos goes on for longer.
 func TestChaos(t *testing.T) {
 	t.Parallel()
-	r := &result{Seed: *seed, Faults: map[string]int{}, LeftOut: []string{}, Date: time.Now().UTC().Format(time.RFC3339), Cores: runtime.NumCPU()}
+	r := &result{Seed: *seed, Planned: *iterations, HealWithin: healWithin.Seconds(), began: time.Now(), Faults: map[string]int{}, LeftOut: []string{}, Date: time.Now().UTC().Format(time.RFC3339), Cores: runtime.NumCPU()}
 	for _, k := range kinds {
 		if k.needs == nil {
 			continue
@@ -75,22 +99,8 @@ func TestChaos(t *testing.T) {
 			}
 		}
 	}
-	began := time.Now()
 	t.Cleanup(func() { // after all generations
-		r.Seconds = time.Since(began).Seconds()
-		if r.Iterations > 0 {
-			r.MeanHeal = r.heal.Seconds() / float64(r.Iterations)
-		}
-		text, err := json.MarshalIndent(r, "", "  ")
-		if err != nil {
-			t.Fatal(err)
-		}
-		t.Logf("%s", text)
-		if *resultFile != "" {
-			if err := os.WriteFile(*resultFile, append(text, '\n'), 0o644); err != nil {
-				t.Error(err)
-			}
-		}
+		t.Logf("%d of %d rounds, %d failed; the slowest took %.1f s to heal", r.Iterations, r.Planned, r.Failed, r.SlowestHeal)
 	})
 	for g := 0; g**perStack < *iterations; g++ {
 		if *generation >= 0 && g != *generation {
@@ -129,12 +139,12 @@ func runGeneration(t *testing.T, g, rounds int, r *result) {
 			way = "HTTP"
 		}
 		say("iteration %d: %d events by %s in %s, %d a message, tried for %s", n, p.events, way, p.pace, p.perMessage, p.retryFor)
-		ctx, cancel := context.WithTimeout(t.Context(), 5*time.Minute)
+		ctx, cancel := context.WithTimeout(t.Context(), 4*time.Minute+*healWithin)
 		err := s.round(ctx, p, a, say)
 		healing := time.Now()
 		var end time.Time
 		if err == nil {
-			end, err = s.settled(ctx, healWithin, was)
+			end, err = s.settled(ctx, *healWithin, was)
 		}
 		heal := time.Since(healing)
 		say("          settled after %s", heal.Round(time.Millisecond))
@@ -144,8 +154,7 @@ func runGeneration(t *testing.T, g, rounds int, r *result) {
 		cancel()
 		r.mu.Lock()
 		r.Iterations++
-		r.heal += heal
-		r.SlowestHeal = max(r.SlowestHeal, heal.Seconds())
+		r.heals = append(r.heals, heal)
 		for _, f := range p.faults {
 			r.Faults[f.kind]++
 		}
@@ -165,6 +174,11 @@ func runGeneration(t *testing.T, g, rounds int, r *result) {
 	if testing.Verbose() && !t.Failed() {
 		t.Logf("\n%s", history.String())
 	}
+	defer func() {
+		if err := r.write(); err != nil {
+			t.Error(err)
+		}
+	}()
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	r.Published += len(a.acked)

@@ -39,7 +39,7 @@ const (
 // Every object can be read without Kansa: age -d -i FILE.
 func Encrypt(inner *blob.Bucket, identities []age.Identity) (*blob.Bucket, error) {
 	if len(identities) == 0 {
-		return nil, fmt.Errorf("%w: there are none: make one with age-keygen or kansa key at-rest", ErrIdentities)
+		return nil, fmt.Errorf("%w: there are none: make one with kansa key generate partitions or age-keygen", ErrIdentities)
 	}
 	to, err := recipient(identities[0])
 	if err != nil {
@@ -75,6 +75,25 @@ func recipient(i age.Identity) (age.Recipient, error) {
 		return i.Recipient(), nil
 	}
 	return nil, fmt.Errorf("%w: a key of the type %T: use one that age-keygen makes", ErrIdentities, i)
+}
+
+// Decrypted returns the text of a file and its size, whether it is encrypted or not. Without a key that fits, the error
+// answers to ErrNoIdentity.
+func Decrypted(f io.ReaderAt, size int64, identities []age.Identity) (io.ReaderAt, int64, error) {
+	head := make([]byte, len(magic))
+	if n, err := f.ReadAt(head, 0); err != nil && !errors.Is(err, io.EOF) {
+		return nil, 0, err
+	} else if string(head[:n]) != magic {
+		return f, size, nil
+	}
+	if len(identities) == 0 {
+		return nil, 0, ErrNoIdentity
+	}
+	text, size, err := age.DecryptReaderAt(f, size, identities...)
+	if no := new(age.NoIdentityMatchError); errors.As(err, &no) {
+		return nil, 0, ErrNoIdentity
+	}
+	return text, size, err
 }
 
 // Reencrypt writes anew each object that is in plain or encrypted to another key than the newest, and calls each with

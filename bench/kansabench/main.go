@@ -53,6 +53,7 @@ var measurements = []measurement{
 	{"peer", (*bench).peer},
 	{"latency", (*bench).latency},
 	{"query", (*bench).query},
+	{"search", (*bench).search},
 	{"rollup", (*bench).rollup},
 	{"archive", (*bench).archive},
 	{"upload", (*bench).upload},

@@ -5,10 +5,10 @@ import (
 	"testing"
 	"time"
 
-	"github.com/nats-io/nats.go/jetstream"
 	"go.uber.org/goleak"
 
 	"github.com/kansa-audit/kansa/consumers/recording"
+	"github.com/kansa-audit/kansa/consumers/recording/recordingtest"
 	"github.com/kansa-audit/kansa/pipeline/broker"
 	"github.com/kansa-audit/kansa/schema"
 )
@@ -35,40 +35,13 @@ func TestReader(t *testing.T) {
 	if err := c.Setup(t.Context(), broker.Settings{DuplicateWindow: time.Minute, AckWait: time.Minute, Hour: time.Hour}); err != nil {
 		t.Fatal(err)
 	}
-	kv, err := c.JS.KeyValue(t.Context(), broker.BucketRecording)
-	if err != nil {
-		t.Fatal(err)
-	}
 	before, err := r.Now(t.Context())
 	if err != nil || before.Off("acme", schema.Access, time.Now()) {
 		t.Fatalf("nothing is off: %v", err)
 	}
-	turn := func(organization string, on bool) (at time.Time) {
+	turn := func(organization string, on bool) time.Time {
 		t.Helper()
-		was, err := kv.Get(t.Context(), organization)
-		var doc *schema.Recording
-		switch {
-		case errors.Is(err, jetstream.ErrKeyNotFound):
-			doc, err = schema.ParseRecording(nil, time.Time{})
-		case err == nil:
-			doc, err = schema.ParseRecording(was.Value(), was.Created())
-		}
-		if err != nil {
-			t.Fatal(err)
-		}
-		doc.Turn(schema.Access, on, "ann", "why")
-		data, err := doc.Encode()
-		if err != nil {
-			t.Fatal(err)
-		}
-		if _, err := kv.Put(t.Context(), organization, data); err != nil {
-			t.Fatal(err)
-		}
-		now, err := kv.Get(t.Context(), organization)
-		if err != nil {
-			t.Fatal(err)
-		}
-		return now.Created().UTC().Truncate(time.Microsecond)
+		return recordingtest.Turn(t, c.JS, organization, schema.Access, on)
 	}
 	off := turn("acme", false)
 	turn("globex", false)

@@ -49,7 +49,7 @@ type Manifest struct {
 	FileSHA256 string `json:"file_sha256"`
 	// MerkleRoot is that of RFC 6962 over the rows of the CSV, each with its CRLF, without the header line.
 	MerkleRoot string `json:"merkle_root"`
-	// Gaps are the intervals of this hour in which the trail was switched off.
+	// Gaps are the intervals of this hour in which not everything was recorded.
 	Gaps []Gap `json:"gaps"`
 	// Number counts the manifests of an organization and trail, from 1.
 	Number uint64 `json:"number"`
@@ -58,12 +58,32 @@ type Manifest struct {
 	Previous string `json:"previous"`
 }
 
-// Gap is an interval in which nothing was recorded on purpose.
+// ReasonOff is what the reason of a gap begins with that somebody made by switching the trail off. The others are those
+// of messages that were lost; theirs begin with "messages".
+const ReasonOff = "switched off: "
+
+// Gap is an interval of which somebody says why not everything that happened in it is here.
 type Gap struct {
 	From   time.Time `json:"from"`
 	To     time.Time `json:"to"`
 	By     string    `json:"by"`
 	Reason string    `json:"reason"`
+}
+
+// Off tells whether the trail was switched off.
+func (g *Gap) Off() bool { return strings.HasPrefix(g.Reason, ReasonOff) }
+
+// JoinGaps appends gaps to those before, in the order of their times. One that goes on over the end of an hour, and so
+// is stated by the manifests of both, is one.
+func JoinGaps(before []Gap, gaps ...Gap) []Gap {
+	for _, g := range gaps {
+		if n := len(before); n > 0 && before[n-1].To.Equal(g.From) && before[n-1].By == g.By && before[n-1].Reason == g.Reason {
+			before[n-1].To = g.To
+			continue
+		}
+		before = append(before, g)
+	}
+	return before
 }
 
 // New returns the manifest of a partition that holds nothing. What Describe and Follow do not set is the

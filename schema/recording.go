@@ -39,6 +39,8 @@ type Recording struct {
 	Version int `json:"version"`
 	// HIPAA holds every trail on.
 	HIPAA bool `json:"hipaa"`
+	// By is who stored the document.
+	By string `json:"by,omitempty"`
 	// Turns are those of each trail's switch, in their order. None are ever taken back; a trail that has none is on.
 	Turns map[Trail][]Turn `json:"turns"`
 

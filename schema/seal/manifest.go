@@ -219,7 +219,7 @@ func (m *Manifest) checkGaps() error {
 			return fmt.Errorf("gap %d is not in UTC", i)
 		case g.From.Before(at) || !g.From.Before(g.To) || g.To.After(m.HourEnd):
 			return fmt.Errorf("gap %d is not within the hour and after the one before it", i)
-		case !plain(g.By) || !plain(g.Reason):
+		case !Plain(g.By) || !Plain(g.Reason):
 			return fmt.Errorf("gap %d: by and reason have to be UTF-8 without control characters and line separators", i)
 		}
 		at = g.To
@@ -231,9 +231,9 @@ func wholeSecond(t time.Time) bool {
 	return t.Location() == time.UTC && t.Nanosecond() == 0 && t.Year() >= 1970 && t.Year() < 10000
 }
 
-// plain tells whether s is written in JSON with no escapes but those of quotes and backslashes, so that
+// Plain tells whether a manifest can state s: whether it is written in JSON with no escapes but those of quotes and backslashes, so that
 // every library writes it the same way.
-func plain(s string) bool {
+func Plain(s string) bool {
 	return utf8.ValidString(s) && !strings.ContainsFunc(s, func(r rune) bool {
 		return r < 0x20 || r == 0x7f || r == '\u2028' || r == '\u2029'
 	})

@@ -81,7 +81,7 @@ type System struct {
 
 	own      owntrail.Trail
 	settings jetstream.KeyValue
-	switches jetstream.KeyValue // of the trails
+	switches jetstream.KeyValue              // of the trails
 	measured atomic.Pointer[metrics.Sources] // set when all roles have started
 	checks   atomic.Pointer[[]health.Check]  // set when all roles have started
 	watched  map[Role]*watchdog.Queue

@@ -445,7 +445,7 @@ func (s *System) startExporter(ctx context.Context) error {
 		Receipts: &keys.Receipts{Dir: c.DataDir, Bucket: s.Bucket},
 	})
 	s.Intake = &exporter.Intake{
-		JS: s.Client.JS, Bucket: s.Bucket, States: s.States, Settings: kept, Closed: progress.Sealed, Linger: c.LinkTTL(), Record: s.own.Record,
+		JS: s.Client.JS, Bucket: s.Bucket, States: s.States, Settings: kept, Closed: progress.Sealed, Began: progress.Began, Linger: c.LinkTTL(), Record: s.own.Record,
 	}
 	if err := s.schedules(ctx); err != nil {
 		return err

@@ -170,6 +170,7 @@ func Start(ctx context.Context, o Options) (_ *System, err error) {
 	}
 	s.measured.Store(&metrics.Sources{
 		JS: s.Client.JS, Writer: s.Writer, Rollup: s.Rollup, Exporter: s.Exporter, Progress: progress, Hour: o.Config.Rollup.Hour,
+		Gateway: s.Gateway, Recording: recording.New(s.Client.JS),
 		Floor: s.floor, Disks: s.disks(), Restarts: s.restarts(),
 	})
 	checks := s.allChecks(o.Roles, progress)

@@ -70,7 +70,7 @@ function history(s, now) {
     const track = h('div', { class: 'track', role: 'img', 'aria-label': t('rec.line', { trail: word('trail', name), n: gaps.length }) });
     for (const g of gaps) {
       const bar = h('span', { title: `${time(g.from)} – ${g.to ? time(g.to) : t('rec.still')}: ${g.reason}` });
-      bar.style.left = `${(100 * Math.max(0, g.begin - start)) / span}%`;
+      bar.style.left = `min(${(100 * Math.max(0, g.begin - start)) / span}%, 100% - 3px)`; // the newest shows, too
       bar.style.width = `${(100 * Math.max(0, Math.min(g.end, now) - g.begin)) / span}%`;
       track.append(bar);
     }

@@ -61,14 +61,11 @@ func TestSwitchedOff(t *testing.T) {
 		}
 		return !ack.Unrecorded()
 	}
-	until := func(organization string, trail schema.Trail, want bool) (tries int) {
+	until := func(organization string, trail schema.Trail, want bool) {
 		t.Helper()
-		for began := time.Now(); ; tries++ {
-			if publish(organization, trail) == want {
-				return tries
-			}
+		for began := time.Now(); publish(organization, trail) != want; {
 			if time.Since(began) > patience {
-				t.Fatalf("not %t after %d events", want, tries)
+				t.Fatalf("not %t", want)
 			}
 		}
 	}

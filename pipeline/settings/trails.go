@@ -187,13 +187,24 @@ func (s *Store) SwitchTrails(ctx context.Context, organization string, want Swit
 	if err != nil {
 		return nil, err
 	}
-	if _, err := s.Trails.Update(ctx, organization, data, was.Revision); err != nil {
+	revision, err := s.Trails.Update(ctx, organization, data, was.Revision)
+	if err != nil {
 		return nil, changed(err, "keep", "trails of "+organization)
 	}
 	e := s.event("trails", "update", organization, organization, c.By, before, after)
 	e.Description = strings.TrimSpace(want.Reason)
 	s.Record(ctx, e)
-	return s.ShowTrails(ctx, organization)
+	for {
+		t, err := s.ShowTrails(ctx, organization)
+		if err != nil || t.Revision >= revision {
+			return t, err
+		}
+		select { // a copy of the bucket may be a moment behind
+		case <-ctx.Done():
+			return nil, fmt.Errorf("read the switches of the trails of %s: %w", organization, ctx.Err())
+		case <-time.After(10 * time.Millisecond):
+		}
+	}
 }
 
 func (s *SwitchTrails) check(organization string, r *schema.Recording, by string) error {

@@ -30,7 +30,7 @@ const (
 	refresh = time.Minute
 	look    = 5 * time.Second
 	// patience is how long a publisher waits for an answer.
-	patience = 250 * time.Millisecond
+	patience = time.Second
 	// Without an answer it is asked again after leastPause, and then ever later.
 	leastPause, mostPause = look, 10 * time.Minute
 	// mostFollowed bounds the organizations of one publisher; of others, the writer alone decides.

@@ -18,6 +18,7 @@ import (
 	"github.com/nats-io/nats.go"
 	"github.com/nats-io/nats.go/jetstream"
 
+	"github.com/kansa-audit/kansa/consumers/recording/recordingtest"
 	"github.com/kansa-audit/kansa/pipeline/broker"
 	"github.com/kansa-audit/kansa/pipeline/pipelinetest"
 	"github.com/kansa-audit/kansa/producers"
@@ -126,6 +127,15 @@ func TestNATSCluster(t *testing.T) {
 	if err := p.Publish(t.Context(), event); err != nil {
 		t.Errorf("acme's own event: %v", err)
 	}
+	// It is told when its trail is switched off.
+	recordingtest.Turn(t, own.JS, "acme", schema.Activity, false)
+	pipelinetest.Until(t, time.Minute, func() (bool, any) {
+		ack, err := p.PublishAsync(t.Context(), event)
+		if err == nil {
+			err = ack.Wait(t.Context())
+		}
+		return err == nil && ack.Unrecorded(), err
+	})
 	if err := p.Close(t.Context()); err != nil {
 		t.Error(err)
 	}
@@ -133,7 +143,7 @@ func TestNATSCluster(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	for _, subject := range []string{"audit.events.globex.activity", "audit.deadletter.acme", "audit.exports.acme", "$JS.API.STREAM.NAMES", "$JS.API.STREAM.DELETE.AUDIT"} {
+	for _, subject := range []string{"audit.events.globex.activity", "audit.deadletter.acme", "audit.exports.acme", "$JS.API.STREAM.NAMES", "$JS.API.DIRECT.GET.KV_kansa_recording.$KV.kansa_recording.globex", "$KV.kansa_recording.acme", "$JS.API.STREAM.DELETE.AUDIT"} {
 		ctx, cancel := context.WithTimeout(t.Context(), 300*time.Millisecond)
 		if msg, err := acme.RequestWithContext(ctx, subject, nil); err == nil {
 			t.Errorf("acme was answered on %s: %s", subject, msg.Data)

@@ -16,7 +16,7 @@ import (
 // openSettings opens what people decide. The key that seals secrets is for those alone who deliver.
 func (s *System) openSettings() *settings.Store {
 	return &settings.Store{
-		KV: s.settings, Record: s.own.Record, Logger: s.log.With(slog.String("part", "settings")),
+		KV: s.settings, Trails: s.switches, HIPAA: s.Config.Trails.HIPAA, Record: s.own.Record, Logger: s.log.With(slog.String("part", "settings")),
 		Defaults: settings.Organization{ExportsPerDay: s.Config.Exports.PerDay, RetentionDays: s.Config.Retention.Days}, Days: s.Config.Retention.Organizations,
 	}
 }

@@ -22,6 +22,7 @@ import (
 	"github.com/kansa-audit/kansa/consumers"
 	"github.com/kansa-audit/kansa/consumers/exporter"
 	"github.com/kansa-audit/kansa/consumers/exporter/mail"
+	"github.com/kansa-audit/kansa/consumers/recording"
 	"github.com/kansa-audit/kansa/consumers/rollup"
 	"github.com/kansa-audit/kansa/consumers/tally"
 	"github.com/kansa-audit/kansa/consumers/writer"
@@ -80,6 +81,7 @@ type System struct {
 
 	own      owntrail.Trail
 	settings jetstream.KeyValue
+	switches jetstream.KeyValue              // of the trails
 	measured atomic.Pointer[metrics.Sources] // set when all roles have started
 	checks   atomic.Pointer[[]health.Check]  // set when all roles have started
 	watched  map[Role]*watchdog.Queue
@@ -168,6 +170,7 @@ func Start(ctx context.Context, o Options) (_ *System, err error) {
 	}
 	s.measured.Store(&metrics.Sources{
 		JS: s.Client.JS, Writer: s.Writer, Rollup: s.Rollup, Exporter: s.Exporter, Progress: progress, Hour: o.Config.Rollup.Hour,
+		Gateway: s.Gateway, Recording: recording.New(s.Client.JS),
 		Floor: s.floor, Disks: s.disks(), Restarts: s.restarts(),
 	})
 	checks := s.allChecks(o.Roles, progress)
@@ -311,7 +314,7 @@ func encrypt(ctx context.Context, bucket *blob.Bucket, from config.Secret) (*blo
 }
 
 func (s *System) buckets(ctx context.Context) error {
-	for name, to := range map[string]*jetstream.KeyValue{broker.BucketExports: &s.States.KV, broker.BucketLinks: &s.Links.KV, broker.BucketSettings: &s.settings, broker.BucketAccess: &s.Access.KV} {
+	for name, to := range map[string]*jetstream.KeyValue{broker.BucketExports: &s.States.KV, broker.BucketLinks: &s.Links.KV, broker.BucketSettings: &s.settings, broker.BucketRecording: &s.switches, broker.BucketAccess: &s.Access.KV} {
 		kv, err := s.Client.JS.KeyValue(ctx, name)
 		if err != nil {
 			return fmt.Errorf("open bucket %s: %w", name, err)
@@ -341,7 +344,7 @@ func (s *System) startWriter(ctx context.Context) error {
 	w, err := writer.New(queue, s.Client.NC, s.Store, tally.Ledger{JS: s.Client.JS}, consumers.DeadLetters{JS: s.Client.JS}, writer.Config{
 		MaxRows: c.MaxRows, MaxBytes: c.MaxBytes, Linger: c.Linger, MaxLinger: c.MaxLinger, Inserts: c.Inserts, Memory: c.Memory,
 		AckWait: c.AckWait, InsertTimeout: c.InsertTimeout, Retention: s.retentions.Expires,
-		Window: stream.CachedInfo().Config.Duplicates, Settled: settled, Logger: s.log.With(slog.String("part", "writer")),
+		Recording: recording.New(s.Client.JS), Window: stream.CachedInfo().Config.Duplicates, Settled: settled, Logger: s.log.With(slog.String("part", "writer")),
 	})
 	if err != nil {
 		return err
@@ -408,7 +411,7 @@ func (s *System) startRollup(ctx context.Context) error {
 	floor := rollup.AckFloor{Stream: stream, Consumer: consumer, Grace: s.Config.Rollup.Grace}
 	log := s.log.With(slog.String("part", "rollup"))
 	s.Rollup, err = rollup.New(s.Store, tally.Ledger{JS: s.Client.JS}, floor, *progress, s.Bucket, s.Keys, s.Client.JS, rollup.Config{
-		Hour: s.Config.Rollup.Hour, Parallel: s.Config.Rollup.Parallel, Logger: log, Alarm: s.alarm,
+		Hour: s.Config.Rollup.Hour, Parallel: s.Config.Rollup.Parallel, Recording: recording.New(s.Client.JS), Logger: log, Alarm: s.alarm,
 	})
 	if err != nil {
 		return err
@@ -482,7 +485,7 @@ func (s *System) startExporter(ctx context.Context) error {
 		Receipts: &keys.Receipts{Dir: c.DataDir, Bucket: s.Bucket},
 	})
 	s.Intake = &exporter.Intake{
-		JS: s.Client.JS, Bucket: s.Bucket, States: s.States, Settings: kept, Closed: progress.Sealed, Linger: c.LinkTTL(), Record: s.own.Record,
+		JS: s.Client.JS, Bucket: s.Bucket, States: s.States, Settings: kept, Closed: progress.Sealed, Began: progress.Began, Linger: c.LinkTTL(), Record: s.own.Record,
 	}
 	if err := s.schedules(ctx); err != nil {
 		return err

@@ -5,6 +5,9 @@ import (
 	"testing"
 	"time"
 
+	"github.com/nats-io/nats.go"
+	"github.com/nats-io/nats.go/jetstream"
+
 	"github.com/kansa-audit/kansa/schema"
 	"github.com/kansa-audit/kansa/schema/sample"
 )
@@ -17,7 +20,16 @@ func BenchmarkAdd(b *testing.B) {
 		events[i] = source.Next()
 		events[i].ID = [16]byte{}
 	}
-	p, err := New(nil, Config{MaxEvents: 1 << 16, LingerAsync: time.Hour, MaxBuffered: 1 << 30})
+	nc, err := nats.Connect("nats://127.0.0.1:1", nats.RetryOnFailedConnect(true), nats.MaxReconnects(-1)) // nobody is there
+	if err != nil {
+		b.Fatal(err)
+	}
+	defer nc.Close()
+	js, err := jetstream.New(nc)
+	if err != nil {
+		b.Fatal(err)
+	}
+	p, err := New(js, Config{MaxEvents: 1 << 16, LingerAsync: time.Hour, MaxBuffered: 1 << 30})
 	if err != nil {
 		b.Fatal(err)
 	}

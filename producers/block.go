@@ -29,6 +29,10 @@ func (p *Publisher) PublishBlock(ctx context.Context, b Block) (Ack, error) {
 		b.Events.GiveBack()
 		return Ack{}, fmt.Errorf("publish a block: %d events of %d bytes are no message", rows, bytes)
 	}
+	if p.leftOut(b.Organization, b.Trail, rows) {
+		b.Events.GiveBack()
+		return Ack{unrecorded}, nil
+	}
 	size := min(int64(bytes)+64*int64(rows), int64(p.cfg.MaxBuffered))
 	if !p.buffer.TryAcquire(size) {
 		if err := p.waitForRoom(ctx, size); err != nil {

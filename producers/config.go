@@ -43,6 +43,12 @@ type Config struct {
 	// SpoolBytes bounds it. While it is full, publishing blocks as without one, for RetryFor at most: the error
 	// answers to spool.ErrFull then. Default 1 GiB.
 	SpoolBytes int64
+	// Unrecorded is told of events that are not sent because their trail is switched off; the call that publishes
+	// them succeeds. It is called by whoever publishes, and has to return soon. Default: nobody, they are counted.
+	//
+	// What was published before the publisher heard of the switch, or could not ask, the writer leaves out; and what is
+	// in the spool is judged by the time at which it reaches the broker.
+	Unrecorded func(organization string, trail schema.Trail, events int)
 	// Logger is told of retries; default none.
 	Logger *slog.Logger
 	// Now is the clock; default time.Now.

@@ -11,6 +11,7 @@ import (
 	"github.com/nats-io/nats.go/jetstream"
 	"golang.org/x/sync/semaphore"
 
+	"github.com/kansa-audit/kansa/producers/recording"
 	"github.com/kansa-audit/kansa/producers/spool"
 	"github.com/kansa-audit/kansa/schema"
 	"github.com/kansa-audit/kansa/schema/codec"
@@ -38,7 +39,9 @@ type Publisher struct {
 	pending map[*batch]struct{}
 	failed  error // first failure of an asynchronous event since the last Flush
 
-	acked, rejected, spooled atomic.Uint64
+	acked, rejected, spooled, unrecorded atomic.Uint64
+
+	switches *recording.Follower
 
 	spool *spool.Spool // nil if there is none
 }
@@ -84,13 +87,15 @@ func New(js jetstream.JetStream, cfg Config) (*Publisher, error) {
 		stop()
 		return nil, err
 	}
+	p.switches = recording.Follow(js)
 	return p, nil
 }
 
 // Publish stores e and returns nil when it is on the broker's disk, or in the spool, if the publisher has one and
 // the broker does not answer. An event that breaks a rule is
 // refused with an error that answers to schema.ErrInvalid and lists every fault. If ctx ends first,
-// whether e was stored is not known: publish it again with the same id.
+// whether e was stored is not known: publish it again with the same id. An event of a trail that is switched off
+// is not sent, which is no error: see Config.Unrecorded.
 func (p *Publisher) Publish(ctx context.Context, e schema.Event) error {
 	ack, err := p.add(ctx, &e, false)
 	if err != nil {
@@ -108,6 +113,28 @@ func (p *Publisher) PublishAsync(ctx context.Context, e schema.Event) (Ack, erro
 
 // Ack is the outcome of an asynchronous publish.
 type Ack struct{ b *batch }
+
+// Unrecorded tells that what was published was left out, because its trail is switched off.
+func (a Ack) Unrecorded() bool { return a.b == unrecorded }
+
+// unrecorded is the batch of all events that are left out.
+var unrecorded = func() *batch {
+	b := &batch{done: make(chan struct{})}
+	close(b.done)
+	return b
+}()
+
+// leftOut tells whether events of a trail are to be left out, and counts them.
+func (p *Publisher) leftOut(organization string, trail schema.Trail, events int) bool {
+	if !p.switches.Off(organization, trail) {
+		return false
+	}
+	p.unrecorded.Add(uint64(events))
+	if p.cfg.Unrecorded != nil {
+		p.cfg.Unrecorded(organization, trail, events)
+	}
+	return true
+}
 
 // Done is closed when the outcome is known.
 func (a Ack) Done() <-chan struct{} { return a.b.done }
@@ -127,11 +154,13 @@ type Stats struct {
 	Acked    uint64 // events on the broker's disk, or in the spool
 	Spooled  uint64 // of those, events that went into the spool
 	Rejected uint64 // events refused because they break a rule
+	// Unrecorded are events that were not sent because their trail is switched off.
+	Unrecorded uint64
 }
 
 // Stats returns the counts.
 func (p *Publisher) Stats() Stats {
-	return Stats{Acked: p.acked.Load(), Spooled: p.spooled.Load(), Rejected: p.rejected.Load()}
+	return Stats{Acked: p.acked.Load(), Spooled: p.spooled.Load(), Rejected: p.rejected.Load(), Unrecorded: p.unrecorded.Load()}
 }
 
 func (p *Publisher) add(ctx context.Context, e *schema.Event, async bool) (Ack, error) {
@@ -140,6 +169,9 @@ func (p *Publisher) add(ctx context.Context, e *schema.Event, async bool) (Ack, 
 	if err := e.Validate(now); err != nil {
 		p.rejected.Add(1)
 		return Ack{}, err
+	}
+	if p.leftOut(e.Organization, e.Trail, 1) {
+		return Ack{unrecorded}, nil
 	}
 	size := int64(eventSize(e))
 	if !p.buffer.TryAcquire(size) {
@@ -348,6 +380,7 @@ func (p *Publisher) Close(ctx context.Context) error {
 	}
 	p.stop() // after Close nothing may be on its way: what is left by now has had its time
 	p.senders.Wait()
+	p.switches.Close()
 	if p.spool != nil {
 		err = errors.Join(err, p.closeSpool())
 	}

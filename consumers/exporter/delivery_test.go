@@ -1,6 +1,7 @@
 package exporter_test
 
 import (
+	"context"
 	"errors"
 	"os"
 	"path/filepath"
@@ -143,6 +144,12 @@ func TestExportsOff(t *testing.T) {
 func (f *fixture) intake() *exporter.Intake {
 	return &exporter.Intake{
 		JS: f.client.JS, Bucket: f.bucket, States: f.states, Settings: f.settings, Closed: f.closedUntil, Linger: 7 * 24 * time.Hour, Record: f.record, Now: f.clock,
+		Began: func(_ context.Context, organization string, _ []schema.Trail) (time.Time, error) {
+			if organization == "acme" {
+				return start, nil
+			}
+			return time.Time{}, nil
+		},
 	}
 }
 
@@ -194,8 +201,11 @@ func TestIntake(t *testing.T) {
 		t.Errorf("the day after: %v", err)
 	}
 	open, err := in.Ask(t.Context(), exporter.Request{Organization: "acme", MailTo: []string{"a@example.com"}})
-	if err != nil || !open.Export.To.Equal(start.Add(24*time.Hour)) || !open.Export.From.Equal(open.Export.To.AddDate(-2, 0, 0)) || len(open.Export.Trails) != 2 {
+	if err != nil || !open.Export.To.Equal(start.Add(24*time.Hour)) || !open.Export.From.Equal(start) || len(open.Export.Trails) != 2 {
 		t.Errorf("without a range: %+v, %v", open, err)
+	}
+	if e, err := in.Estimate(t.Context(), exporter.Request{Organization: "globex"}); err != nil || !e.From.Equal(e.To.AddDate(-2, 0, 0)) {
+		t.Errorf("where nothing was recorded: %+v, %v", e, err)
 	}
 	if _, err := in.Ask(t.Context(), exporter.Request{Organization: "acme", MailTo: []string{"a@example.com"}, From: start, To: f.clock().Add(time.Hour)}); err == nil ||
 		!strings.Contains(err.Error(), "is in the future") {

@@ -24,7 +24,8 @@ import (
 type partition struct {
 	start, end time.Time
 	rows       uint64
-	gaps       int
+	trail      schema.Trail
+	gaps       []seal.Gap
 	entries    []archive.Entry // of the file, if there are events, and of the manifest, which is the last
 	source     render.Source   // of the file
 }
@@ -144,7 +145,7 @@ func readPartition(ctx context.Context, bucket *blob.Bucket, org string, o *obje
 	if p.ManifestKey() != o.key || m.Organization != org {
 		return partition{}, fmt.Errorf("manifest %s speaks of %s", o.key, p)
 	}
-	found := partition{start: p.Hour, end: p.End(), rows: m.Rows, gaps: len(m.Gaps)}
+	found := partition{start: p.Hour, end: p.End(), rows: m.Rows, trail: m.Trail, gaps: m.Gaps}
 	manifest := archive.FromBytes(o.key, p.End(), text)
 	if m.Rows == 0 {
 		found.entries = []archive.Entry{manifest}

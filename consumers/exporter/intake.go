@@ -47,6 +47,8 @@ type Intake struct {
 	States   States
 	Settings Settings
 	Closed   func(ctx context.Context, organization string, trails []schema.Trail) (time.Time, error)
+	// Began is the first hour that was recorded of any of an organization's trails, zero if there is none.
+	Began func(ctx context.Context, organization string, trails []schema.Trail) (time.Time, error)
 	// Linger is how long a finished archive answers the same request again; that of links.
 	Linger time.Duration
 	Record func(ctx context.Context, e schema.Event)
@@ -82,7 +84,8 @@ type Estimate struct {
 	Left        map[schema.Trail]int `json:"left"` // of today's exports
 }
 
-// complete fills in what r leaves open: both trails, and all that is rolled up and not older than two years.
+// complete fills in what r leaves open: both trails, and all that is rolled up, from two years ago on, but not from
+// before anything was recorded (requirement Z5).
 func (i *Intake) complete(ctx context.Context, r *Request) error {
 	if len(r.Trails) == 0 {
 		r.Trails = slices.Clone(schema.Trails)
@@ -104,6 +107,13 @@ func (i *Intake) complete(ctx context.Context, r *Request) error {
 	}
 	if r.From.IsZero() {
 		r.From = r.To.AddDate(-2, 0, 0)
+		began, err := i.Began(ctx, r.Organization, r.Trails)
+		if err != nil {
+			return fmt.Errorf("find when recording began: %w", err)
+		}
+		if began.After(r.From) && began.Before(r.To) {
+			r.From = began
+		}
 	}
 	r.From, r.To = r.From.UTC(), r.To.UTC()
 	if r.To.After(now) {

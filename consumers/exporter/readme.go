@@ -14,6 +14,7 @@ import (
 	"github.com/kansa-audit/kansa/consumers/exporter/render"
 	"github.com/kansa-audit/kansa/schema"
 	"github.com/kansa-audit/kansa/schema/codec"
+	"github.com/kansa-audit/kansa/schema/seal"
 )
 
 // Files of an archive that say what else is in it. They are not sealed.
@@ -30,15 +31,20 @@ type facts struct {
 	SealedRows uint64 // in the partitions
 	Rows       uint64 // in the archive
 	Hours      int
-	Gaps       int
 	Overflow   bool // a file beside CEF is in it
 	Example    string
+	gaps       map[schema.Trail][]seal.Gap
 }
 
 func (f *facts) add(p *partition) {
 	f.SealedRows += p.rows
 	f.Hours++
-	f.Gaps += p.gaps
+	if len(p.gaps) > 0 {
+		if f.gaps == nil {
+			f.gaps = map[schema.Trail][]seal.Gap{}
+		}
+		f.gaps[p.trail] = seal.JoinGaps(f.gaps[p.trail], p.gaps...)
+	}
 	if p.rows > 0 && f.Example == "" {
 		f.Example = p.source.Partition.Path()
 	}
@@ -139,6 +145,23 @@ func (f *facts) Choice() string {
 		all = append(all, "text "+strconv.Quote(f.Filter.Text))
 	}
 	return strings.Join(all, ", ")
+}
+
+// mostGaps bounds those that README.txt tells one by one.
+const mostGaps = 100
+
+// Gaps are the times in which not everything was recorded, as lines, trail by trail.
+func (f *facts) Gaps() []string {
+	var lines []string
+	for _, trail := range schema.Trails {
+		for _, g := range f.gaps[trail] {
+			lines = append(lines, fmt.Sprintf("%-8s  %s to %s\n      %s (%s)", trail, g.From.Format(time.RFC3339Nano), g.To.Format(time.RFC3339Nano), g.Reason, g.By))
+		}
+	}
+	if more := len(lines) - mostGaps; more > 0 {
+		lines = append(lines[:mostGaps], fmt.Sprintf("and %s more times, which the manifests state", f.Count(more)))
+	}
+	return lines
 }
 
 // Text tells that what is too long for CEF is not in the archive.

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"iter"
 	"slices"
 	"time"
 
@@ -33,8 +34,25 @@ type hour struct {
 	start    time.Time
 	length   time.Duration
 	accounts map[series]account
-	lastSeq  uint64 // of the messages in it, or before it if it has none
-	gaps     []seal.Gap
+	lastSeq  uint64                // of the messages in it, or before it if it has none
+	gaps     []seal.Gap            // in which messages were lost, of whom is not known
+	off      map[series][]seal.Gap // in which they were switched off
+}
+
+// series visits those that there is something to say of, some of them twice.
+func (h *hour) series() iter.Seq[series] {
+	return func(yield func(series) bool) {
+		for s := range h.accounts {
+			if !yield(s) {
+				return
+			}
+		}
+		for s := range h.off {
+			if !yield(s) {
+				return
+			}
+		}
+	}
 }
 
 func (h *hour) partition(s series) schema.Partition {
@@ -77,6 +95,9 @@ func (r *Rollup) account(ctx context.Context, at position, floor uint64) (*hour,
 		}
 	}
 	if h.gaps, err = r.unbroken(ctx, at, end, floor, tallies, after); err != nil {
+		return nil, err
+	}
+	if err := r.off(ctx, h); err != nil {
 		return nil, err
 	}
 	if err := r.ask(ctx, h, false); err != nil {

@@ -171,6 +171,27 @@ func (p Progress) Sealed(ctx context.Context, organization string, trails []sche
 	return until, nil
 }
 
+// Began is the first hour that any of an organization's trails has a partition for, zero if none has.
+func (p Progress) Began(ctx context.Context, organization string, trails []schema.Trail) (began time.Time, err error) {
+	for _, t := range trails {
+		entry, err := p.KV.Get(ctx, prefixKnown+series{organization, t}.key())
+		if errors.Is(err, jetstream.ErrKeyNotFound) {
+			continue
+		}
+		var first time.Time
+		if err == nil {
+			first, err = time.Parse(time.RFC3339, string(entry.Value()))
+		}
+		if err != nil {
+			return began, fmt.Errorf("look up the first hour of %s/%s: %w", organization, t, err)
+		}
+		if began.IsZero() || first.Before(began) {
+			began = first
+		}
+	}
+	return began, nil
+}
+
 func (p Progress) block(ctx context.Context, s series, hour time.Time) error {
 	if _, err := p.KV.PutString(ctx, prefixBlocked+s.key(), hour.UTC().Format(time.RFC3339)); err != nil {
 		return fmt.Errorf("block the series %s: %w", s.key(), err)

@@ -16,6 +16,7 @@ import (
 	"gocloud.dev/blob"
 	"golang.org/x/sync/errgroup"
 
+	"github.com/kansa-audit/kansa/consumers/recording"
 	"github.com/kansa-audit/kansa/schema"
 	"github.com/kansa-audit/kansa/schema/seal"
 )
@@ -48,12 +49,20 @@ type Floor interface {
 	Recorded(ctx context.Context, seq uint64) (time.Time, bool, error)
 }
 
+// Recording knows when trails were switched off. What it returns holds for every hour that was over before the call:
+// see package recording.
+type Recording interface {
+	Now(ctx context.Context) (recording.State, error)
+}
+
 // Config of a rollup. The zero value of a field means its default.
 type Config struct {
 	// Hour is the length of a partition; default one hour. It divides a day.
 	Hour time.Duration
 	// Parallel bounds the partitions made at once; default the number of cores.
 	Parallel int
+	// Recording says when trails were switched off, for the manifests. Default: never.
+	Recording Recording
 	// Alarm is told of every hour that can't be sealed because its counts disagree, or because the stream
 	// has lost messages; p is then without an organization. Default: the log has it.
 	Alarm  func(ctx context.Context, p schema.Partition, err error)
@@ -174,7 +183,8 @@ func (r *Rollup) hour(ctx context.Context, h *hour) error {
 		return err
 	}
 	unknown := false
-	for s := range h.accounts {
+	// That a trail is switched off is to be stated, too, and be it from the beginning.
+	for s := range h.series() {
 		if _, ok := known[s]; !ok {
 			if err := r.progress.learn(ctx, s, h.start); err != nil {
 				return err
@@ -284,7 +294,7 @@ func (r *Rollup) makePartition(ctx context.Context, p schema.Partition, h *hour)
 	if a.stream != a.table.Digest {
 		return nil, a.disagree(nil)
 	}
-	if m, err = r.write(ctx, p, a, h.gaps); err != nil {
+	if m, err = r.write(ctx, p, a, h.gapsOf(series{p.Organization, p.Trail})); err != nil {
 		return nil, err
 	}
 	r.partitions.Add(1)

@@ -4,17 +4,21 @@ import (
 	"bytes"
 	"context"
 	"errors"
+	"fmt"
 	"io"
+	"strings"
 	"sync"
 	"testing"
 	"time"
 
+	"github.com/google/go-cmp/cmp"
 	"github.com/klauspost/compress/gzip"
 	"github.com/nats-io/nats.go/jetstream"
 	"go.uber.org/goleak"
 	"gocloud.dev/blob"
 	"gocloud.dev/blob/memblob"
 
+	"github.com/kansa-audit/kansa/consumers/recording"
 	"github.com/kansa-audit/kansa/consumers/rollup"
 	"github.com/kansa-audit/kansa/consumers/tally"
 	"github.com/kansa-audit/kansa/pipeline/broker"
@@ -202,7 +206,8 @@ func newFixture(t *testing.T) *fixture {
 		t.Fatal(err)
 	}
 	if f.rollup, err = rollup.New(f.table, f.ledger, f.floor, rollup.Progress{KV: kv}, f.bucket, f.keys, f.client.JS, rollup.Config{
-		Alarm: func(_ context.Context, p schema.Partition, _ error) { f.alarms = append(f.alarms, p) },
+		Recording: recording.New(f.client.JS),
+		Alarm:     func(_ context.Context, p schema.Partition, _ error) { f.alarms = append(f.alarms, p) },
 	}); err != nil {
 		t.Fatal(err)
 	}
@@ -578,5 +583,80 @@ func TestHourIsDoneAgainAfterASeriesWasSeen(t *testing.T) {
 		if got != want {
 			t.Errorf("hour %d has manifest number %d, want %d", hour, got, want)
 		}
+	}
+}
+
+// switches stores a document of the switches.
+func (f *fixture) switches(t *testing.T, org, turns string) {
+	t.Helper()
+	kv, err := f.client.JS.KeyValue(t.Context(), broker.BucketRecording)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := kv.PutString(t.Context(), org, `{"version":1,"turns":{"activity":[`+turns+`]}}`); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// Requirement N2: the manifest of each hour says when its trail was switched off, by whom and why; of an empty hour
+// too, and of a trail that never recorded anything. Whoever seals it, and whenever, says the same. A loss within it is
+// told apart.
+func TestHoursInWhichATrailWasOff(t *testing.T) {
+	t.Parallel()
+	turn := func(on bool, after time.Duration, reason string) string {
+		return fmt.Sprintf(`{"on":%t,"at":%q,"by":"ann","reason":%q}`, on, start.Add(after).Format(time.RFC3339Nano), reason)
+	}
+	off, on := turn(false, 30*time.Minute, "moving house"), turn(true, 2*time.Hour+10*time.Minute, "")
+	seal := func(atOnce bool) (all [4][]seal.Gap) {
+		f := newFixture(t)
+		f.table.rows["acme"] = map[int]int{0: 3, 3: 5}
+		f.ledger.lost = 2
+		progress := rollup.Progress{KV: f.kv(t)}
+		if err := progress.Accept(t.Context(), rollup.Loss{First: 2, Last: 2, By: "bob", Reason: "ticket 17"}); err != nil {
+			t.Fatal(err)
+		}
+		f.switches(t, "globex", turn(false, time.Hour+time.Microsecond, "never needed"))
+		f.switches(t, "acme", off)
+		if !atOnce { // hour by hour, while it is still off
+			for hour := range 3 {
+				if _, err := f.advance(t, float64(hour)); err != nil {
+					t.Fatal(err)
+				}
+			}
+		}
+		f.switches(t, "acme", off+","+on)
+		if _, err := f.advance(t, 4); err != nil {
+			t.Fatal(err)
+		}
+		for hour := range all {
+			all[hour] = f.manifest(t, "acme", hour).Gaps
+		}
+		if m := f.manifest(t, "globex", 0); m != nil {
+			t.Errorf("a manifest from before globex said anything: %+v", m.Manifest)
+		}
+		if m := f.manifest(t, "globex", 3); m == nil || m.Number != 3 || len(m.Gaps) != 1 || !m.Gaps[0].To.Equal(m.HourEnd) || !m.Gaps[0].From.Equal(m.HourStart) || !m.Gaps[0].Off() {
+			t.Errorf("globex, off from the second hour on: %+v", m)
+		}
+		return all
+	}
+	early, late := seal(false), seal(true)
+	if diff := cmp.Diff(early, late); diff != "" {
+		t.Errorf("who sealed earlier says something else:\n%s", diff)
+	}
+	var text strings.Builder
+	for hour, gaps := range late {
+		for _, g := range gaps {
+			fmt.Fprintf(&text, "%d: %s–%s %s: %s\n", hour, g.From.Format("15:04:05"), g.To.Format("15:04:05"), g.By, g.Reason)
+		}
+	}
+	const want = `0: 00:01:00–00:30:00 bob: messages 2 to 2 of the stream were lost: ticket 17
+0: 00:30:00–01:00:00 ann: switched off: moving house
+1: 01:00:00–02:00:00 ann: switched off: moving house; messages 2 to 2 of the stream were lost: ticket 17 (bob)
+2: 02:00:00–02:10:02 ann: switched off: moving house
+2: 02:10:02–03:00:00 bob: messages 2 to 2 of the stream were lost: ticket 17
+3: 03:00:00–03:01:00 bob: messages 2 to 2 of the stream were lost: ticket 17
+`
+	if text.String() != want {
+		t.Errorf("got\n%s\nwant\n%s", text.String(), want)
 	}
 }

@@ -11,5 +11,8 @@
 //     broker hands the message to another writer does not begin.
 //   - An insert has a token made of its messages, so that repeating it is harmless.
 //
+// What the broker stored while its trail was switched off is left out. Before each insert the broker is asked for the
+// switches, so that every writer comes to the same result.
+//
 // The package owns the path between the two, and neither: the stream and the table are handed to it.
 package writer

@@ -110,17 +110,22 @@ func (w *Writer) insertInTime(ctx context.Context, items []*item, lookUp bool, g
 }
 
 // insert stores items and their accounts, and returns those that are safe. With lookUp it leaves out what is
-// stored already.
+// stored already. What the broker stored while its trail was switched off is left out and accounted for with no rows,
+// unless the table has it: then it stays, however it came there.
 func (w *Writer) insert(ctx context.Context, items []*item, lookUp bool) ([]*item, error) {
 	ctx, cancel := context.WithTimeout(ctx, w.cfg.InsertTimeout)
 	defer cancel()
-	have, skipped := map[uint64]int{}, 0
+	// All of items were received before this, so that it holds for them, whichever writer has them.
+	recorded, err := w.cfg.Recording.Now(ctx)
+	if err != nil {
+		return nil, err
+	}
+	have, skipped, unrecorded := map[uint64]int{}, 0, 0
 	if lookUp {
 		parts := make([]codec.Part, len(items))
 		for i, it := range items {
 			parts[i] = it.part
 		}
-		var err error
 		if have, err = w.table.StoredRows(ctx, parts); err != nil {
 			return nil, fmt.Errorf("look up what is stored: %w", err)
 		}
@@ -130,8 +135,15 @@ func (w *Writer) insert(ctx context.Context, items []*item, lookUp bool) ([]*ite
 	tallies := make([]tally.Tally, 0, len(items))
 	first, last := ^uint64(0), uint64(0)
 	for _, it := range items {
-		tallies = append(tallies, it.tally)
 		rows, stored := it.part.Block.Rows(), have[it.part.StreamSeq]
+		if stored == 0 && recorded.Off(it.part.Organization, it.part.Trail, it.part.RecordedAt) {
+			account := it.tally
+			account.Rows, account.Sum = 0, 0
+			tallies = append(tallies, account)
+			unrecorded += rows
+			continue
+		}
+		tallies = append(tallies, it.tally)
 		if stored >= rows {
 			skipped += rows
 			continue
@@ -159,6 +171,7 @@ func (w *Writer) insert(ctx context.Context, items []*item, lookUp bool) ([]*ite
 	}
 	w.stats.stored.Add(uint64(in.Rows()))
 	w.stats.skipped.Add(uint64(skipped))
+	w.stats.unrecorded.Add(uint64(unrecorded))
 	return items, nil
 }
 

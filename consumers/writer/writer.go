@@ -15,6 +15,7 @@ import (
 	"golang.org/x/sync/semaphore"
 
 	"github.com/kansa-audit/kansa/consumers"
+	"github.com/kansa-audit/kansa/consumers/recording"
 	"github.com/kansa-audit/kansa/consumers/tally"
 	"github.com/kansa-audit/kansa/schema"
 	"github.com/kansa-audit/kansa/schema/codec"
@@ -52,6 +53,12 @@ type DeadLetters interface {
 	Put(ctx context.Context, letters []consumers.DeadLetter) error
 }
 
+// Recording knows which trails are switched off. What it returns holds for every message that was received before the
+// call: see package recording.
+type Recording interface {
+	Now(ctx context.Context) (recording.State, error)
+}
+
 // Config of a writer. The zero value of a field means its default.
 type Config struct {
 	// MaxRows and MaxBytes, of messages as they were received and decoded, bound one insert. Defaults
@@ -82,6 +89,8 @@ type Config struct {
 	Settled func(ctx context.Context) (time.Time, error)
 	// Retention says when events of an organization recorded at a time expire.
 	Retention func(organization string, recordedAt time.Time) time.Time
+	// Recording says what is left out because its trail is switched off. Default: nothing.
+	Recording Recording
 	Logger    *slog.Logger
 	Now       func() time.Time
 }
@@ -126,6 +135,9 @@ func (c Config) withDefaults() (Config, error) {
 	if c.Retention == nil {
 		c.Retention = func(_ string, at time.Time) time.Time { return at.AddDate(2, 0, 0) }
 	}
+	if c.Recording == nil {
+		c.Recording = everything{}
+	}
 	if c.Logger == nil {
 		c.Logger = slog.New(slog.DiscardHandler)
 	}
@@ -166,16 +178,18 @@ type Writer struct {
 	stats   stats
 }
 
-type stats struct{ stored, skipped, rejected, inserts, failures, stuck atomic.Uint64 }
+type stats struct{ stored, skipped, rejected, unrecorded, inserts, failures, stuck atomic.Uint64 }
 
 // Stats counts since the writer was made.
 type Stats struct {
 	Stored   uint64 // events inserted
 	Skipped  uint64 // events that ClickHouse had already
 	Rejected uint64 // dead letters
-	Inserts  uint64
-	Failures uint64 // of inserts
-	Stuck    uint64 // of those, inserts that had to be left behind
+	// Unrecorded are events that were left out because their trail is switched off.
+	Unrecorded uint64
+	Inserts    uint64
+	Failures   uint64 // of inserts
+	Stuck      uint64 // of those, inserts that had to be left behind
 }
 
 // New returns a writer; see Run.
@@ -197,7 +211,7 @@ func (w *Writer) Suspect(upTo uint64) { w.suspect.Store(upTo) }
 func (w *Writer) Stats() Stats {
 	return Stats{
 		Stored: w.stats.stored.Load(), Skipped: w.stats.skipped.Load(), Rejected: w.stats.rejected.Load(),
-		Inserts: w.stats.inserts.Load(), Failures: w.stats.failures.Load(), Stuck: w.stats.stuck.Load(),
+		Unrecorded: w.stats.unrecorded.Load(), Inserts: w.stats.inserts.Load(), Failures: w.stats.failures.Load(), Stuck: w.stats.stuck.Load(),
 	}
 }
 
@@ -303,7 +317,7 @@ func (w *Writer) decode(ctx context.Context, in <-chan *item, out chan<- *item) 
 		}
 		it.size = schema.MaxMessageBytes
 		if err := w.decodeOne(ctx, it); err != nil {
-			w.cfg.Logger.Warn("dead letter failed, the message will come again", slog.Any("error", err))
+			w.cfg.Logger.Warn("what can not be stored is not settled, the message will come again", slog.Any("error", err))
 			w.release(it)
 			continue
 		}
@@ -356,6 +370,14 @@ func (w *Writer) decodeOne(ctx context.Context, it *item) error {
 	}
 	if err != nil || len(d.Rejects) > 0 {
 		it.scratch = nil // what is rejected may lie in it
+		if off, err := w.off(ctx, &it.tally); off || err != nil {
+			if off && d != nil && d.Block.Rows() > 0 {
+				w.carry(it, &m, d) // what is good is left out where it would be stored
+			} else if off {
+				w.stats.unrecorded.Add(1)
+			}
+			return err
+		}
 	}
 	if err != nil {
 		letter.Reason = err
@@ -375,6 +397,12 @@ func (w *Writer) decodeOne(ctx context.Context, it *item) error {
 	if d.Block.Rows() == 0 {
 		return nil
 	}
+	w.carry(it, &m, d)
+	return nil
+}
+
+// carry has the item hold what was decoded, and no more memory than that takes.
+func (w *Writer) carry(it *item, m *codec.Message, d *codec.Decoded) {
 	it.part = codec.Part{
 		Organization: m.Organization, Trail: m.Trail, RecordedAt: m.RecordedAt, StreamSeq: m.StreamSeq,
 		ExpiresAt: w.cfg.Retention(m.Organization, m.RecordedAt), Block: d.Block, Index: d.Index,
@@ -383,8 +411,22 @@ func (w *Writer) decodeOne(ctx context.Context, it *item) error {
 	held := min(int64(max(d.Block.Bytes(), cap(it.scratch))), it.size)
 	w.memory.Release(it.size - held)
 	it.size = held
-	return nil
 }
+
+// off tells whether the trail of a message was switched off when the broker stored it. Its dead letters would be
+// records of it, too.
+func (w *Writer) off(ctx context.Context, t *tally.Tally) (bool, error) {
+	if t.Organization == "" {
+		return false, nil
+	}
+	now, err := w.cfg.Recording.Now(ctx)
+	return now.Off(t.Organization, t.Trail, t.RecordedAt), err
+}
+
+// everything is recorded.
+type everything struct{}
+
+func (everything) Now(context.Context) (recording.State, error) { return recording.State{}, nil }
 
 func (w *Writer) bury(ctx context.Context, letters []consumers.DeadLetter) error {
 	if err := w.dead.Put(ctx, letters); err != nil {

@@ -16,6 +16,8 @@ import (
 	"go.uber.org/goleak"
 
 	"github.com/kansa-audit/kansa/consumers"
+	"github.com/kansa-audit/kansa/consumers/recording"
+	"github.com/kansa-audit/kansa/consumers/recording/recordingtest"
 	"github.com/kansa-audit/kansa/consumers/rollup"
 	"github.com/kansa-audit/kansa/consumers/tally"
 	"github.com/kansa-audit/kansa/consumers/writer"
@@ -403,4 +405,139 @@ func TestStuckInsertIsLeftBehind(t *testing.T) {
 	if s := w.Stats(); s.Stuck == 0 || s.Stored != 15 {
 		t.Errorf("counted %+v", s)
 	}
+}
+
+// Requirement Z2: what the broker stored while the trail was off is left out, by whichever of two writers has it, bad
+// events included, and is accounted for; what was recorded before stays, and after it is on again all is recorded.
+func TestSwitchedOff(t *testing.T) {
+	t.Parallel()
+	f := newFixture(t, 5*time.Second)
+	bad := func() {
+		msg := nats.NewMsg(schema.EventSubject("acme", schema.Activity))
+		msg.Header.Set(schema.HeaderContentType, codec.ContentNDJSON)
+		msg.Data = []byte("{}\n" + `{"occurred_at":"2026-11-22T04:05:06Z","source":"s","event":"e","action":"a"}` + "\n")
+		if _, err := f.client.JS.PublishMsg(t.Context(), msg); err != nil {
+			t.Fatal(err)
+		}
+		msg.Data = []byte("no JSON")
+		if _, err := f.client.JS.PublishMsg(t.Context(), msg); err != nil {
+			t.Fatal(err)
+		}
+	}
+	began := time.Now()
+	f.publish(t, 10)
+	off := recordingtest.Turn(t, f.client.JS, "acme", schema.Activity, false)
+	f.publish(t, 10) // and what is in flight when the writers hear of it
+	bad()
+	var writers []*writer.Writer
+	var stops []func()
+	for range 2 {
+		w, stop := f.run(t, writer.Config{Recording: recording.New(f.client.JS), MaxRows: 9, AckWait: 5 * time.Second, InsertTimeout: time.Second})
+		defer stop()
+		writers, stops = append(writers, w), append(stops, stop)
+	}
+	f.publish(t, 10)
+	f.settled(t)
+	on := recordingtest.Turn(t, f.client.JS, "acme", schema.Activity, true)
+	f.publish(t, 5)
+	f.settled(t)
+	stream, err := f.client.JS.Stream(t.Context(), broker.StreamAudit)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for info, err := stream.Info(t.Context()); !info.TimeStamp.After(on.Add(schema.RecordingDelay)); info, err = stream.Info(t.Context()) {
+		if err != nil {
+			t.Fatal(err)
+		}
+		select {
+		case <-t.Context().Done():
+		case <-time.After(50 * time.Millisecond):
+		}
+	}
+	f.table.mu.Lock()
+	f.table.next = []outcome{persists, fails} // looking up changes nothing
+	f.table.mu.Unlock()
+	f.publish(t, 10)
+	f.settled(t)
+	for _, stop := range stops {
+		stop()
+	}
+	if rows, twice := f.table.counts(); rows != 60 || twice != 0 {
+		t.Errorf("%d events are stored, %d of them twice; want 60 once: 30 before %s and 30 after %s", rows, twice, off, on)
+	}
+	var unrecorded, rejected uint64
+	for _, w := range writers {
+		unrecorded, rejected = unrecorded+w.Stats().Unrecorded, rejected+w.Stats().Rejected
+	}
+	if unrecorded != 60+15+2 || rejected != 0 {
+		t.Errorf("%d events were left out, %d rejected", unrecorded, rejected)
+	}
+	tallies, _, err := tally.Ledger{JS: f.client.JS}.Between(t.Context(), began.Add(-time.Minute), time.Now().Add(time.Hour))
+	if err != nil || len(tallies) != 47 {
+		t.Fatalf("%d messages are accounted for, want 47: %v", len(tallies), err)
+	}
+	for _, m := range tallies {
+		out := !m.RecordedAt.Before(off) && m.RecordedAt.Before(on.Add(schema.RecordingDelay))
+		if out != (m.Rows == 0) {
+			t.Errorf("message %d of %s has %d events", m.StreamSeq, m.RecordedAt, m.Rows)
+		}
+	}
+}
+
+// While nobody can say what is switched off, nothing is stored and nothing is left out. What the table has stays,
+// whatever the switches say.
+func TestSwitchesThatCanNotBeRead(t *testing.T) {
+	t.Parallel()
+	f := newFixture(t, 5*time.Second)
+	f.publish(t, 3)
+	w, stop := f.run(t, writer.Config{})
+	f.settled(t)
+	stop()
+	if s := w.Stats(); s.Stored != 9 {
+		t.Fatalf("counted %+v", s)
+	}
+	stream, err := f.client.JS.Stream(t.Context(), broker.StreamAudit)
+	if err != nil {
+		t.Fatal(err)
+	}
+	f.stream, err = stream.CreateConsumer(t.Context(), jetstream.ConsumerConfig{Durable: "again", AckPolicy: jetstream.AckExplicitPolicy, AckWait: 5 * time.Second})
+	if err != nil {
+		t.Fatal(err)
+	}
+	switches := &offFromTheStart{fails: 3, of: recording.New(f.client.JS)}
+	doc := []byte(`{"version":1,"turns":{"activity":[{"on":false,"at":"2020-01-01T00:00:00Z","by":"ann","reason":"clocks"}]}}`)
+	kv, err := f.client.JS.KeyValue(t.Context(), broker.BucketRecording)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := kv.Put(t.Context(), "acme", doc); err != nil {
+		t.Fatal(err)
+	}
+	f.publish(t, 2)
+	w, stop = f.run(t, writer.Config{Recording: switches, AckWait: 5 * time.Second, InsertTimeout: time.Second})
+	defer stop()
+	f.settled(t)
+	stop()
+	if rows, twice := f.table.counts(); rows != 9 || twice != 0 {
+		t.Errorf("%d events are stored, %d of them twice; want 9 once", rows, twice)
+	}
+	if s := w.Stats(); s.Skipped != 9 || s.Unrecorded != 6 || s.Failures == 0 {
+		t.Errorf("counted %+v", s)
+	}
+}
+
+// offFromTheStart fails some times.
+type offFromTheStart struct {
+	mu    sync.Mutex
+	fails int
+	of    *recording.Reader
+}
+
+func (o *offFromTheStart) Now(ctx context.Context) (recording.State, error) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	if o.fails--; o.fails >= 0 {
+		return recording.State{}, recording.ErrUnknown
+	}
+	return o.of.Now(ctx)
 }

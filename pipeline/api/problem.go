@@ -46,7 +46,7 @@ func problem(err error) error {
 	case errors.Is(err, store.ErrNoEvent), errors.Is(err, verify.ErrNoEvent), errors.Is(err, access.ErrNone), errors.Is(err, exporter.ErrNoExport),
 		errors.Is(err, exporter.ErrNoDestination):
 		return huma.Error404NotFound(err.Error())
-	case errors.Is(err, access.ErrTaken), errors.Is(err, verify.ErrNotSealed):
+	case errors.Is(err, access.ErrTaken), errors.Is(err, settings.ErrKeptOn), errors.Is(err, verify.ErrNotSealed):
 		return huma.Error409Conflict(err.Error())
 	case errors.Is(err, settings.ErrChanged):
 		return huma.Error412PreconditionFailed(err.Error())

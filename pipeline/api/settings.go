@@ -64,6 +64,7 @@ type list[T any] struct {
 func (a *audit) settings() {
 	a.destinations()
 	a.organizations()
+	a.trails()
 	a.exports()
 	a.people()
 }
@@ -192,6 +193,47 @@ func (a *audit) organizations() {
 			}
 			return &tagged[settings.Organization]{etag(o.Meta.Revision), *o}, nil
 		})
+}
+
+// trails registers the switches (requirements Z1, Z2, Z3).
+func (a *audit) trails() {
+	const path = "/api/v1/organizations/{organization}/trails"
+	tags := []string{"organizations"}
+	register(a, huma.Operation{OperationID: "get-trails", Method: http.MethodGet, Path: path, Summary: "Which trails are recorded, and when they were not", Tags: tags},
+		func(ctx context.Context, in *Of) (*tagged[settings.Trails], error) {
+			_, w, err := a.may(ctx, access.Auditor, in.Organization)
+			if err != nil {
+				return nil, err
+			}
+			t, err := a.ask(w).Trails(ctx, in.Organization)
+			if err != nil {
+				return nil, err
+			}
+			return &tagged[settings.Trails]{etag(t.Revision), *t}, nil
+		})
+	type put struct {
+		Of
+		Revised
+		Body settings.SwitchTrails
+	}
+	register(a, huma.Operation{
+		OperationID: "put-trails", Method: http.MethodPut, Path: path, Summary: "Switch trails on or off, or HIPAA, which holds them on; what is left out stays", Tags: tags,
+		Errors: []int{409, 412, 422},
+	}, func(ctx context.Context, in *put) (*tagged[settings.Trails], error) {
+		_, w, err := a.may(ctx, access.Admin, in.Organization)
+		if err != nil {
+			return nil, err
+		}
+		revision, err := in.revision()
+		if err != nil {
+			return nil, err
+		}
+		t, err := a.ask(w).SwitchTrails(ctx, in.Organization, in.Body, revision)
+		if err != nil {
+			return nil, err
+		}
+		return &tagged[settings.Trails]{etag(t.Revision), *t}, nil
+	})
 }
 
 // ExportBody asks for an archive.

@@ -33,6 +33,8 @@ const (
 
 	BucketSettings = "kansa_settings" // what people decide: see package settings
 	BucketAccess   = "kansa_access"   // users, keys and sessions: see package access
+
+	BucketRecording = schema.RecordingBucket // the switches of the trails: see package settings
 )
 
 const (
@@ -114,6 +116,14 @@ func (c *Client) Setup(ctx context.Context, s Settings) error {
 		if _, err := c.JS.CreateOrUpdateKeyValue(ctx, cfg); err != nil {
 			return fmt.Errorf("set up bucket %s: %w", bucket, err)
 		}
+	}
+	recording := jetstream.KeyValueConfig{
+		Bucket: BucketRecording, History: 1, Storage: jetstream.FileStorage, Replicas: base.Replicas,
+		// Publishers hear at once that there is something new.
+		RePublish: &jetstream.RePublish{Source: schema.RecordingKeys + ".*", Destination: schema.SubjectRecording + ".{{wildcard(1)}}", HeadersOnly: true},
+	}
+	if _, err := c.JS.CreateOrUpdateKeyValue(ctx, recording); err != nil {
+		return fmt.Errorf("set up bucket %s: %w", BucketRecording, err)
 	}
 	return c.Schedule(ctx, Schedule{Subject: subjectTickSchedule, Target: subjectTick, Every: s.Hour})
 }

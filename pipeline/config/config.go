@@ -39,6 +39,7 @@ type Config struct {
 	ClickHouse ClickHouse `yaml:"clickhouse"`
 	Engine     Engine     `yaml:"engine"`
 	Writer     Writer     `yaml:"writer"`
+	Trails     Trails     `yaml:"trails"`
 	Retention  Retention  `yaml:"retention"`
 	Rollup     Rollup     `yaml:"rollup"`
 	Partitions Partitions `yaml:"partitions"`
@@ -129,6 +130,12 @@ type Writer struct {
 	AckWait time.Duration `yaml:"ack_wait"`
 	// InsertTimeout bounds one insert: at most half of AckWait, so that a stalled writer can't finish after another took over.
 	InsertTimeout time.Duration `yaml:"insert_timeout"`
+}
+
+// Trails are what is recorded of organizations that never switched anything: all of it.
+type Trails struct {
+	// HIPAA holds the trails on of every organization that did not decide otherwise: they can't be switched off.
+	HIPAA bool `yaml:"hipaa"`
 }
 
 // Retention says for how many days events are kept, unless an organization decides otherwise.

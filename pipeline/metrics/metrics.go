@@ -16,10 +16,12 @@ import (
 	"github.com/prometheus/client_golang/prometheus/promhttp"
 
 	"github.com/kansa-audit/kansa/consumers/exporter"
+	"github.com/kansa-audit/kansa/consumers/recording"
 	"github.com/kansa-audit/kansa/consumers/rollup"
 	"github.com/kansa-audit/kansa/consumers/writer"
 	"github.com/kansa-audit/kansa/pipeline/broker"
 	"github.com/kansa-audit/kansa/pipeline/health"
+	"github.com/kansa-audit/kansa/producers/gateway"
 )
 
 // Sources are what the metrics are of. A part that is nil is not in this process.
@@ -29,7 +31,10 @@ type Sources struct {
 	Rollup   *rollup.Rollup
 	Progress *rollup.Progress
 	Exporter *exporter.Exporter
-	Hour     time.Duration
+	Gateway  *gateway.Gateway
+	// Recording knows which trails are off.
+	Recording *recording.Reader
+	Hour      time.Duration
 	// Floor is the writer's.
 	Floor *health.Floor
 	Disks []health.Disk
@@ -66,8 +71,12 @@ var (
 	stored       = desc("writer_events_stored_total", "Events that this process stored.")
 	skipped      = desc("writer_events_skipped_total", "Events that were stored already and left out.")
 	rejected     = desc("writer_events_rejected_total", "Events that this process put on the dead letters.")
+	unrecorded   = desc("writer_events_unrecorded_total", "Events that this process left out because their trail is switched off.")
 	inserts      = desc("writer_inserts_total", "Inserts that succeeded.")
 	insertErrors = desc("writer_insert_errors_total", "Inserts that failed and were tried again.")
+
+	gatewayUnrecorded = desc("gateway_events_unrecorded_total", "Events that this gateway took and left out because their trail is switched off.")
+	trailsOff         = desc("trails_off", "Trails that are switched off.")
 
 	rolledUpUntil = desc("rollup_done_until_timestamp_seconds", "All hours before this time are rolled up.")
 	rollupLag     = desc("rollup_lag_seconds", "Time since the end of the last hour that is rolled up.")
@@ -89,7 +98,8 @@ type collector struct {
 func (c *collector) Describe(out chan<- *prometheus.Desc) {
 	for _, d := range []*prometheus.Desc{
 		streamMessages, streamBytes, streamLimit, lagMessages, lagSeconds, redelivered, deadLetters, stored, skipped, rejected, inserts,
-		insertErrors, rolledUpUntil, rollupLag, partitions, alarms, blocked, deliveries, floorAge, restarts, diskFree,
+		insertErrors, rolledUpUntil, rollupLag, partitions, alarms, blocked, deliveries, floorAge, restarts, diskFree, unrecorded, gatewayUnrecorded,
+		trailsOff,
 	} {
 		out <- d
 	}
@@ -108,7 +118,7 @@ func (c *collector) Collect(out chan<- prometheus.Metric) {
 	count := func(d *prometheus.Desc, v uint64, labels ...string) {
 		out <- prometheus.MustNewConstMetric(d, prometheus.CounterValue, float64(v), labels...)
 	}
-	if err := errors.Join(s.streams(ctx, gauge), s.consumers(ctx, gauge), s.rollup(ctx, gauge)); err != nil {
+	if err := errors.Join(s.streams(ctx, gauge), s.consumers(ctx, gauge), s.rollup(ctx, gauge), s.trails(ctx, gauge)); err != nil {
 		c.log.Warn("metrics are not complete", slog.Any("error", err))
 	}
 	if w := s.Writer; w != nil {
@@ -116,8 +126,12 @@ func (c *collector) Collect(out chan<- prometheus.Metric) {
 		count(stored, st.Stored)
 		count(skipped, st.Skipped)
 		count(rejected, st.Rejected)
+		count(unrecorded, st.Unrecorded)
 		count(inserts, st.Inserts)
 		count(insertErrors, st.Failures)
+	}
+	if g := s.Gateway; g != nil {
+		count(gatewayUnrecorded, g.Stats().Unrecorded)
 	}
 	if s.Floor != nil {
 		age, _, _ := s.Floor.Age()
@@ -198,6 +212,18 @@ func (s *Sources) age(ctx context.Context, info *jetstream.ConsumerInfo) (time.D
 		return 0, err
 	}
 	return max(0, info.TimeStamp.Sub(msg.Time)), nil
+}
+
+func (s *Sources) trails(ctx context.Context, gauge gauger) error {
+	if s.Recording == nil {
+		return nil
+	}
+	now, err := s.Recording.Now(ctx)
+	if err != nil {
+		return err
+	}
+	gauge(trailsOff, float64(now.Trails()))
+	return nil
 }
 
 func (s *Sources) rollup(ctx context.Context, gauge gauger) error {

@@ -71,6 +71,11 @@ type (
 		Organization settings.Organization `json:"organization"`
 		By           string                `json:"by"`
 	}
+	switchTrails struct {
+		Organization string                `json:"organization"`
+		Switch       settings.SwitchTrails `json:"switch"`
+		Change       settings.Change       `json:"change"`
+	}
 	revoke struct {
 		ID string `json:"id"`
 		By string `json:"by"`
@@ -86,7 +91,7 @@ type Saved struct {
 
 // Serve answers until ctx ends.
 func (d *Desk) Serve(ctx context.Context, nc *nats.Conn) error {
-	kinds := control.Kinds{settings.ErrChanged, exporter.ErrNoDestination, exporter.ErrNoExport, exporter.ErrQuota}
+	kinds := control.Kinds{settings.ErrChanged, settings.ErrKeptOn, exporter.ErrNoDestination, exporter.ErrNoExport, exporter.ErrQuota}
 	return control.Serve(ctx, nc, kinds,
 		control.On("destination.list", usual, func(ctx context.Context, q ofOrganization) ([]DestinationStatus, error) {
 			return d.destinations(ctx, q.Organization)
@@ -113,6 +118,13 @@ func (d *Desk) Serve(ctx context.Context, nc *nats.Conn) error {
 		}),
 		control.On("organization.save", usual, func(ctx context.Context, q saveOrganization) (*settings.Organization, error) {
 			return d.Settings.SaveOrganization(ctx, q.Organization, q.By)
+		}),
+		control.On("trails.list", usual, func(ctx context.Context, _ nothing) ([]settings.Trails, error) { return d.Settings.ListTrails(ctx) }),
+		control.On("trails.show", usual, func(ctx context.Context, q ofOrganization) (*settings.Trails, error) {
+			return d.Settings.ShowTrails(ctx, q.Organization)
+		}),
+		control.On("trails.switch", usual, func(ctx context.Context, q switchTrails) (*settings.Trails, error) {
+			return d.Settings.SwitchTrails(ctx, q.Organization, q.Switch, q.Change)
 		}),
 		control.On("export.ask", long, func(ctx context.Context, q exporter.Request) (*exporter.Asked, error) { return d.Intake.Ask(ctx, q) }),
 		control.On("export.estimate", long, func(ctx context.Context, q exporter.Request) (*exporter.Estimate, error) {
@@ -223,6 +235,21 @@ func (c Client) Organization(ctx context.Context, name string) (*settings.Organi
 // SaveOrganization keeps o.
 func (c Client) SaveOrganization(ctx context.Context, o settings.Organization) (*settings.Organization, error) {
 	return ask[*settings.Organization](ctx, c, "organization.save", usual, saveOrganization{o, c.By})
+}
+
+// AllTrails lists what the organizations record that ever switched something.
+func (c Client) AllTrails(ctx context.Context) ([]settings.Trails, error) {
+	return ask[[]settings.Trails](ctx, c, "trails.list", usual, nothing{})
+}
+
+// Trails returns what an organization records.
+func (c Client) Trails(ctx context.Context, organization string) (*settings.Trails, error) {
+	return ask[*settings.Trails](ctx, c, "trails.show", usual, ofOrganization{organization})
+}
+
+// SwitchTrails turns switches, in place of a revision.
+func (c Client) SwitchTrails(ctx context.Context, organization string, want settings.SwitchTrails, revision uint64) (*settings.Trails, error) {
+	return ask[*settings.Trails](ctx, c, "trails.switch", usual, switchTrails{organization, want, settings.Change{By: c.By, Revision: revision}})
 }
 
 // AskExport asks for an archive.

@@ -1,9 +1,10 @@
-// Package settings keeps what people decide while the system runs: destinations, and the rules of each
-// organization. A setting is kept whole, with a revision: who changes one says which revision he saw, so that of
+// Package settings keeps what people decide while the system runs: destinations, the rules of each organization, and
+// the switches of its trails. A setting is kept whole, with a revision: who changes one says which revision he saw, so that of
 // two at once one is told. Every change is checked before it is kept, and told to the system's own trail with
 // what was there before and after it, without secrets.
 //
-// It owns the bucket of settings, the form of its documents and their upgrades, and the sealing of secrets. It
+// It owns the bucket of settings, the form of its documents and their upgrades, and the sealing of secrets. The
+// switches lie in a bucket of their own, in the form of package schema, since others than us read them. It
 // delivers nothing and obeys nothing: others look here each time they need to know.
 package settings
 
@@ -28,6 +29,9 @@ var ErrChanged = errors.New("the setting was changed meanwhile")
 type Store struct {
 	KV  jetstream.KeyValue
 	Box *Box
+	// Trails has the switches of the trails: see SwitchTrails. HIPAA holds for organizations that never switched one.
+	Trails jetstream.KeyValue
+	HIPAA  bool
 	// Record tells the own trail of changes.
 	Record func(ctx context.Context, e schema.Event)
 	Logger *slog.Logger
@@ -133,6 +137,10 @@ func (s *Store) now() time.Time {
 
 // tell puts a change into the own trail. before is nil for what is new, after for what is gone.
 func (s *Store) tell(ctx context.Context, kind, action, id, organization, by string, before, after any) {
+	s.Record(ctx, s.event(kind, action, id, organization, by, before, after))
+}
+
+func (s *Store) event(kind, action, id, organization, by string, before, after any) schema.Event {
 	e := schema.Event{
 		Event: kind + "." + action + "d", Action: action, Target: schema.Target{Type: kind, ID: id}, Actor: schema.Actor{Type: "user", ID: by},
 		Attributes: map[string]string{"organization": organization},
@@ -146,7 +154,7 @@ func (s *Store) tell(ctx context.Context, kind, action, id, organization, by str
 			s.Logger.Error("change of a setting is told without its values", slog.String("setting", id), slog.Any("error", err))
 		}
 	}
-	s.Record(ctx, e)
+	return e
 }
 
 // decode reads a value strictly.

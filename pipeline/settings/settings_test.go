@@ -52,6 +52,9 @@ func open(t *testing.T) *fixture {
 	if f.Box, err = settings.OpenBox(f.key); err != nil {
 		t.Fatal(err)
 	}
+	if f.Store.Trails, err = c.JS.KeyValue(t.Context(), broker.BucketRecording); err != nil {
+		t.Fatal(err)
+	}
 	if f.KV, err = c.JS.KeyValue(t.Context(), broker.BucketSettings); err != nil {
 		t.Fatal(err)
 	}

@@ -52,6 +52,7 @@ func chain(links []link, broken []string, o Options, r *Report) Series {
 	s := Series{
 		Organization: first.Organization, Trail: first.Trail, From: first.HourStart, To: last.HourEnd,
 		First: first.Number, Last: last.Number, Continues: first.Previous, Hours: uint64(len(links)),
+		Gaps: seal.JoinGaps([]seal.Gap{}, first.Gaps...),
 	}
 	fault := func(l link, format string, v ...any) { r.fault(l.name, hourOf(l.Sealed), ErrChain, format, v...) }
 	if o.FromStart && first.Number != 1 {
@@ -61,6 +62,7 @@ func chain(links []link, broken []string, o Options, r *Report) Series {
 	for i := 1; i < len(links); i++ {
 		a, b := links[i-1], links[i]
 		s.Rows += b.Rows
+		s.Gaps = seal.JoinGaps(s.Gaps, b.Gaps...)
 		missing := b.Number - a.Number - 1
 		switch {
 		case b.Number <= a.Number || b.HourStart.Before(a.HourEnd):

@@ -44,7 +44,7 @@ func verifyProof(data []byte, o Options, r *Report) {
 	}
 	r.Rows, r.Hours, r.CSVBytes = 1, 1, int64(len(p.Row))
 	r.Series = append(r.Series, Series{
-		Organization: s.Organization, Trail: s.Trail, From: s.HourStart, To: s.HourEnd, First: s.Number, Last: s.Number, Continues: s.Previous, Hours: 1, Rows: 1,
+		Organization: s.Organization, Trail: s.Trail, From: s.HourStart, To: s.HourEnd, First: s.Number, Last: s.Number, Continues: s.Previous, Hours: 1, Rows: 1, Gaps: s.Gaps,
 	})
 	r.Event = map[string]string{}
 	rows := seal.NewRows(s.Partition(), codec.CSVColumns)

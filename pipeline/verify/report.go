@@ -56,6 +56,9 @@ type Series struct {
 	Continues string `json:"continues,omitempty"`
 	Hours     uint64 `json:"hours"`
 	Rows      uint64 `json:"rows"`
+	// Gaps are the intervals in which not everything was recorded, as the manifests state them; one that goes on over
+	// several hours is one.
+	Gaps []seal.Gap `json:"gaps"`
 }
 
 // Report is what was found.

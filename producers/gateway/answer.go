@@ -16,10 +16,12 @@ import (
 
 // result is what became of one event.
 type result struct {
-	Index  int     `json:"index"`
-	ID     string  `json:"id,omitempty"`
-	Status int     `json:"status"` // 202; 422 for the event's faults, 403, or 503 to send it again
-	Errors []fault `json:"errors,omitempty"`
+	Index  int    `json:"index"`
+	ID     string `json:"id,omitempty"`
+	Status int    `json:"status"` // 202; 422 for the event's faults, 403, or 503 to send it again
+	// NotRecorded tells that the event's trail is switched off: there is nothing wrong with it, and it was left out.
+	NotRecorded bool    `json:"not_recorded,omitempty"`
+	Errors      []fault `json:"errors,omitempty"`
 }
 
 // fault is a schema.Fault whose texts do not lie in the body, and are cut.
@@ -95,10 +97,12 @@ func copyFault(f *schema.Fault) fault {
 
 // summary is the answer to a request of which something was accepted.
 type summary struct {
-	RequestID string          `json:"request_id"`
-	Accepted  int             `json:"accepted"`
-	Rejected  int             `json:"rejected,omitempty"`
-	Results   json.RawMessage `json:"results,omitempty"`
+	RequestID string `json:"request_id"`
+	Accepted  int    `json:"accepted"`
+	Rejected  int    `json:"rejected,omitempty"`
+	// NotRecorded counts those of Accepted whose trail is switched off.
+	NotRecorded int             `json:"not_recorded,omitempty"`
+	Results     json.RawMessage `json:"results,omitempty"`
 }
 
 func (rq *request) answer(w http.ResponseWriter) error {
@@ -114,7 +118,7 @@ func (rq *request) answer(w http.ResponseWriter) error {
 	if rq.failure != nil {
 		w.Header().Set("Retry-After", strconv.Itoa(retryAfter))
 	}
-	body, err := json.Marshal(summary{rq.id, rq.accepted, rq.rejected, results})
+	body, err := json.Marshal(summary{rq.id, rq.accepted, rq.rejected, rq.unrecorded, results})
 	if err != nil { // nothing in it can fail
 		panic(err)
 	}
@@ -168,10 +172,14 @@ func (rq *request) results() json.RawMessage {
 	if rq.rejected == 0 && !rq.all {
 		return nil
 	}
-	failed := map[int]string{}
+	failed, left := map[int]string{}, map[int]bool{}
 	for i := range rq.sent {
-		if s := &rq.sent[i]; s.err != nil {
-			for _, index := range s.index {
+		s := &rq.sent[i]
+		if s.err == nil && !s.ack.Unrecorded() {
+			continue
+		}
+		for _, index := range s.index {
+			if left[int(index)] = s.err == nil; s.err != nil {
 				failed[int(index)] = describe(s.err)
 			}
 		}
@@ -195,6 +203,7 @@ func (rq *request) results() json.RawMessage {
 		} else if !rq.all {
 			continue
 		}
+		r.NotRecorded = left[i]
 		if len(out) > 1 {
 			out = append(out, ',')
 		}
@@ -205,7 +214,11 @@ func (rq *request) results() json.RawMessage {
 				out = append(append(append(out, `,"id":"`...), r.ID...), '"')
 			}
 			out = append(out, `,"status":`...)
-			out = append(strconv.AppendInt(out, int64(r.Status), 10), '}')
+			out = strconv.AppendInt(out, int64(r.Status), 10)
+			if r.NotRecorded {
+				out = append(out, `,"not_recorded":true`...)
+			}
+			out = append(out, '}')
 			continue
 		}
 		one, err := json.Marshal(r)

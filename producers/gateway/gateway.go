@@ -26,7 +26,7 @@ type Gateway struct {
 	known     known
 	requests  atomic.Int64
 
-	accepted, rejected atomic.Uint64
+	accepted, rejected, unrecorded atomic.Uint64
 }
 
 // New returns a gateway in front of a publisher. The publisher's RetryFor is how long a request waits for a
@@ -45,11 +45,13 @@ func New(publisher *producers.Publisher, cfg Config) (*Gateway, error) {
 type Stats struct {
 	Accepted uint64 // events on the broker's disk
 	Rejected uint64 // events told not to be
+	// Unrecorded are events that were taken and left out, because their trail is switched off.
+	Unrecorded uint64
 }
 
 // Stats returns the counts.
 func (g *Gateway) Stats() Stats {
-	return Stats{Accepted: g.accepted.Load(), Rejected: g.rejected.Load()}
+	return Stats{Accepted: g.accepted.Load(), Rejected: g.rejected.Load(), Unrecorded: g.unrecorded.Load()}
 }
 
 // ServeHTTP implements [http.Handler].

@@ -66,6 +66,7 @@ type request struct {
 	rejects []reject
 
 	accepted, rejected int
+	unrecorded         int   // of those accepted, whose trail is switched off
 	failure            error // the first one of the broker
 }
 
@@ -335,12 +336,16 @@ func (rq *request) wait(ctx context.Context) {
 		}
 		if s.err == nil {
 			rq.accepted += len(s.index)
+			if s.ack.Unrecorded() {
+				rq.unrecorded += len(s.index)
+			}
 		} else if rq.failure == nil {
 			rq.failure = s.err
 		}
 	}
 	rq.rejected = len(rq.in.IDs) - rq.accepted
-	rq.g.accepted.Add(uint64(rq.accepted))
+	rq.g.accepted.Add(uint64(rq.accepted - rq.unrecorded))
+	rq.g.unrecorded.Add(uint64(rq.unrecorded))
 	rq.g.rejected.Add(uint64(rq.rejected))
 }
 

@@ -49,7 +49,7 @@ type Manifest struct {
 	FileSHA256 string `json:"file_sha256"`
 	// MerkleRoot is that of RFC 6962 over the rows of the CSV, each with its CRLF, without the header line.
 	MerkleRoot string `json:"merkle_root"`
-	// Gaps are the intervals of this hour in which the trail was switched off.
+	// Gaps are the intervals of this hour in which not everything was recorded.
 	Gaps []Gap `json:"gaps"`
 	// Number counts the manifests of an organization and trail, from 1.
 	Number uint64 `json:"number"`
@@ -58,12 +58,32 @@ type Manifest struct {
 	Previous string `json:"previous"`
 }
 
-// Gap is an interval in which nothing was recorded on purpose.
+// ReasonOff is what the reason of a gap begins with that somebody made by switching the trail off. The others are those
+// of messages that were lost; theirs begin with "messages".
+const ReasonOff = "switched off: "
+
+// Gap is an interval of which somebody says why not everything that happened in it is here.
 type Gap struct {
 	From   time.Time `json:"from"`
 	To     time.Time `json:"to"`
 	By     string    `json:"by"`
 	Reason string    `json:"reason"`
+}
+
+// Off tells whether the trail was switched off.
+func (g *Gap) Off() bool { return strings.HasPrefix(g.Reason, ReasonOff) }
+
+// JoinGaps appends gaps to those before, in the order of their times. One that goes on over the end of an hour, and so
+// is stated by the manifests of both, is one.
+func JoinGaps(before []Gap, gaps ...Gap) []Gap {
+	for _, g := range gaps {
+		if n := len(before); n > 0 && before[n-1].To.Equal(g.From) && before[n-1].By == g.By && before[n-1].Reason == g.Reason {
+			before[n-1].To = g.To
+			continue
+		}
+		before = append(before, g)
+	}
+	return before
 }
 
 // New returns the manifest of a partition that holds nothing. What Describe and Follow do not set is the
@@ -199,7 +219,7 @@ func (m *Manifest) checkGaps() error {
 			return fmt.Errorf("gap %d is not in UTC", i)
 		case g.From.Before(at) || !g.From.Before(g.To) || g.To.After(m.HourEnd):
 			return fmt.Errorf("gap %d is not within the hour and after the one before it", i)
-		case !plain(g.By) || !plain(g.Reason):
+		case !Plain(g.By) || !Plain(g.Reason):
 			return fmt.Errorf("gap %d: by and reason have to be UTF-8 without control characters and line separators", i)
 		}
 		at = g.To
@@ -211,9 +231,9 @@ func wholeSecond(t time.Time) bool {
 	return t.Location() == time.UTC && t.Nanosecond() == 0 && t.Year() >= 1970 && t.Year() < 10000
 }
 
-// plain tells whether s is written in JSON with no escapes but those of quotes and backslashes, so that
+// Plain tells whether a manifest can state s: whether it is written in JSON with no escapes but those of quotes and backslashes, so that
 // every library writes it the same way.
-func plain(s string) bool {
+func Plain(s string) bool {
 	return utf8.ValidString(s) && !strings.ContainsFunc(s, func(r rune) bool {
 		return r < 0x20 || r == 0x7f || r == '\u2028' || r == '\u2029'
 	})

@@ -51,7 +51,7 @@ func (r *Receipt) check() error {
 	for field, text := range map[string]string{
 		"export": r.Export, "destination": r.Destination, "address": r.Address, "user": r.User, "host_key": r.HostKey, "path": r.Path, "name": r.Name,
 	} {
-		if text == "" || !plain(text) {
+		if text == "" || !Plain(text) {
 			return fmt.Errorf("%s is %q", field, text)
 		}
 	}

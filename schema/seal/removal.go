@@ -44,7 +44,7 @@ func (r *Removal) check() error {
 		return errors.New("time is not in whole seconds of UTC")
 	case r.Time.Before(r.HourEnd):
 		return errors.New("it was removed before its hour had ended")
-	case r.Reason == "" || !plain(r.Reason):
+	case r.Reason == "" || !Plain(r.Reason):
 		return errors.New("there is no reason, or it is no line of text")
 	case len(r.Manifest) != 64:
 		return errors.New("manifest is no SHA-256")

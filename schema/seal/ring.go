@@ -50,7 +50,7 @@ func (r *Rotation) check() error {
 		return errors.New("time is not in whole seconds of UTC")
 	}
 	for _, key := range []string{r.OldKey, r.NewKey} {
-		if _, err := note.NewVerifier(key); err != nil || !plain(key) {
+		if _, err := note.NewVerifier(key); err != nil || !Plain(key) {
 			return fmt.Errorf("%q is no verifier key", key)
 		}
 	}

@@ -3,10 +3,13 @@ package main
 import (
 	"encoding/json"
 	"fmt"
+	"slices"
 	"strings"
 	"text/tabwriter"
 	"time"
 
+	"github.com/kansa-audit/kansa/pipeline/broker"
+	"github.com/kansa-audit/kansa/pipeline/operator"
 	"github.com/kansa-audit/kansa/pipeline/settings"
 	"github.com/kansa-audit/kansa/schema"
 )
@@ -29,11 +32,7 @@ func (c *organizationShowCmd) Run(e *env) error {
 		return err
 	}
 	defer client.Close()
-	o, err := operatorOf(client).Organization(e.ctx, c.Name)
-	if err != nil {
-		return err
-	}
-	return printOrganizations(e, []settings.Organization{*o}, c.JSON)
+	return showOrganizations(e, client, []string{c.Name}, c.JSON)
 }
 
 type organizationListCmd struct {
@@ -51,7 +50,19 @@ func (c *organizationListCmd) Run(e *env) error {
 	if err != nil {
 		return err
 	}
-	return printOrganizations(e, all, c.JSON)
+	switched, err := operatorOf(client).AllTrails(e.ctx)
+	if err != nil {
+		return err
+	}
+	var names []string
+	for i := range all {
+		names = append(names, all[i].Name)
+	}
+	for i := range switched {
+		names = append(names, switched[i].Organization)
+	}
+	slices.Sort(names)
+	return showOrganizations(e, client, slices.Compact(names), c.JSON)
 }
 
 type organizationSetCmd struct {
@@ -64,6 +75,7 @@ type organizationSetCmd struct {
 	RetentionBytes *int64   `placeholder:"BYTES" help:"How many bytes of CSV are kept; 0 is no bound."`
 	Hold           *string  `placeholder:"REASON" help:"Legal hold: remove nothing, whatever the retention says."`
 	ReleaseHold    bool     `help:"End the legal hold."`
+	HIPAA          *bool    `name:"hipaa" negatable:"" help:"The organization is under HIPAA: its trails are switched on, and can't be switched off. --no-hipaa ends that."`
 	JSON           bool     `name:"json" help:"Print the rules as JSON."`
 }
 
@@ -73,7 +85,31 @@ func (c *organizationSetCmd) Run(e *env) error {
 		return err
 	}
 	defer client.Close()
-	o, err := operatorOf(client).Organization(e.ctx, c.Name)
+	ask := operatorOf(client)
+	if c.HIPAA != nil {
+		seen, err := ask.Trails(e.ctx, c.Name)
+		if err != nil {
+			return err
+		}
+		if _, err := ask.SwitchTrails(e.ctx, c.Name, settings.SwitchTrails{HIPAA: c.HIPAA}, seen.Revision); err != nil {
+			return err
+		}
+	}
+	if c.rules() {
+		if err := c.save(e, ask); err != nil {
+			return err
+		}
+	}
+	return showOrganizations(e, client, []string{c.Name}, c.JSON)
+}
+
+// rules tells whether there is something to be changed besides HIPAA, which is with the trails.
+func (c *organizationSetCmd) rules() bool {
+	return len(c.ExportsOff)+len(c.ExportsOn) > 0 || c.ExportsPerDay != nil || c.RetentionDays != nil || c.RetentionBytes != nil || c.Hold != nil || c.ReleaseHold
+}
+
+func (c *organizationSetCmd) save(e *env, ask operator.Client) error {
+	o, err := ask.Organization(e.ctx, c.Name)
 	if err != nil {
 		return err
 	}
@@ -98,10 +134,8 @@ func (c *organizationSetCmd) Run(e *env) error {
 	if c.ReleaseHold {
 		o.Hold = nil
 	}
-	if o, err = operatorOf(client).SaveOrganization(e.ctx, *o); err != nil {
-		return err
-	}
-	return printOrganizations(e, []settings.Organization{*o}, c.JSON)
+	_, err = ask.SaveOrganization(e.ctx, *o)
+	return err
 }
 
 func without(trails []schema.Trail, name string) []schema.Trail {
@@ -114,7 +148,28 @@ func without(trails []schema.Trail, name string) []schema.Trail {
 	return rest
 }
 
-func printOrganizations(e *env, all []settings.Organization, asJSON bool) error {
+// organizationRules are those of one, and what it records.
+type organizationRules struct {
+	settings.Organization
+	Trails *settings.Trails `json:"trails"`
+}
+
+func showOrganizations(e *env, client *broker.Client, names []string, asJSON bool) error {
+	all := make([]organizationRules, len(names))
+	for i, name := range names {
+		o, err := operatorOf(client).Organization(e.ctx, name)
+		if err != nil {
+			return err
+		}
+		all[i].Organization = *o
+		if all[i].Trails, err = operatorOf(client).Trails(e.ctx, name); err != nil {
+			return err
+		}
+	}
+	return printOrganizations(e, all, asJSON)
+}
+
+func printOrganizations(e *env, all []organizationRules, asJSON bool) error {
 	if asJSON {
 		enc := json.NewEncoder(e.stdout)
 		for i := range all {
@@ -125,7 +180,7 @@ func printOrganizations(e *env, all []settings.Organization, asJSON bool) error 
 		return nil
 	}
 	t := tabwriter.NewWriter(e.stdout, 0, 0, 2, ' ', 0)
-	fmt.Fprintln(t, "ORGANIZATION\tEXPORTS OFF\tEXPORTS A DAY\tRETENTION\tLEGAL HOLD")
+	fmt.Fprintln(t, "ORGANIZATION\tEXPORTS OFF\tEXPORTS A DAY\tRETENTION\tLEGAL HOLD\tTRAILS OFF\tHIPAA")
 	for i := range all {
 		o := &all[i]
 		off, hold, kept := "-", "-", fmt.Sprintf("%d days", o.RetentionDays)
@@ -138,7 +193,20 @@ func printOrganizations(e *env, all []settings.Organization, asJSON bool) error 
 		if o.Hold != nil {
 			hold = strings.TrimSpace(o.Hold.Reason) + " (" + o.Hold.By + ", " + o.Hold.Since.Format(time.DateOnly) + ")"
 		}
-		fmt.Fprintf(t, "%s\t%s\t%d\t%s\t%s\n", o.Name, off, o.ExportsPerDay, kept, hold)
+		var silent []schema.Trail
+		for _, trail := range schema.Trails {
+			if !o.Trails.Of(trail).On {
+				silent = append(silent, trail)
+			}
+		}
+		trails, hipaa := "-", "-"
+		if len(silent) > 0 {
+			trails = trailNames(silent)
+		}
+		if o.Trails.HIPAA {
+			hipaa = "yes"
+		}
+		fmt.Fprintf(t, "%s\t%s\t%d\t%s\t%s\t%s\t%s\n", o.Name, off, o.ExportsPerDay, kept, hold, trails, hipaa)
 	}
 	return t.Flush()
 }

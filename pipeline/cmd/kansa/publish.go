@@ -87,11 +87,14 @@ func (c *publishCmd) Run(e *env) error {
 	stop, cancel := context.WithTimeout(context.WithoutCancel(e.ctx), time.Minute)
 	defer cancel()
 	err = errors.Join(err, p.Close(stop))
-	acked := p.Stats().Acked
+	acked, unrecorded := p.Stats().Acked, p.Stats().Unrecorded
 	if c.JSON {
-		fmt.Fprintf(e.stdout, `{"published":%d,"acked":%d,"rejected":%d,"seconds":%.3f}`+"\n", f.published, acked, f.refused, time.Since(f.started).Seconds())
+		fmt.Fprintf(e.stdout, `{"published":%d,"acked":%d,"rejected":%d,"not_recorded":%d,"seconds":%.3f}`+"\n", f.published, acked, f.refused, unrecorded, time.Since(f.started).Seconds())
 	} else {
 		fmt.Fprintf(e.stderr, "%s events published, %s acknowledged, %s refused in %.1f s\n", grouped(f.published), grouped(acked), grouped(f.refused), time.Since(f.started).Seconds())
+		if unrecorded > 0 {
+			fmt.Fprintf(e.stderr, "%s events were left out, because their trail is switched off: see kansa trail list\n", grouped(unrecorded))
+		}
 	}
 	if err == nil && f.refused > 0 {
 		return errFailed

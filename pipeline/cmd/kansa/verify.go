@@ -94,6 +94,7 @@ func printReport(e *env, r *verify.Report) error {
 	if err := t.Flush(); err != nil {
 		return err
 	}
+	printGaps(e, r)
 	if r.Event != nil {
 		text, err := json.MarshalIndent(r.Event, "", "  ")
 		if err != nil {
@@ -143,6 +144,22 @@ func printReport(e *env, r *verify.Report) error {
 	}
 	_, err := fmt.Fprintf(e.stdout, "VERIFIED: %s %s holds: %s.\n", r.Kind, r.Path, what)
 	return err
+}
+
+// mostGaps bounds those that are told one by one; --json has all.
+const mostGaps = 100
+
+// printGaps says when not everything was recorded: that there are no events then does not mean that nothing happened.
+func printGaps(e *env, r *verify.Report) {
+	for i := range r.Series {
+		s := &r.Series[i]
+		for _, g := range s.Gaps[:min(len(s.Gaps), mostGaps)] {
+			fmt.Fprintf(e.stdout, "NOT RECORDED %s/%s from %s to %s: %s (%s)\n", s.Organization, s.Trail, g.From.Format(time.RFC3339Nano), g.To.Format(time.RFC3339Nano), g.Reason, g.By)
+		}
+		if more := len(s.Gaps) - mostGaps; more > 0 {
+			fmt.Fprintf(e.stdout, "NOT RECORDED %s/%s %d more times: --json has all\n", s.Organization, s.Trail, more)
+		}
+	}
 }
 
 // identityFlag says what opens what is encrypted.

@@ -362,8 +362,39 @@ const scenes = {
   },
 
   async organization() {
-    await nav('Organization');
+    await nav('Trails & retention');
     await see('these are the defaults');
+    // The switches, by the keyboard: off takes a reason; what HIPAA holds on is not switched.
+    const trail = (name) => page.getByRole('switch', { name });
+    await see('both trails were on all the time');
+    await trail('Record Access').focus();
+    await page.keyboard.press('Space');
+    await see('Stop recording Access?');
+    await page.locator('dialog').getByRole('button', { name: 'Stop recording' }).click();
+    await fault('reason', /Say why/);
+    await shot('trails-off-dialog', false);
+    await page.keyboard.type('Privacy review');
+    await page.locator('dialog').getByRole('button', { name: 'Stop recording' }).click();
+    await toast('Saved');
+    await page.locator('[data-switch="access"][aria-checked="false"]').waitFor();
+    assert.equal(await page.evaluate(() => document.activeElement.dataset.switch), 'access');
+    await see('not recorded');
+    await see('Privacy review');
+    await page.locator('td .badge').getByText('still off').waitFor();
+    await audit('trails off');
+    await shot('trails-off');
+    await page.keyboard.press('Enter');
+    await page.locator('dialog').getByRole('button', { name: 'Record again' }).click();
+    await page.locator('[data-switch="access"][aria-checked="true"]').waitFor();
+    await trail('The organization is under HIPAA').click();
+    await page.locator('dialog').getByRole('button', { name: 'Set HIPAA' }).click();
+    await see('holds the trails on');
+    assert.ok(await trail('Record Access').isDisabled() && await trail('Record Activity').isDisabled());
+    await audit('trails held');
+    await shot('trails-hipaa');
+    await trail('The organization is under HIPAA').click();
+    await page.locator('dialog').getByRole('button', { name: 'Take back HIPAA' }).click();
+    await page.locator('[data-switch="hipaa"][aria-checked="false"]').waitFor();
     await button('Edit').click();
     await page.getByLabel('Days', { exact: true }).fill('0');
     await page.getByLabel('Keep everything').check();
@@ -383,6 +414,11 @@ const scenes = {
     await page.getByLabel('Keep everything').uncheck();
     await button('Save').click();
     await page.locator('.badge.warn').waitFor({ state: 'detached' });
+    await page.goto(`${base}/organization?org=kansa`);
+    await see("can't be switched off");
+    assert.ok(await trail('Record Access').isDisabled());
+    await page.goto(`${base}/events?org=acme`);
+    await idle();
   },
 
   async access() {

@@ -1,13 +1,14 @@
-// The rules of an organization: exports, retention, legal hold.
+// What an organization records, and its rules: exports, retention, legal hold.
 import { h, note, field, check, badge, toast, showFaults } from './dom.js';
 import { t, word, time } from './text.js';
 import { get, put, of } from './api.js';
 import { go } from './app.js';
+import { trails as switches } from './trails.js';
 
 const gib = 1024 ** 3;
 
 export async function render(main, { org, signal, admin }) {
-  const o = await get(of(org), signal);
+  const [o, recorded] = await Promise.all([get(of(org), signal), switches({ org, signal, admin })]);
   const fields = h('fieldset', { disabled: true });
   const trails = ['activity', 'access'].map((n) => check('exports', word('trail', n), !(o.exports_off ?? []).includes(n), { value: n }));
   const c = {
@@ -69,6 +70,6 @@ export async function render(main, { org, signal, admin }) {
       submit.disabled = false;
     }
   } }, box, fields, bar);
-  main.append(h('div', { class: 'pagehead' }, h('h1', {}, t('nav.organization'), ' ', h('span', { class: 'muted' }, org))), form,
+  main.append(h('div', { class: 'pagehead' }, h('h1', {}, t('nav.organization'), ' ', h('span', { class: 'muted' }, org))), recorded, form,
     o.meta?.revision ? h('p', { class: 'hint' }, t('changed.last', { who: o.meta.by ?? '–', at: time(o.meta.updated) })) : note('info', t('org.defaults')));
 }

@@ -16,7 +16,7 @@ import (
 // audit are the parts behind the API.
 func (s *System) audit() *api.Audit {
 	return &api.Audit{
-		Access: &s.Access, Store: s.Store, Bucket: s.Bucket, States: s.States, Floor: s.newFloor(), Hour: s.Config.Rollup.Hour,
+		Access: &s.Access, Store: s.Store, Bucket: s.Bucket, States: s.States, Floor: s.newFloor(), Hour: s.Config.Rollup.Hour, JS: s.Client.JS,
 		Ask:    func(by string) operator.Client { return operator.Client{NC: s.Client.NC, By: by} },
 		Secure: strings.HasPrefix(s.Config.Exports.PublicURL, "https://"),
 		Record: s.own.Record, Logger: s.log.With(slog.String("part", "api")),

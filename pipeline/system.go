@@ -390,7 +390,8 @@ func (s *System) startRollup(ctx context.Context) error {
 	return s.work(ctx, RoleRollup, broker.StreamHours, broker.ConsumerRollup, consumers.Work{Handle: s.Rollup.Tick, Logger: log})
 }
 
-// alarm makes an hour that can't be sealed an event of the system's own trail.
+// alarm makes an hour that can't be sealed an event of the operator's trail: it is the operator who mends it, and the
+// organization's own is what is not sealed.
 func (s *System) alarm(ctx context.Context, p schema.Partition, err error) {
 	code := "hour.disagreed"
 	if errors.Is(err, rollup.ErrLost) {
@@ -465,7 +466,10 @@ func (s *System) publicURL() string {
 
 // startAPI starts the HTTP server, with the downloads and the gateway or one of them.
 func (s *System) startAPI(ctx context.Context, downloads, intake bool) (err error) {
-	o := api.Options{Listen: s.Config.API.Listen, Routes: map[string]http.Handler{}}
+	c := s.Config.API
+	o := api.Options{Listen: c.Listen, Routes: map[string]http.Handler{}, Limits: api.Limits{
+		PerSecond: c.RequestsPerSecond, AddressPerSecond: c.AddressRequestsPerSecond, SignInsPerMinute: c.SignInsPerMinute,
+	}}
 	if downloads {
 		o.Bucket, o.States, o.Links, o.Record = s.Bucket, s.States, s.Links, s.own.Record
 		o.Audit = s.audit()

@@ -199,9 +199,8 @@ func (i *Intake) Ask(ctx context.Context, r Request) (*Asked, error) {
 		}
 	}
 	i.Record(ctx, schema.Event{
-		Event: "export.requested", Action: "export", Target: schema.Target{Type: "export", ID: answer.Export.ID}, Actor: schema.Actor{Type: "user", ID: r.RequestedBy},
+		Organization: r.Organization, Event: "export.requested", Action: "export", Target: schema.Target{Type: "export", ID: answer.Export.ID}, Actor: schema.Actor{Type: "user", ID: r.RequestedBy},
 		Description: fmt.Sprintf("%s of %s from %s to %s", trailList(r.Trails), r.Organization, r.From.Format(time.RFC3339), r.To.Format(time.RFC3339)),
-		Attributes:  map[string]string{"organization": r.Organization},
 	})
 	answer.Left, err = i.left(ctx, r.Organization, r.Trails)
 	return answer, err
@@ -226,8 +225,8 @@ func (i *Intake) Revoke(ctx context.Context, id, by string) (*Export, error) {
 		return nil, err
 	}
 	i.Record(ctx, schema.Event{
-		Event: "export.revoked", Action: "revoke", Target: schema.Target{Type: "export", ID: id, Name: e.File}, Actor: schema.Actor{Type: "user", ID: by},
-		Description: "Its links open nothing any more", Attributes: map[string]string{"organization": e.Organization},
+		Organization: e.Organization, Event: "export.revoked", Action: "revoke", Target: schema.Target{Type: "export", ID: id, Name: e.File}, Actor: schema.Actor{Type: "user", ID: by},
+		Description: "Its links open nothing any more",
 	})
 	return &e, nil
 }

@@ -24,6 +24,7 @@ import (
 	"github.com/google/uuid"
 
 	"github.com/kansa-audit/kansa/pipeline/deadletter"
+	"github.com/kansa-audit/kansa/pipeline/owntrail"
 	"github.com/kansa-audit/kansa/pipeline/verify"
 	"github.com/kansa-audit/kansa/schema"
 	"github.com/kansa-audit/kansa/schema/seal"
@@ -77,7 +78,8 @@ func (s ids) rows() (n uint64) {
 func (d *Demo) count(ctx context.Context, end time.Time, sent ids, r *Result) error {
 	d.o.Say("counting what arrived", 0, 0)
 	// What the system recorded of itself meanwhile is not the demo's.
-	err := d.System.Store.Conn().QueryRow(ctx, "SELECT count(), uniqExact(id) FROM audit_events WHERE has(?, organization)", d.o.Input.Organizations).
+	err := d.System.Store.Conn().QueryRow(ctx, "SELECT count(), uniqExact(id) FROM audit_events WHERE has(?, organization) AND source != ?",
+		d.o.Input.Organizations, owntrail.Source).
 		Scan(&r.Stored, &r.Distinct)
 	if err != nil {
 		return fmt.Errorf("count what is stored: %w", err)
@@ -150,7 +152,7 @@ func (d *Demo) countPartitions(ctx context.Context, end time.Time, r *Result) er
 	for {
 		o, err := list.Next(ctx)
 		if errors.Is(err, io.EOF) {
-			return nil
+			return d.withoutOwn(ctx, end, r)
 		}
 		if err != nil {
 			return fmt.Errorf("list the partitions: %w", err)
@@ -171,6 +173,18 @@ func (d *Demo) countPartitions(ctx context.Context, end time.Time, r *Result) er
 			r.PartitionRows += m.Rows
 		}
 	}
+}
+
+// withoutOwn takes what the system recorded of itself from the count of what is in partitions.
+func (d *Demo) withoutOwn(ctx context.Context, end time.Time, r *Result) error {
+	var own uint64
+	err := d.System.Store.Conn().QueryRow(ctx, "SELECT count() FROM audit_events WHERE has(?, organization) AND source = ? AND recorded_at < toDateTime(?)",
+		d.o.Input.Organizations, owntrail.Source, end.Unix()).Scan(&own)
+	if err != nil {
+		return fmt.Errorf("count what the system recorded of itself: %w", err)
+	}
+	r.PartitionRows -= own
+	return nil
 }
 
 // readArchive verifies an archive as who gets it would, with the key alone, and adds its events. It returns
@@ -210,7 +224,7 @@ func readPartition(f *zip.File, into ids) error {
 	if err != nil {
 		return err
 	}
-	idColumn, organization := slices.Index(header, "id"), slices.Index(header, "organization")
+	idColumn, organization, source := slices.Index(header, "id"), slices.Index(header, "organization"), slices.Index(header, "source")
 	for {
 		record, err := rows.Read()
 		if errors.Is(err, io.EOF) {
@@ -218,6 +232,9 @@ func readPartition(f *zip.File, into ids) error {
 		}
 		if err != nil {
 			return err
+		}
+		if record[source] == owntrail.Source {
+			continue
 		}
 		id, err := uuid.Parse(record[idColumn])
 		if err != nil {

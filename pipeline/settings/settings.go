@@ -134,8 +134,7 @@ func (s *Store) now() time.Time {
 // tell puts a change into the own trail. before is nil for what is new, after for what is gone.
 func (s *Store) tell(ctx context.Context, kind, action, id, organization, by string, before, after any) {
 	e := schema.Event{
-		Event: kind + "." + action + "d", Action: action, Target: schema.Target{Type: kind, ID: id}, Actor: schema.Actor{Type: "user", ID: by},
-		Attributes: map[string]string{"organization": organization},
+		Organization: organization, Event: kind + "." + action + "d", Action: action, Target: schema.Target{Type: kind, ID: id}, Actor: schema.Actor{Type: "user", ID: by},
 	}
 	for field, v := range map[*json.RawMessage]any{&e.Before: before, &e.After: after} {
 		if v == nil {

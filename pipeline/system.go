@@ -80,15 +80,17 @@ type System struct {
 
 	own      owntrail.Trail
 	settings jetstream.KeyValue
-	measured atomic.Pointer[metrics.Sources] // set when all roles have started
-	checks   atomic.Pointer[[]health.Check]  // set when all roles have started
-	watched  map[Role]*watchdog.Queue
-	floor    *health.Floor // of the writer; nil if the role is not here
-	log      *slog.Logger
-	server   *broker.Server
-	roles    *errgroup.Group
-	stop     context.CancelFunc
-	ended    context.Context // done when a role has failed
+	// verifications are what was verified last.
+	verifications jetstream.KeyValue
+	measured      atomic.Pointer[metrics.Sources] // set when all roles have started
+	checks        atomic.Pointer[[]health.Check]  // set when all roles have started
+	watched       map[Role]*watchdog.Queue
+	floor         *health.Floor // of the writer; nil if the role is not here
+	log           *slog.Logger
+	server        *broker.Server
+	roles         *errgroup.Group
+	stop          context.CancelFunc
+	ended         context.Context // done when a role has failed
 }
 
 // Start starts everything that the roles need and then the roles. When it returns, events can be
@@ -272,7 +274,7 @@ func OpenPartitions(ctx context.Context, c *config.Config) (*blob.Bucket, error)
 }
 
 func (s *System) buckets(ctx context.Context) error {
-	for name, to := range map[string]*jetstream.KeyValue{broker.BucketExports: &s.States.KV, broker.BucketLinks: &s.Links.KV, broker.BucketSettings: &s.settings, broker.BucketAccess: &s.Access.KV} {
+	for name, to := range map[string]*jetstream.KeyValue{broker.BucketExports: &s.States.KV, broker.BucketLinks: &s.Links.KV, broker.BucketSettings: &s.settings, broker.BucketAccess: &s.Access.KV, broker.BucketVerifications: &s.verifications} {
 		kv, err := s.Client.JS.KeyValue(ctx, name)
 		if err != nil {
 			return fmt.Errorf("open bucket %s: %w", name, err)
@@ -472,7 +474,9 @@ func (s *System) startAPI(ctx context.Context, downloads, intake bool) (err erro
 	}}
 	if downloads {
 		o.Bucket, o.States, o.Links, o.Record = s.Bucket, s.States, s.Links, s.own.Record
-		o.Audit = s.audit()
+		if o.Audit, err = s.audit(ctx); err != nil {
+			return err
+		}
 		pages, err := console.Routes()
 		if err != nil {
 			return err

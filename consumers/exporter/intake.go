@@ -98,8 +98,9 @@ func (i *Intake) complete(ctx context.Context, r *Request) error {
 		if err != nil {
 			return fmt.Errorf("find which hours are rolled up: %w", err)
 		}
-		if r.To = now.Add(-time.Hour).Truncate(time.Hour); closed.Before(r.To) && !closed.IsZero() {
-			r.To = closed
+		// The last hour that is over and sealed; before anything was, one that is over for certain.
+		if r.To = closed; closed.IsZero() || closed.After(now) {
+			r.To = now.Add(-time.Hour).Truncate(time.Hour)
 		}
 	}
 	if r.From.IsZero() {

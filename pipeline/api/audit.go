@@ -23,6 +23,7 @@ import (
 
 	"github.com/kansa-audit/kansa/consumers/exporter"
 	"github.com/kansa-audit/kansa/pipeline/access"
+	"github.com/kansa-audit/kansa/pipeline/integrity"
 	"github.com/kansa-audit/kansa/pipeline/operator"
 	"github.com/kansa-audit/kansa/pipeline/request"
 	"github.com/kansa-audit/kansa/pipeline/store"
@@ -42,6 +43,8 @@ type Audit struct {
 	Floor func(ctx context.Context) (uint64, error)
 	// Hour is the length of a partition.
 	Hour time.Duration
+	// Integrity says how what is stored is sealed.
+	Integrity *integrity.Desk
 	// JS is where the dead letters are.
 	JS jetstream.JetStream
 	// Ask asks a running system in somebody's name.
@@ -87,6 +90,7 @@ func newAudit(mux *http.ServeMux, o *Audit, bounds *limits) {
 	a.settings()
 	a.overview()
 	a.letters()
+	a.integrity()
 }
 
 // schemaName tells apart types of the same name in several packages.
@@ -95,8 +99,13 @@ func schemaName(t reflect.Type, hint string) string {
 	for t.Kind() == reflect.Pointer || t.Kind() == reflect.Slice {
 		t = t.Elem()
 	}
-	if path.Base(t.PkgPath()) == "settings" {
+	switch path.Base(t.PkgPath()) {
+	case "settings":
 		return "Kept" + name
+	case "integrity":
+		return "Integrity" + name
+	case "deadletter":
+		return "Dead" + name
 	}
 	return name
 }

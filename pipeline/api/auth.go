@@ -289,6 +289,10 @@ func register[I, O any](a *audit, op huma.Operation, handle func(context.Context
 		out, err := handle(ctx, in)
 		if err != nil {
 			p := problem(err)
+			var wrong *Problem
+			if op.Method == http.MethodGet && errors.As(p, &wrong) && wrong.Status == http.StatusUnprocessableEntity {
+				p = huma.Error400BadRequest(wrong.Detail) // it was a parameter
+			}
 			var status huma.StatusError
 			if errors.As(p, &status) && status.GetStatus() == http.StatusInternalServerError && ctx.Err() == nil { // who asked is there still
 				a.o.Logger.ErrorContext(ctx, "request failed", slog.String("operation", op.OperationID), slog.Any("error", err))

@@ -12,6 +12,7 @@ import (
 	"github.com/kansa-audit/kansa/pipeline/access"
 	"github.com/kansa-audit/kansa/pipeline/control"
 	"github.com/kansa-audit/kansa/pipeline/deadletter"
+	"github.com/kansa-audit/kansa/pipeline/integrity"
 	"github.com/kansa-audit/kansa/pipeline/request"
 	"github.com/kansa-audit/kansa/pipeline/settings"
 	"github.com/kansa-audit/kansa/pipeline/store"
@@ -71,13 +72,13 @@ func problem(err error) error {
 	case errors.Is(err, store.ErrNoEvent), errors.Is(err, verify.ErrNoEvent), errors.Is(err, access.ErrNone), errors.Is(err, exporter.ErrNoExport),
 		errors.Is(err, exporter.ErrNoDestination), errors.Is(err, deadletter.ErrNotFound):
 		return huma.Error404NotFound(err.Error())
-	case errors.Is(err, access.ErrTaken), errors.Is(err, verify.ErrNotSealed):
+	case errors.Is(err, access.ErrTaken), errors.Is(err, verify.ErrNotSealed), errors.Is(err, integrity.ErrBusy):
 		return huma.Error409Conflict(err.Error())
 	case errors.Is(err, settings.ErrChanged):
 		return huma.Error412PreconditionFailed(err.Error())
 	case errors.Is(err, exporter.ErrQuota):
 		return huma.Error429TooManyRequests(err.Error())
-	case errors.As(err, &fault), errors.Is(err, control.ErrRefused):
+	case errors.As(err, &fault), errors.Is(err, control.ErrRefused), errors.Is(err, integrity.ErrNothing):
 		return huma.Error422UnprocessableEntity(err.Error())
 	case errors.Is(err, control.ErrNobody):
 		return huma.Error503ServiceUnavailable(err.Error())

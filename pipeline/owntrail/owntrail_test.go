@@ -10,7 +10,9 @@ import (
 // which then says whom it concerns.
 func TestPlace(t *testing.T) {
 	t.Parallel()
-	trail := Trail{Off: func(organization string, tr schema.Trail) bool { return organization == "globex" && tr == schema.Access }}
+	trail := Trail{Off: func(organization string, tr schema.Trail) bool {
+		return organization == "globex" && tr == schema.Access
+	}}
 	for _, c := range []struct {
 		organization string
 		trail        schema.Trail

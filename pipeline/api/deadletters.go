@@ -39,6 +39,16 @@ type LetterShown struct {
 	Cut bool `json:"cut"`
 }
 
+// LettersOf says whose letters.
+type LettersOf struct {
+	Organization string `query:"organization" maxLength:"64" doc:"All if left out, for an admin of all; _invalid has those whose subject names none"`
+}
+
+// OneLetter names one.
+type OneLetter struct {
+	Seq uint64 `path:"seq" minimum:"1"`
+}
+
 // Letters is a page of them, the oldest first.
 type Letters struct {
 	Letters []Letter `json:"letters" nullable:"false"`
@@ -75,9 +85,6 @@ func concerned(organization string) string {
 func (a *audit) letters() {
 	const path = "/api/v1/deadletters"
 	tags := []string{"dead letters"}
-	type of struct {
-		Organization string `query:"organization" maxLength:"64" doc:"All if left out, for an admin of all; _invalid has those whose subject names none"`
-	}
 	admin := func(ctx context.Context, organization string) (string, *who, error) {
 		if w := asking(ctx); organization == "" {
 			organization = w.Organization
@@ -91,7 +98,7 @@ func (a *audit) letters() {
 		return organization, w, err
 	}
 	type listInput struct {
-		of
+		LettersOf
 		Reason string `query:"reason" maxLength:"1000" doc:"Only those of this kind, or whose reason has these words"`
 		From   uint64 `query:"from" doc:"next of the page before"`
 		Limit  int    `query:"limit" minimum:"1" maximum:"500" default:"50"`
@@ -118,7 +125,7 @@ func (a *audit) letters() {
 			return &struct{ Body Letters }{page}, err
 		})
 	register(a, huma.Operation{OperationID: "count-dead-letters", Method: http.MethodGet, Path: path + "/causes", Summary: "How many there are for which reason", Tags: tags},
-		func(ctx context.Context, in *of) (*struct{ Body deadletter.Census }, error) {
+		func(ctx context.Context, in *LettersOf) (*struct{ Body deadletter.Census }, error) {
 			organization, _, err := admin(ctx, in.Organization)
 			if err != nil {
 				return nil, err
@@ -129,9 +136,6 @@ func (a *audit) letters() {
 			}
 			return &struct{ Body deadletter.Census }{*c}, nil
 		})
-	type one struct {
-		Seq uint64 `path:"seq" minimum:"1"`
-	}
 	find := func(ctx context.Context, seq uint64) (*deadletter.Letter, *who, error) {
 		w := asking(ctx)
 		if w.Role != access.Admin { // before he learns which numbers there are
@@ -145,7 +149,7 @@ func (a *audit) letters() {
 		return &l, w, err
 	}
 	register(a, huma.Operation{OperationID: "get-dead-letter", Method: http.MethodGet, Path: path + "/{seq}", Summary: "One of them, with the first 64 KiB of its bytes", Tags: tags, Errors: []int{404}},
-		func(ctx context.Context, in *one) (*struct{ Body LetterShown }, error) {
+		func(ctx context.Context, in *OneLetter) (*struct{ Body LetterShown }, error) {
 			l, w, err := find(ctx, in.Seq)
 			if err != nil {
 				return nil, err
@@ -166,7 +170,7 @@ func (a *audit) letters() {
 	register(a, huma.Operation{
 		OperationID: "get-dead-letter-data", Method: http.MethodGet, Path: path + "/{seq}/data", Summary: "Its bytes, as they came", Tags: tags, Errors: []int{404},
 		Responses: map[string]*huma.Response{"200": {Description: "The bytes", Content: map[string]*huma.MediaType{"application/octet-stream": {}}}},
-	}, func(ctx context.Context, in *one) (*file, error) {
+	}, func(ctx context.Context, in *OneLetter) (*file, error) {
 		l, w, err := find(ctx, in.Seq)
 		if err != nil {
 			return nil, err
@@ -190,7 +194,7 @@ func (a *audit) letters() {
 		Data []byte `json:"data,omitempty" doc:"Published in place of its bytes, in base64; as they are if left out"`
 	}
 	type replayInput struct {
-		one
+		OneLetter
 		Body *replayBody
 	}
 	register(a, huma.Operation{

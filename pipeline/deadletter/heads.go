@@ -86,8 +86,8 @@ func head(msg jetstream.Msg) (Letter, error) {
 	return l, nil
 }
 
-// values are what makes reasons differ that are the same to people.
-var values = regexp.MustCompile(`"(?:[^"\\]|\\.)*"|\d+`)
+// values are what makes reasons differ that are the same to people: what is in quotes, and numbers behind words.
+var values = regexp.MustCompile(`"(?:[^"\\]|\\.)*"|\b(byte|row|event|index|has|is|of|at|than) \d+\b`)
 
 // Kind is a reason without the values in it: those of a kind have one cause.
 func Kind(reason string) string {
@@ -95,7 +95,7 @@ func Kind(reason string) string {
 		if v[0] == '"' {
 			return `"…"`
 		}
-		return "…"
+		return v[:strings.IndexByte(v, ' ')] + " …"
 	})
 	if len(kind) > longestKind {
 		kind = strings.ToValidUTF8(kind[:longestKind], "") + "…"

@@ -12,6 +12,9 @@ export async function render(main, { org, signal }) {
   const seconds = o.hour_seconds;
   // A row is a day of hours, or a minute of what tests and demos call hours.
   const row = seconds >= 1800 ? 86400 : 60 * seconds, rows = seconds >= 1800 ? Math.max(1, Math.min(shownDays, Math.floor(700 * seconds / 86400))) : 6;
+  const fact = (name, value, text) => [h('dt', {}, name), h('dd', {}, h('span', {}, value), text && h('button', { class: 'plain', onclick: () => copy(text) }, t('copy')))];
+  const legend = () => h('span', { class: 'legend' }, ['sealed', 'empty', 'open', 'removed', 'alarm', 'fault'].map((s) => h('span', {}, h('i', { class: `hour ${s}` }, kinds[s]), word('hour', s))), h('span', {}, h('i', { class: 'hour sealed gap' }), t('integrity.gap.legend')));
+
   const strips = o.chains.map((c) => strip(c.trail));
   const result = h('div', { 'aria-live': 'polite' });
   const keys = h('div', {});
@@ -79,9 +82,6 @@ export async function render(main, { org, signal }) {
     }
     return { trail, draw, say, element: h('section', { class: 'card', 'aria-label': word('trail', trail) }, said, h('div', { class: 'striphead' }, earlier, later, legend()), grid, one) };
   }
-
-  const fact = (name, value, text) => [h('dt', {}, name), h('dd', {}, h('span', {}, value), text && h('button', { class: 'plain', onclick: () => copy(text) }, t('copy')))];
-  const legend = () => h('span', { class: 'legend' }, ['sealed', 'empty', 'open', 'removed', 'alarm', 'fault'].map((s) => h('span', {}, h('i', { class: `hour ${s}` }, kinds[s]), word('hour', s))), h('span', {}, h('i', { class: 'hour sealed gap' }), t('integrity.gap.legend')));
 
   function drawKeys() {
     fill(keys, o.keys.length ? o.keys.map((k, i) => h('dl', { class: 'facts' },
@@ -151,7 +151,7 @@ export async function render(main, { org, signal }) {
     }
   } }, proofBox, h('div', { class: 'inline' }, field('event', t('integrity.event'), id, t('integrity.event.hint')), h('button', { type: 'submit' }, t('proof'))));
 
-  main.append(h('div', { class: 'pagehead' }, h('h1', {}, t('nav.integrity'), ' ', h('span', { class: 'muted' }, org))), strips.map((s) => s.element)[0], ...strips.slice(1).map((s) => s.element),
+  main.append(h('div', { class: 'pagehead' }, h('h1', {}, t('nav.integrity'), ' ', h('span', { class: 'muted' }, org))), ...strips.map((s) => s.element),
     h('section', { class: 'card' }, h('h2', {}, t('integrity.verify.title')), h('p', { class: 'hint' }, t('integrity.verify.hint')), box, form, result),
     h('section', { class: 'card' }, h('h2', {}, t('integrity.keys')), keys),
     h('section', { class: 'card' }, h('h2', {}, t('integrity.proof')), proof));

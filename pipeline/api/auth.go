@@ -115,6 +115,8 @@ func (a *audit) authenticate(ctx huma.Context, next func(huma.Context)) {
 		ctx.SetHeader("WWW-Authenticate", `Bearer realm="kansa"`)
 		_ = huma.WriteErr(a.api, ctx, http.StatusUnauthorized, "give an API key as Authorization: Bearer kansa_…, or sign in") // who asked may be gone
 		return
+	case err != nil && ctx.Context().Err() != nil: // who asked is gone
+		return
 	case err != nil:
 		a.o.Logger.ErrorContext(ctx.Context(), "sign-in could not be looked at", slog.Any("error", err))
 		_ = huma.WriteErr(a.api, ctx, http.StatusServiceUnavailable, "sign-in can not be looked at at the moment")

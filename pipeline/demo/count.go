@@ -3,6 +3,7 @@ package demo
 import (
 	"archive/zip"
 	"cmp"
+	"compress/gzip"
 	"context"
 	"crypto/sha256"
 	"encoding/csv"
@@ -27,6 +28,7 @@ import (
 	"github.com/kansa-audit/kansa/pipeline/owntrail"
 	"github.com/kansa-audit/kansa/pipeline/verify"
 	"github.com/kansa-audit/kansa/schema"
+	"github.com/kansa-audit/kansa/schema/codec"
 	"github.com/kansa-audit/kansa/schema/seal"
 )
 
@@ -152,7 +154,7 @@ func (d *Demo) countPartitions(ctx context.Context, end time.Time, r *Result) er
 	for {
 		o, err := list.Next(ctx)
 		if errors.Is(err, io.EOF) {
-			return d.withoutOwn(ctx, end, r)
+			return nil
 		}
 		if err != nil {
 			return fmt.Errorf("list the partitions: %w", err)
@@ -171,20 +173,39 @@ func (d *Demo) countPartitions(ctx context.Context, end time.Time, r *Result) er
 		if m.HourStart.Before(end) && slices.Contains(d.o.Input.Organizations, m.Organization) {
 			r.Partitions++
 			r.PartitionRows += m.Rows
+			if m.Rows > 0 {
+				own, err := d.own(ctx, m.Partition())
+				if err != nil {
+					return err
+				}
+				r.PartitionRows -= own
+			}
 		}
 	}
 }
 
-// withoutOwn takes what the system recorded of itself from the count of what is in partitions.
-func (d *Demo) withoutOwn(ctx context.Context, end time.Time, r *Result) error {
-	var own uint64
-	err := d.System.Store.Conn().QueryRow(ctx, "SELECT count() FROM audit_events WHERE has(?, organization) AND source = ? AND recorded_at < toDateTime(?)",
-		d.o.Input.Organizations, owntrail.Source, end.Unix()).Scan(&own)
+// own counts what the system recorded of itself in a partition.
+func (d *Demo) own(ctx context.Context, p schema.Partition) (n uint64, err error) {
+	file, err := d.System.Bucket.NewReader(ctx, p.CSVKey(), nil)
 	if err != nil {
-		return fmt.Errorf("count what the system recorded of itself: %w", err)
+		return 0, fmt.Errorf("read %s: %w", p.CSVKey(), err)
 	}
-	r.PartitionRows -= own
-	return nil
+	defer file.Close()
+	text, err := gzip.NewReader(file)
+	if err != nil {
+		return 0, fmt.Errorf("read %s: %w", p.CSVKey(), err)
+	}
+	rows := codec.NewCSVReader(text)
+	var e codec.Stored
+	for err = rows.Next(&e); err == nil; err = rows.Next(&e) {
+		if e.Source == owntrail.Source {
+			n++
+		}
+	}
+	if !errors.Is(err, io.EOF) {
+		return n, fmt.Errorf("read %s: %w", p.CSVKey(), err)
+	}
+	return n, nil
 }
 
 // readArchive verifies an archive as who gets it would, with the key alone, and adds its events. It returns

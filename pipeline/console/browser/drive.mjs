@@ -543,7 +543,7 @@ const scenes = {
     const id = await page.evaluate(async () => (await (await fetch('/api/v1/audit/events?organization=acme&order=recorded&limit=1')).json()).events[0].id);
     await nav('Integrity');
     await see('Head of the chain');
-    await page.locator('.hours i.sealed').first().waitFor();
+    await page.locator('.hours i.s-sealed').first().waitFor();
     await page.locator('.hours').first().focus();
     await page.keyboard.press('ArrowLeft');
     await page.locator('.chosen').first().getByText(/manifest \d/).waitFor();
@@ -566,7 +566,7 @@ const scenes = {
     await audit('integrity');
     await shot('integrity');
     await page.locator('button[aria-label="Earlier hours"]').first().click();
-    await page.locator('.hours').first().locator('i.none').first().waitFor();
+    await page.locator('.hours').first().locator('i.s-none').first().waitFor();
   },
 
   // Everything that a keyboard has to do: pages by number, a search, an event, the list of keys.

@@ -13,7 +13,7 @@ export async function render(main, { org, signal }) {
   // A row is a day of hours, or a minute of what tests and demos call hours.
   const row = seconds >= 1800 ? 86400 : 60 * seconds, rows = seconds >= 1800 ? Math.max(1, Math.min(shownDays, Math.floor(700 * seconds / 86400))) : 6;
   const fact = (name, value, text) => [h('dt', {}, name), h('dd', {}, h('span', {}, value), text && h('button', { class: 'plain', onclick: () => copy(text) }, t('copy')))];
-  const legend = () => h('span', { class: 'legend' }, ['sealed', 'empty', 'open', 'removed', 'alarm', 'fault'].map((s) => h('span', {}, h('i', { class: `hour ${s}` }, kinds[s]), word('hour', s))), h('span', {}, h('i', { class: 'hour sealed gap' }), t('integrity.gap.legend')));
+  const legend = () => h('span', { class: 'legend' }, ['sealed', 'empty', 'open', 'removed', 'alarm', 'fault'].map((s) => h('span', {}, h('i', { class: `hour s-${s}` }, kinds[s]), word('hour', s))), h('span', {}, h('i', { class: 'hour s-sealed gap' }), t('integrity.gap.legend')));
 
   const strips = o.chains.map((c) => strip(c.trail));
   const result = h('div', { 'aria-live': 'polite' });
@@ -41,7 +41,7 @@ export async function render(main, { org, signal }) {
       const groups = Map.groupBy(hours, (x) => (row === 86400 ? time(x.start).slice(0, 10) : minute(x.start).slice(5)));
       let i = 0;
       fill(grid, [...groups].map(([name, some]) => h('div', { class: 'row' }, h('span', { class: 'name' }, row === 86400 ? name.slice(5) : name.slice(6)),
-        h('span', { class: 'cells', role: 'img', 'aria-label': `${name}: ${summary(some)}` }, some.map((x) => h('i', { class: `hour ${x.state}${x.gaps?.length ? ' gap' : ''}`, 'data-at': i++, title: line(x) }, kinds[x.state]))))));
+        h('span', { class: 'cells', role: 'img', 'aria-label': `${name}: ${summary(some)}` }, some.map((x) => h('i', { class: `hour s-${x.state}${x.gaps?.length ? ' gap' : ''}`, 'data-at': i++, title: line(x) }, kinds[x.state]))))));
       at = Math.min(at, hours.length - 1);
       mark();
       later.disabled = back === 0;

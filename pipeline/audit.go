@@ -10,17 +10,25 @@ import (
 
 	"github.com/kansa-audit/kansa/pipeline/api"
 	"github.com/kansa-audit/kansa/pipeline/broker"
+	"github.com/kansa-audit/kansa/pipeline/integrity"
 	"github.com/kansa-audit/kansa/pipeline/operator"
 )
 
 // audit are the parts behind the API.
-func (s *System) audit() *api.Audit {
+func (s *System) audit(ctx context.Context) (*api.Audit, error) {
+	progress, err := s.rolledUp(ctx)
+	if err != nil {
+		return nil, err
+	}
+	desk := integrity.New(s.Bucket, *progress, s.verifications, s.Config.Rollup.Hour, s.log.With(slog.String("part", "integrity")))
+	s.roles.Go(func() error { return desk.Run(s.ended) })
 	return &api.Audit{
-		Access: &s.Access, Store: s.Store, Bucket: s.Bucket, States: s.States, Floor: s.newFloor(), Hour: s.Config.Rollup.Hour,
+		Integrity: desk,
+		Access:    &s.Access, Store: s.Store, Bucket: s.Bucket, States: s.States, Floor: s.newFloor(), Hour: s.Config.Rollup.Hour, JS: s.Client.JS,
 		Ask:    func(by string) operator.Client { return operator.Client{NC: s.Client.NC, By: by} },
 		Secure: strings.HasPrefix(s.Config.Exports.PublicURL, "https://"),
 		Record: s.own.Record, Logger: s.log.With(slog.String("part", "api")),
-	}
+	}, nil
 }
 
 // floorFor is how long the writer's ack floor is believed: a page is as fresh as that.

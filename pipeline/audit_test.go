@@ -143,7 +143,7 @@ func TestAuditLogs(t *testing.T) {
 	other.Organization = "globex"
 	publishAll(t, s, qlik(1), qlik(2), other)
 	c := newClient(t, s, "reader", "acme", access.Auditor)
-	c.untilRead(t, "/api/v1/audit/events", 2)
+	c.untilRead(t, "/api/v1/audit/events?trail=activity", 2)
 
 	rows := func(path string) [][]string {
 		r := csv.NewReader(bytes.NewReader(c.get(t, http.StatusOK, path)))
@@ -154,7 +154,7 @@ func TestAuditLogs(t *testing.T) {
 		}
 		return all
 	}
-	all := rows("/api/v1/audit/logs")
+	all := rows("/api/v1/audit/logs?trail=activity")
 	if want := "EventTime,Source,Event,Target,TargetId,TargetName,Action,AppId,UserId,UserName,IpAddress,Description,Data,DataType"; len(all) != 3 || strings.Join(all[0], ",") != want {
 		t.Fatalf("got %q", all)
 	}
@@ -171,12 +171,12 @@ func TestAuditLogs(t *testing.T) {
 		"start=2020-10-09T14:53:32Z", "end=2020-10-09T14:53:32Z", "target=NewsstandReport2", "targetId=b6ae90de-2", "appId=ab53ef11-2", "userId=user-2", "dataType=SettingsAudit2", "ip=10.0.0.2",
 		"userId=user-1&targetId=b6ae90de-1",
 	} {
-		if got := rows("/api/v1/audit/logs?" + q); len(got) != 2 {
+		if got := rows("/api/v1/audit/logs?trail=activity&" + q); len(got) != 2 {
 			t.Errorf("%s chooses %d rows, want 1", q, len(got)-1)
 		}
 	}
 	for _, q := range []string{"userId=USER-2", "action=Create", "trail=access", "text=nowhere", "source=x'%20OR%20'1'='1"} {
-		if got := rows("/api/v1/audit/logs?" + q); len(got) != 1 {
+		if got := rows("/api/v1/audit/logs?target=NewsstandReport1&" + q); len(got) != 1 {
 			t.Errorf("%s chooses %d rows, want none", q, len(got)-1)
 		}
 	}
@@ -193,7 +193,7 @@ func TestAuditLogs(t *testing.T) {
 		}
 	}
 	// The other forms say the same.
-	res, text := c.do(t, http.MethodGet, "/api/v1/audit/logs", "", "Accept", "application/x-ndjson")
+	res, text := c.do(t, http.MethodGet, "/api/v1/audit/logs?trail=activity", "", "Accept", "application/x-ndjson")
 	lines := bytes.Split(bytes.TrimSpace(text), []byte("\n"))
 	var line schema.Event
 	if err := json.Unmarshal(lines[0], &line); err != nil || len(lines) != 2 || res.Header.Get("Content-Type") != "application/x-ndjson" {
@@ -202,8 +202,17 @@ func TestAuditLogs(t *testing.T) {
 	if got := qlikOf(line); got != qlikOf(e) {
 		t.Errorf("NDJSON has\n%s\nwant\n%s", got, qlikOf(e))
 	}
-	if r, err := csv.NewReader(bytes.NewReader(c.get(t, http.StatusOK, "/api/v1/audit/logs?format=csv"))).ReadAll(); err != nil || len(r) != 3 {
+	if r, err := csv.NewReader(bytes.NewReader(c.get(t, http.StatusOK, "/api/v1/audit/logs?trail=activity&format=csv"))).ReadAll(); err != nil || len(r) != 3 {
 		t.Errorf("CSV: %d rows, %v", len(r), err)
+	}
+	res, text = c.do(t, http.MethodGet, "/api/v1/audit/logs?trail=activity&format=cef", "")
+	cef := strings.Split(strings.TrimSuffix(string(text), "\n"), "\n")
+	if len(cef) != 2 || !strings.HasPrefix(cef[0], "CEF:0|Kansa|Kansa|1|report.published|Create NewsstandReport1|3|rt=") || !strings.Contains(cef[0], " externalId=") ||
+		!strings.Contains(cef[0], " suid=user-1 suser=Ann\tBlythe src=10.0.0.1 ") || res.Header.Get("Content-Type") != "text/plain; charset=utf-8" {
+		t.Errorf("CEF of type %s:\n%s", res.Header.Get("Content-Type"), text)
+	}
+	if text := c.get(t, http.StatusOK, "/api/v1/audit/logs?format=cef&userId=nobody"); len(text) != 0 {
+		t.Errorf("CEF of nothing: %q", text)
 	}
 	if res, _ := c.do(t, http.MethodGet, "/api/v1/audit/logs", "", "Accept", "image/png"); res.StatusCode != http.StatusNotAcceptable {
 		t.Errorf("an image: %d", res.StatusCode)
@@ -216,12 +225,12 @@ func TestAuditLogs(t *testing.T) {
 	operator := newClient(t, s, "operator", "", access.Admin)
 	operator.get(t, http.StatusBadRequest, "/api/v1/audit/logs")
 	operator.get(t, http.StatusOK, "/api/v1/audit/logs?organization=globex")
-	for _, code := range []string{"events.read", "access.refused", "signin.refused"} {
+	for code, organization := range map[string]string{"events.read": "acme", "access.refused": "acme", "signin.refused": owntrail.Organization} {
 		pipelinetest.Until(t, time.Minute, func() (bool, any) {
 			var p struct {
 				Events []schema.Event `json:"events"`
 			}
-			data := operator.get(t, http.StatusOK, "/api/v1/audit/events?organization="+owntrail.Organization+"&event="+code)
+			data := operator.get(t, http.StatusOK, "/api/v1/audit/events?organization="+organization+"&event="+code)
 			err := json.Unmarshal(data, &p)
 			return err == nil && len(p.Events) > 0 && p.Events[0].Context.IP == "127.0.0.1", err
 		})
@@ -271,8 +280,11 @@ func TestCursor(t *testing.T) {
 	cursor, repeated := "", 0
 	pipelinetest.Until(t, 2*time.Minute, func() (bool, any) {
 		var p struct {
-			Events []struct{ ID uuid.UUID }
-			Next   string
+			Events []struct {
+				ID     uuid.UUID
+				Source string
+			}
+			Next string
 		}
 		at := path
 		if cursor != "" {
@@ -280,6 +292,9 @@ func TestCursor(t *testing.T) {
 		}
 		c.json(t, at, &p)
 		for _, e := range p.Events {
+			if e.Source == owntrail.Source { // that this reads
+				continue
+			}
 			if seen[e.ID] {
 				repeated++
 			}
@@ -301,7 +316,7 @@ func TestCursor(t *testing.T) {
 	c.get(t, http.StatusBadRequest, "/api/v1/audit/events?cursor=nonsense")
 
 	// Requirement B6: the live tail goes on from where it was broken off.
-	req, err := http.NewRequestWithContext(ctx, http.MethodGet, s.API.URL()+"/api/v1/audit/tail", http.NoBody)
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, s.API.URL()+"/api/v1/audit/tail?trail=activity", http.NoBody)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -335,7 +350,7 @@ func TestOneEvent(t *testing.T) {
 	e := qlik(1)
 	publishAll(t, s, e, qlik(2))
 	c := newClient(t, s, "reader", "acme", access.Auditor)
-	c.untilRead(t, "/api/v1/audit/events", 2)
+	c.untilRead(t, "/api/v1/audit/events?trail=activity", 2)
 	data := c.get(t, http.StatusOK, "/api/v1/audit/events/"+e.ID.String())
 	var raw map[string]any
 	if err := json.Unmarshal(data, &raw); err != nil || raw["id"] != e.ID.String() || raw["stream_seq"] == nil {
@@ -374,7 +389,15 @@ func TestOneEvent(t *testing.T) {
 		Events int
 	}
 	c.json(t, "/api/v1/audit/catalogue", &seen)
-	if len(seen) != 1 || seen[0].Event != "report.published" || seen[0].Events != 2 {
+	of := func(event string) int {
+		for _, s := range seen {
+			if s.Event == event {
+				return s.Events
+			}
+		}
+		return 0
+	}
+	if of("report.published") != 2 || of("events.read") == 0 {
 		t.Errorf("catalogue %+v", seen)
 	}
 }
@@ -385,7 +408,7 @@ func TestAPIDocument(t *testing.T) {
 	s := pipelinetest.Start(t, pipelinetest.Config(t))
 	publishAll(t, s, qlik(1), qlik(2))
 	admin := newClient(t, s, "operator", "", access.Admin)
-	admin.untilRead(t, "/api/v1/audit/events?organization=acme", 2)
+	admin.untilRead(t, "/api/v1/audit/events?organization=acme&trail=activity", 2)
 	text := client{s, ""}.get(t, http.StatusOK, "/openapi.json")
 	document, err := jsonschema.UnmarshalJSON(bytes.NewReader(text))
 	if err != nil {
@@ -469,7 +492,7 @@ func (o operation) schemaOf(res answer) (string, bool) {
 // random is a request with some of the parameters, right and wrong ones.
 func (o operation) random(r *rand.Rand) (path, body string) {
 	values := []string{
-		"acme", "globex", "kansa", "", "2020-10-09T14:53:32Z", "2026-11-22T04:00:00Z", "0", "1", "999", "-1", "99999999999", "activity", "access", "success", "newest", "recorded", "tsv", "csv", "ndjson",
+		"acme", "globex", "kansa", "", "2020-10-09T14:53:32Z", "2026-11-22T04:00:00Z", "0", "1", "999", "-1", "99999999999", "activity", "access", "success", "newest", "recorded", "tsv", "csv", "ndjson", "cef",
 		"user-1", "report.published", "'; DROP TABLE audit_events; --", "\\", "%", "\x00", "監査", strings.Repeat("x", 300), uuid.NewString(), "nonsense", "eyJ0IjoxLCJzIjoxLCJpIjoxfQ", "true",
 	}
 	some := func() string { return values[r.IntN(len(values))] }
@@ -551,6 +574,68 @@ func TestPublishersKeys(t *testing.T) {
 	if res, _ := app.do(t, http.MethodPost, "/api/v1/events", event("acme"), "X-Forwarded-For", "192.0.2.1"); res.StatusCode != http.StatusAccepted {
 		t.Errorf("through a proxy with one: %d", res.StatusCode)
 	}
+}
+
+// A request's id is in its answer, in the problem, and in the events it makes, those of another role, too.
+func TestRequestIDs(t *testing.T) {
+	t.Parallel()
+	s := pipelinetest.Start(t, pipelinetest.Config(t))
+	admin := newClient(t, s, "operator", "", access.Admin)
+	var problem struct {
+		Status    int
+		Detail    string
+		RequestID string `json:"request_id"`
+	}
+	res, data := admin.do(t, http.MethodGet, "/api/v1/audit/logs?organization=acme&nonsense=1", "", "X-Request-Id", "mine-1")
+	if err := json.Unmarshal(data, &problem); err != nil || res.Header.Get("X-Request-Id") != "mine-1" || problem.RequestID != "mine-1" || problem.Status != http.StatusBadRequest {
+		t.Errorf("%v %s", res.Header, data)
+	}
+	for _, path := range []string{"/api/v1/events", "/api/v1/session", "/api/v1/audit/events/nonsense", "/download/x/y", "/healthz"} {
+		res, data := client{s, "kansa_wrong"}.do(t, http.MethodGet, path, "", "X-Request-Id", "not good")
+		id := res.Header.Get("X-Request-Id")
+		if id == "" || id == "not good" {
+			t.Errorf("%s: id %q", path, id)
+		}
+		if res.Header.Get("Content-Type") == "application/problem+json" && !strings.Contains(string(data), `"request_id":"`+id+`"`) {
+			t.Errorf("%s: id %s is not in the problem %s", path, id, data)
+		}
+	}
+	res, data = admin.do(t, http.MethodPut, "/api/v1/organizations/acme", `{"name":"acme","exports_per_day":2,"retention_days":30}`, "X-Request-Id", "mine-2")
+	if res.StatusCode != http.StatusOK {
+		t.Fatalf("%d %s", res.StatusCode, data)
+	}
+	pipelinetest.Until(t, time.Minute, func() (bool, any) {
+		data := admin.get(t, http.StatusOK, "/api/v1/audit/events?organization=acme&event=organization.updated")
+		return strings.Contains(string(data), `"request_id":"mine-2"`), string(data)
+	})
+}
+
+// Who asks too often is told when to ask again: a key, an address, and sooner who tries to sign in.
+func TestLimits(t *testing.T) {
+	t.Parallel()
+	c := pipelinetest.Config(t)
+	c.API.RequestsPerSecond, c.API.AddressRequestsPerSecond, c.API.SignInsPerMinute = 1, 5, 3
+	s := pipelinetest.Start(t, c)
+	key := newClient(t, s, "reader", "acme", access.Auditor)
+	until := func(what string, c client, method, path, body string, most int) {
+		t.Helper()
+		for n := range most + 1 {
+			res, data := c.do(t, method, path, body)
+			if res.StatusCode != http.StatusTooManyRequests || !strings.Contains(string(data), what) {
+				continue
+			}
+			wait, err := strconv.Atoi(res.Header.Get("Retry-After"))
+			if err != nil || wait < 1 || wait > 60 {
+				t.Errorf("%s: after %d: Retry-After %q, %s", what, n, res.Header.Get("Retry-After"), data)
+			}
+			return
+		}
+		t.Errorf("%s: more than %d are answered", what, most)
+	}
+	until("attempts to sign in", client{s, ""}, http.MethodPost, "/api/v1/session", `{"name":"nobody","password":"a long password"}`, 4)
+	until("not known", client{s, "kansa_wrong"}, http.MethodGet, "/api/v1/session", "", 4)
+	until("requests of reader", key, http.MethodGet, "/api/v1/session", "", 40)
+	until("this address", key, http.MethodGet, "/api/v1/session", "", 2000)
 }
 
 // Of two who change a setting at once, one is told: 412. What there is not, is a 404.

@@ -2,8 +2,12 @@ package pipeline_test
 
 import (
 	"bytes"
+	"encoding/base64"
 	"fmt"
 	"math/rand/v2"
+	"net/http"
+	"net/url"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -11,7 +15,9 @@ import (
 	"github.com/nats-io/nats.go"
 
 	"github.com/kansa-audit/kansa/pipeline"
+	"github.com/kansa-audit/kansa/pipeline/access"
 	"github.com/kansa-audit/kansa/pipeline/deadletter"
+	"github.com/kansa-audit/kansa/pipeline/owntrail"
 	"github.com/kansa-audit/kansa/pipeline/pipelinetest"
 	"github.com/kansa-audit/kansa/schema"
 	"github.com/kansa-audit/kansa/schema/codec"
@@ -122,4 +128,104 @@ func TestDeadLetterIsReplayed(t *testing.T) {
 	if n, err := deadletter.Count(t.Context(), s.Client.JS); n != 0 || err != nil {
 		t.Errorf("%d letters, %v; want none", n, err)
 	}
+}
+
+// Admins look at what could not be stored, and have it tried again: one mended, the others by their reason; nobody sees
+// another organization's, and each replay is an event.
+func TestDeadLettersByTheAPI(t *testing.T) {
+	t.Parallel()
+	s := pipelinetest.Start(t, pipelinetest.Config(t))
+	type letter struct {
+		Seq                uint64
+		Organization, Kind string
+		Bytes              int
+		Data               []byte
+		Text, Cut          bool
+	}
+	type page struct {
+		Letters []letter
+		Next    uint64
+	}
+	bad := func(n int) string { return line(n, `"action":"do"`, `"action":"DO"`) }
+	for n := range 5 {
+		if _, err := s.Client.JS.Publish(t.Context(), "audit.events.acme.activity", []byte(bad(n))); err != nil {
+			t.Fatal(err)
+		}
+	}
+	noise := append([]byte("<script>\x00\xff"), bytes.Repeat([]byte{0xfe}, 100<<10)...)
+	if _, err := s.Client.JS.Publish(t.Context(), "audit.events.globex.activity", noise); err != nil {
+		t.Fatal(err)
+	}
+	operator, acme := newClient(t, s, "operator", "", access.Admin), newClient(t, s, "acme-admin", "acme", access.Admin)
+	var all page
+	pipelinetest.Until(t, time.Minute, func() (bool, any) {
+		operator.json(t, "/api/v1/deadletters", &all)
+		return len(all.Letters) == 6, all
+	})
+	var census deadletter.Census
+	operator.json(t, "/api/v1/deadletters/causes", &census)
+	if len(census.Causes) != 2 || census.Causes[0].Letters != 5 || census.Looked != 6 || census.More {
+		t.Errorf("causes: %+v", census)
+	}
+	kind := census.Causes[0].Kind
+	var first, rest page
+	acme.json(t, "/api/v1/deadletters?limit=2", &first)
+	acme.json(t, fmt.Sprintf("/api/v1/deadletters?from=%d&reason=%s", first.Next, url.QueryEscape(kind)), &rest)
+	if len(first.Letters) != 2 || len(rest.Letters) != 3 || rest.Next != 0 || first.Letters[0].Kind != kind || first.Letters[0].Data != nil || first.Letters[0].Bytes != len(bad(0)) {
+		t.Errorf("pages: %+v, %+v", first, rest)
+	}
+	var foreign letter
+	for _, l := range all.Letters {
+		if l.Organization == "globex" {
+			foreign = l
+		}
+	}
+	var shown letter
+	operator.json(t, fmt.Sprintf("/api/v1/deadletters/%d", foreign.Seq), &shown)
+	if !shown.Cut || shown.Text || shown.Bytes != len(noise) || !bytes.Equal(shown.Data, noise[:64<<10]) {
+		t.Errorf("shown: %d bytes of %d, %t, %t", len(shown.Data), shown.Bytes, shown.Cut, shown.Text)
+	}
+	res, data := operator.do(t, http.MethodGet, fmt.Sprintf("/api/v1/deadletters/%d/data", foreign.Seq), "")
+	if !bytes.Equal(data, noise) || res.Header.Get("Content-Type") != "application/octet-stream" || !strings.HasPrefix(res.Header.Get("Content-Disposition"), "attachment") {
+		t.Errorf("%d bytes, %v", len(data), res.Header)
+	}
+
+	acme.get(t, http.StatusForbidden, "/api/v1/deadletters?organization=globex")
+	acme.get(t, http.StatusNotFound, fmt.Sprintf("/api/v1/deadletters/%d", foreign.Seq))
+	auditor := newClient(t, s, "auditor", "acme", access.Auditor)
+	auditor.get(t, http.StatusForbidden, "/api/v1/deadletters")
+	auditor.get(t, http.StatusForbidden, fmt.Sprintf("/api/v1/deadletters/%d", first.Letters[0].Seq))
+	post := func(c client, want int, path, body string) {
+		t.Helper()
+		if res, data := c.do(t, http.MethodPost, path, body); res.StatusCode != want {
+			t.Errorf("%s: %d %s, want %d", path, res.StatusCode, data, want)
+		}
+	}
+	one := fmt.Sprintf("/api/v1/deadletters/%d/replay", first.Letters[0].Seq)
+	post(auditor, http.StatusForbidden, one, "")
+	post(acme, http.StatusNotFound, fmt.Sprintf("/api/v1/deadletters/%d/replay", foreign.Seq), "")
+	post(acme, http.StatusForbidden, "/api/v1/deadletters/replay", `{"organization":"globex","reason":"x"}`)
+
+	// One is mended; the others come back as they were, four new letters.
+	post(acme, http.StatusOK, one, `{"data":"`+base64.StdEncoding.EncodeToString([]byte(line(7)))+`"}`)
+	post(acme, http.StatusNotFound, one, "")
+	pipelinetest.UntilStored(t, s.Store, 1, time.Minute)
+	last := all.Letters[len(all.Letters)-1].Seq
+	post(acme, http.StatusOK, "/api/v1/deadletters/replay", `{"reason":`+strconv.Quote(kind)+`}`)
+	pipelinetest.Until(t, time.Minute, func() (bool, any) {
+		var again page
+		acme.json(t, "/api/v1/deadletters", &again)
+		back := 0
+		for _, l := range again.Letters {
+			if l.Seq > last {
+				back++
+			}
+		}
+		return back == 4 && len(again.Letters) == 4, again
+	})
+	pipelinetest.Until(t, time.Minute, func() (bool, any) {
+		var told struct{ Events []schema.Event }
+		acme.json(t, "/api/v1/audit/events?event=deadletter.replayed&trail=activity", &told)
+		return len(told.Events) == 5 && told.Events[0].Source == owntrail.Source && told.Events[0].Actor.ID == "acme-admin", told
+	})
 }

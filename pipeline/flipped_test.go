@@ -143,7 +143,7 @@ func untilOnce(t *testing.T, s *pipeline.System, ids []uuid.UUID) {
 	t.Helper()
 	pipelinetest.Until(t, time.Minute, func() (bool, any) {
 		var rows, distinct, expected uint64
-		err := s.Store.Conn().QueryRow(t.Context(), "SELECT count(), uniqExact(id), countIf(id IN (?)) FROM audit_events WHERE organization != '"+owntrail.Organization+"'", ids).
+		err := s.Store.Conn().QueryRow(t.Context(), "SELECT count(), uniqExact(id), countIf(id IN (?)) FROM audit_events WHERE source != '"+owntrail.Source+"'", ids).
 			Scan(&rows, &distinct, &expected)
 		return rows == uint64(len(ids)) && rows == distinct && rows == expected, []any{rows, distinct, expected, err}
 	})

@@ -81,16 +81,18 @@ type System struct {
 
 	own      owntrail.Trail
 	settings jetstream.KeyValue
-	switches jetstream.KeyValue              // of the trails
-	measured atomic.Pointer[metrics.Sources] // set when all roles have started
-	checks   atomic.Pointer[[]health.Check]  // set when all roles have started
-	watched  map[Role]*watchdog.Queue
-	floor    *health.Floor // of the writer; nil if the role is not here
-	log      *slog.Logger
-	server   *broker.Server
-	roles    *errgroup.Group
-	stop     context.CancelFunc
-	ended    context.Context // done when a role has failed
+	switches jetstream.KeyValue // of the trails
+	// verifications are what was verified last.
+	verifications jetstream.KeyValue
+	measured      atomic.Pointer[metrics.Sources] // set when all roles have started
+	checks        atomic.Pointer[[]health.Check]  // set when all roles have started
+	watched       map[Role]*watchdog.Queue
+	floor         *health.Floor // of the writer; nil if the role is not here
+	log           *slog.Logger
+	server        *broker.Server
+	roles         *errgroup.Group
+	stop          context.CancelFunc
+	ended         context.Context // done when a role has failed
 }
 
 // Start starts everything that the roles need and then the roles. When it returns, events can be
@@ -314,7 +316,7 @@ func encrypt(ctx context.Context, bucket *blob.Bucket, from config.Secret) (*blo
 }
 
 func (s *System) buckets(ctx context.Context) error {
-	for name, to := range map[string]*jetstream.KeyValue{broker.BucketExports: &s.States.KV, broker.BucketLinks: &s.Links.KV, broker.BucketSettings: &s.settings, broker.BucketRecording: &s.switches, broker.BucketAccess: &s.Access.KV} {
+	for name, to := range map[string]*jetstream.KeyValue{broker.BucketExports: &s.States.KV, broker.BucketLinks: &s.Links.KV, broker.BucketSettings: &s.settings, broker.BucketAccess: &s.Access.KV, broker.BucketRecording: &s.switches, broker.BucketVerifications: &s.verifications} {
 		kv, err := s.Client.JS.KeyValue(ctx, name)
 		if err != nil {
 			return fmt.Errorf("open bucket %s: %w", name, err)
@@ -432,7 +434,8 @@ func (s *System) startRollup(ctx context.Context) error {
 	return s.work(ctx, RoleRollup, broker.StreamHours, broker.ConsumerRollup, consumers.Work{Handle: s.Rollup.Tick, Logger: log})
 }
 
-// alarm makes an hour that can't be sealed an event of the system's own trail.
+// alarm makes an hour that can't be sealed an event of the operator's trail: it is the operator who mends it, and the
+// organization's own is what is not sealed.
 func (s *System) alarm(ctx context.Context, p schema.Partition, err error) {
 	code := "hour.disagreed"
 	if errors.Is(err, rollup.ErrLost) {
@@ -507,10 +510,15 @@ func (s *System) publicURL() string {
 
 // startAPI starts the HTTP server, with the downloads and the gateway or one of them.
 func (s *System) startAPI(ctx context.Context, downloads, intake bool) (err error) {
-	o := api.Options{Listen: s.Config.API.Listen, Routes: map[string]http.Handler{}}
+	c := s.Config.API
+	o := api.Options{Listen: c.Listen, Routes: map[string]http.Handler{}, Limits: api.Limits{
+		PerSecond: c.RequestsPerSecond, AddressPerSecond: c.AddressRequestsPerSecond, SignInsPerMinute: c.SignInsPerMinute,
+	}}
 	if downloads {
 		o.Bucket, o.States, o.Links, o.Record = s.Bucket, s.States, s.Links, s.own.Record
-		o.Audit = s.audit()
+		if o.Audit, err = s.audit(ctx); err != nil {
+			return err
+		}
 		pages, err := console.Routes()
 		if err != nil {
 			return err

@@ -146,8 +146,7 @@ func (e *Export) record() schema.Event {
 	}
 	data, _ := json.Marshal(e) //nolint:errchkjson // it was kept as JSON before
 	return schema.Event{
-		Event: code, Action: "export", Outcome: outcome, Target: schema.Target{Type: "export", ID: e.ID, Name: e.File},
+		Organization: e.Organization, Event: code, Action: "export", Outcome: outcome, Target: schema.Target{Type: "export", ID: e.ID, Name: e.File},
 		Description: fmt.Sprintf("Archive of %s for %s: %s", e.Organization, to, e.State), Data: data, DataType: "kansa.export.v1",
-		Attributes: map[string]string{"organization": e.Organization},
 	}
 }

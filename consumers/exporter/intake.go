@@ -101,8 +101,9 @@ func (i *Intake) complete(ctx context.Context, r *Request) error {
 		if err != nil {
 			return fmt.Errorf("find which hours are rolled up: %w", err)
 		}
-		if r.To = now.Add(-time.Hour).Truncate(time.Hour); closed.Before(r.To) && !closed.IsZero() {
-			r.To = closed
+		// The last hour that is over and sealed; before anything was, one that is over for certain.
+		if r.To = closed; closed.IsZero() || closed.After(now) {
+			r.To = now.Add(-time.Hour).Truncate(time.Hour)
 		}
 	}
 	if r.From.IsZero() {
@@ -209,9 +210,8 @@ func (i *Intake) Ask(ctx context.Context, r Request) (*Asked, error) {
 		}
 	}
 	i.Record(ctx, schema.Event{
-		Event: "export.requested", Action: "export", Target: schema.Target{Type: "export", ID: answer.Export.ID}, Actor: schema.Actor{Type: "user", ID: r.RequestedBy},
+		Organization: r.Organization, Event: "export.requested", Action: "export", Target: schema.Target{Type: "export", ID: answer.Export.ID}, Actor: schema.Actor{Type: "user", ID: r.RequestedBy},
 		Description: fmt.Sprintf("%s of %s from %s to %s", trailList(r.Trails), r.Organization, r.From.Format(time.RFC3339), r.To.Format(time.RFC3339)),
-		Attributes:  map[string]string{"organization": r.Organization},
 	})
 	answer.Left, err = i.left(ctx, r.Organization, r.Trails)
 	return answer, err
@@ -236,8 +236,8 @@ func (i *Intake) Revoke(ctx context.Context, id, by string) (*Export, error) {
 		return nil, err
 	}
 	i.Record(ctx, schema.Event{
-		Event: "export.revoked", Action: "revoke", Target: schema.Target{Type: "export", ID: id, Name: e.File}, Actor: schema.Actor{Type: "user", ID: by},
-		Description: "Its links open nothing any more", Attributes: map[string]string{"organization": e.Organization},
+		Organization: e.Organization, Event: "export.revoked", Action: "revoke", Target: schema.Target{Type: "export", ID: id, Name: e.File}, Actor: schema.Actor{Type: "user", ID: by},
+		Description: "Its links open nothing any more",
 	})
 	return &e, nil
 }

@@ -94,6 +94,29 @@ func (p Progress) known(ctx context.Context, have map[series]time.Time) (map[ser
 	return all, nil
 }
 
+// First is the first hour of which there is a partition of an organization's trail; false if there is none yet.
+func (p Progress) First(ctx context.Context, organization string, trail schema.Trail) (time.Time, bool, error) {
+	entry, err := p.KV.Get(ctx, prefixKnown+series{organization, trail}.key())
+	if errors.Is(err, jetstream.ErrKeyNotFound) || errors.Is(err, jetstream.ErrInvalidKey) {
+		return time.Time{}, false, nil
+	}
+	var first time.Time
+	if err == nil {
+		first, err = time.Parse(time.RFC3339, string(entry.Value()))
+	}
+	if err != nil {
+		return time.Time{}, false, fmt.Errorf("read the first hour of %s/%s: %w", organization, trail, err)
+	}
+	return first, true, nil
+}
+
+// Stuck is the hour of an organization's trail that could not be sealed because its accounts disagree; false if there is none.
+func (p Progress) Stuck(ctx context.Context, organization string, trail schema.Trail) (time.Time, bool, error) {
+	blocked, err := p.blocked(ctx)
+	hour, ok := blocked[series{organization, trail}]
+	return hour, ok, err
+}
+
 // learn keeps a series together with the first hour it has a partition for.
 func (p Progress) learn(ctx context.Context, s series, first time.Time) error {
 	_, err := p.KV.Create(ctx, prefixKnown+s.key(), []byte(first.UTC().Format(time.RFC3339)))

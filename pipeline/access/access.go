@@ -192,7 +192,7 @@ func (s *Store) Keys(ctx context.Context, organization string) ([]Key, error) {
 	return list(ctx, s, prefixKey, organization, func(k *keptKey) (Key, string) { return k.Key, k.Organization })
 }
 
-// ByKey says whose a secret is.
+// ByKey says whose a secret is. Beside ErrUnknown stands whose it was, for the trail alone, if it has expired.
 func (s *Store) ByKey(ctx context.Context, secret string) (*Principal, error) {
 	if !strings.HasPrefix(secret, keyStart) {
 		return nil, ErrUnknown
@@ -209,10 +209,14 @@ func (s *Store) ByKey(ctx context.Context, secret string) (*Principal, error) {
 		return nil, ErrUnknown
 	case err != nil:
 		return nil, err
-	case subtle.ConstantTimeCompare([]byte(k.Hash), []byte(h)) != 1, !s.now().Before(k.Expires):
+	case subtle.ConstantTimeCompare([]byte(k.Hash), []byte(h)) != 1:
 		return nil, ErrUnknown
 	}
-	return &Principal{Kind: "key", ID: k.Name, Role: k.Role, Organization: k.Organization}, nil
+	p := &Principal{Kind: "key", ID: k.Name, Role: k.Role, Organization: k.Organization}
+	if !s.now().Before(k.Expires) {
+		return p, ErrUnknown
+	}
+	return p, nil
 }
 
 // The cost of a password: the second choice of RFC 9106, section 4.
@@ -280,7 +284,8 @@ func (s *Store) Users(ctx context.Context, organization string) ([]User, error) 
 	return list(ctx, s, prefixUser, organization, func(u *keptUser) (User, string) { return u.User, u.Organization })
 }
 
-// SignIn checks a password and begins a session; token is what the browser brings back.
+// SignIn checks a password and begins a session; token is what the browser brings back. Beside ErrUnknown stands whose
+// name it was, for the trail alone, if it is somebody's.
 func (s *Store) SignIn(ctx context.Context, name, password string) (token string, p *Principal, err error) {
 	var u keptUser
 	err = ErrNone
@@ -295,8 +300,11 @@ func (s *Store) SignIn(ctx context.Context, name, password string) (token string
 	if deriveErr != nil {
 		return "", nil, deriveErr
 	}
-	if err != nil || subtle.ConstantTimeCompare(got, u.Hash) != 1 {
+	if err != nil {
 		return "", nil, ErrUnknown
+	}
+	if subtle.ConstantTimeCompare(got, u.Hash) != 1 {
+		return "", u.principal(), ErrUnknown
 	}
 	return s.begin(ctx, &u.User)
 }
@@ -306,7 +314,7 @@ func (s *Store) begin(ctx context.Context, u *User) (string, *Principal, error) 
 	if ttl == 0 {
 		ttl = 12 * time.Hour
 	}
-	p := &Principal{Kind: "user", ID: u.Name, Role: u.Role, Organization: u.Organization}
+	p := u.principal()
 	token := random()
 	return token, p, s.create(ctx, prefixSession+hash(token), session{*p, s.now().Add(ttl)})
 }
@@ -325,7 +333,11 @@ func (s *Store) BySession(ctx context.Context, token string) (*Principal, error)
 	if err != nil {
 		return nil, err
 	}
-	return &Principal{Kind: "user", ID: u.Name, Role: u.Role, Organization: u.Organization}, nil
+	return u.principal(), nil
+}
+
+func (u *User) principal() *Principal {
+	return &Principal{Kind: "user", ID: u.Name, Role: u.Role, Organization: u.Organization}
 }
 
 // SignOut ends a session.

@@ -16,6 +16,7 @@ import (
 	"gocloud.dev/blob"
 
 	"github.com/kansa-audit/kansa/consumers/exporter"
+	"github.com/kansa-audit/kansa/pipeline/request"
 	"github.com/kansa-audit/kansa/schema"
 )
 
@@ -30,6 +31,8 @@ type Options struct {
 	Record func(ctx context.Context, e schema.Event)
 	// Audit are the reading of events and the settings; nil serves neither.
 	Audit *Audit
+	// Limits of the API and the downloads; Routes have their own, or none.
+	Limits Limits
 	// Routes are served besides, by the pattern of a mux.
 	Routes map[string]http.Handler
 	// Drain is how long Close lets requests end. Default 3 s.
@@ -55,6 +58,7 @@ func Start(ctx context.Context, o Options) (*Server, error) {
 	if o.Record == nil {
 		o.Record = func(context.Context, schema.Event) {}
 	}
+	o.Logger = request.Logs(o.Logger)
 	var lc net.ListenConfig
 	l, err := lc.Listen(ctx, "tcp", o.Listen)
 	if err != nil {
@@ -62,19 +66,20 @@ func Start(ctx context.Context, o Options) (*Server, error) {
 	}
 	s := &Server{o: o, listen: l, served: make(chan error, 1)}
 	mux := http.NewServeMux()
+	bounds := newLimits(o.Limits, time.Now)
 	mux.HandleFunc("GET /healthz", func(w http.ResponseWriter, _ *http.Request) { fmt.Fprintln(w, "alive") })
 	mux.Handle("GET /readyz", o.Ready)
 	if o.Bucket != nil {
-		(&downloads{o: o}).register(mux)
+		(&downloads{o: o}).register(mux, bounds)
 	}
 	if o.Audit != nil {
-		newAudit(mux, o.Audit)
+		newAudit(mux, o.Audit, bounds)
 	}
 	for pattern, handler := range o.Routes {
 		mux.Handle(pattern, handler)
 	}
 	s.http = &http.Server{
-		Handler: mux, ReadHeaderTimeout: 10 * time.Second, IdleTimeout: 2 * time.Minute, MaxHeaderBytes: 64 << 10,
+		Handler: request.Handler(mux), ReadHeaderTimeout: 10 * time.Second, IdleTimeout: 2 * time.Minute, MaxHeaderBytes: 64 << 10,
 		ErrorLog: slog.NewLogLogger(o.Logger.Handler(), slog.LevelDebug),
 	}
 	go func() { s.served <- s.http.Serve(l) }()

@@ -18,11 +18,14 @@ import (
 	"github.com/danielgtaylor/huma/v2"
 	"github.com/danielgtaylor/huma/v2/adapters/humago"
 	"github.com/google/uuid"
+	"github.com/nats-io/nats.go/jetstream"
 	"gocloud.dev/blob"
 
 	"github.com/kansa-audit/kansa/consumers/exporter"
 	"github.com/kansa-audit/kansa/pipeline/access"
+	"github.com/kansa-audit/kansa/pipeline/integrity"
 	"github.com/kansa-audit/kansa/pipeline/operator"
+	"github.com/kansa-audit/kansa/pipeline/request"
 	"github.com/kansa-audit/kansa/pipeline/store"
 	"github.com/kansa-audit/kansa/pipeline/verify"
 	"github.com/kansa-audit/kansa/schema"
@@ -40,6 +43,10 @@ type Audit struct {
 	Floor func(ctx context.Context) (uint64, error)
 	// Hour is the length of a partition.
 	Hour time.Duration
+	// Integrity says how what is stored is sealed.
+	Integrity *integrity.Desk
+	// JS is where the dead letters are.
+	JS jetstream.JetStream
 	// Ask asks a running system in somebody's name.
 	Ask func(by string) operator.Client
 	// Secure tells that browsers reach us by https only.
@@ -49,33 +56,41 @@ type Audit struct {
 }
 
 type audit struct {
-	o        *Audit
-	api      huma.API
-	attempts attempts
+	o      *Audit
+	api    huma.API
+	limits *limits
+	known  known
+	// again counts questions that are the same.
+	again *rate
 }
 
 // version of the API as it stands in its document.
 const version = "1.0.0"
 
 // newAudit registers the routes.
-func newAudit(mux *http.ServeMux, o *Audit) {
+func newAudit(mux *http.ServeMux, o *Audit, bounds *limits) {
+	o.Logger = request.Logs(o.Logger)
 	problems()
 	config := huma.DefaultConfig("Kansa", version)
 	config.Info.Description = "Audit events, exports and settings. Times are RFC 3339 in UTC; names are case-sensitive."
 	config.OpenAPIPath, config.DocsPath, config.SchemasPath = "/openapi", "", ""
 	config.CreateHooks = nil // no links to schemas in answers
+	config.Transformers = append(config.Transformers, withRequestID)
 	config.Components.SecuritySchemes = map[string]*huma.SecurityScheme{
 		"key":     {Type: "http", Scheme: "bearer", Description: "An API key: kansa_…"},
 		"session": {Type: "apiKey", In: "cookie", Name: sessionCookie},
 	}
 	config.Components.Schemas = huma.NewMapRegistry("#/components/schemas/", schemaName)
 	config.Components.Schemas.RegisterTypeAlias(reflect.TypeFor[exporter.Schedule](), reflect.TypeFor[Schedule]())
-	a := &audit{o: o, api: humago.New(mux, config), attempts: attempts{now: time.Now}}
+	a := &audit{o: o, api: humago.New(mux, config), limits: bounds, known: known{list: o.Store.Organizations, now: time.Now}, again: newRate(1, readAgain, 1, time.Now)}
+	a.api.UseMiddleware(a.bounded)
 	a.signIn()
 	a.reads()
 	a.tail()
 	a.settings()
 	a.overview()
+	a.letters()
+	a.integrity()
 }
 
 // schemaName tells apart types of the same name in several packages.
@@ -84,8 +99,13 @@ func schemaName(t reflect.Type, hint string) string {
 	for t.Kind() == reflect.Pointer || t.Kind() == reflect.Slice {
 		t = t.Elem()
 	}
-	if path.Base(t.PkgPath()) == "settings" {
+	switch path.Base(t.PkgPath()) {
+	case "settings":
 		return "Kept" + name
+	case "integrity":
+		return "Integrity" + name
+	case "deadletter":
+		return "Dead" + name
 	}
 	return name
 }
@@ -130,8 +150,18 @@ func (a *audit) question(ctx context.Context, p *FilterParams, what string) (*st
 	if err != nil {
 		return nil, fmt.Errorf("encode the question: %w", err)
 	}
-	a.tell(ctx, w, "events.read", "read", schema.Success, organization, what, map[string]string{"filter": string(asked)})
+	a.tellRead(ctx, w, "events.read", organization, what, "filter", string(asked))
 	return q, nil
+}
+
+// readAgain is how long the same reading by the same one from the same place counts as one. Who follows a trail, page
+// after page, would otherwise fill it with his own reading.
+const readAgain = time.Minute
+
+func (a *audit) tellRead(ctx context.Context, w *who, code, organization, what, name, value string) {
+	if wait, _ := a.again.take(strings.Join([]string{w.String(), w.ip, code, organization, what, value}, "\x00")); wait == 0 {
+		a.tell(ctx, w, code, "read", schema.Success, organization, what, map[string]string{name: value})
+	}
 }
 
 // Event is an event as the API shows it.
@@ -183,7 +213,7 @@ type Page struct {
 func (a *audit) reads() {
 	type logsInput struct {
 		FilterParams
-		Format string `query:"format" enum:"tsv,csv,ndjson" doc:"In place of Accept"`
+		Format string `query:"format" enum:"tsv,csv,ndjson,cef" doc:"In place of Accept. cef: a line for each event in the Common Event Format; a value that is too long for its key has its SHA-256 in its place, and the whole one is in the event whose id externalId is"`
 		Accept string `header:"Accept"`
 	}
 	register(a, huma.Operation{
@@ -191,18 +221,25 @@ func (a *audit) reads() {
 		Summary:     "The trail as text, of any size",
 		Description: "Tab-separated with 14 columns by default: EventTime, Source, Event, Target, TargetId, TargetName, Action, AppId, UserId, UserName, IpAddress, Description, Data, DataType. Values are in quotes, as in CSV.",
 		Responses: map[string]*huma.Response{"200": {Description: "The events, in the order in which they were recorded", Content: map[string]*huma.MediaType{
-			typeTSV: {}, typeCSV: {}, typeNDJSON: {},
+			typeTSV: {}, typeCSV: {}, typeNDJSON: {}, codec.FormatCEF.ContentType(): {},
 		}}},
 	}, func(ctx context.Context, in *logsInput) (*huma.StreamResponse, error) {
 		form, kind := chooseTable(in.Format, in.Accept)
+		name := string(form)
+		if in.Format == string(codec.FormatCEF) {
+			form, kind, name = store.CSV, codec.FormatCEF.ContentType(), in.Format
+		}
 		if form == "" {
 			return nil, huma.Error406NotAcceptable("Accept: " + in.Accept + ": there is text/tab-separated-values, text/csv and application/x-ndjson")
 		}
-		q, err := a.question(ctx, &in.FilterParams, "logs as "+string(form))
+		q, err := a.question(ctx, &in.FilterParams, "logs as "+name)
 		if err != nil {
 			return nil, err
 		}
 		text, err := a.o.Store.Stream(ctx, q, form)
+		if err == nil && name == string(codec.FormatCEF) {
+			text, err = newCEF(text)
+		}
 		if err != nil {
 			return nil, err
 		}
@@ -212,12 +249,12 @@ func (a *audit) reads() {
 			first := make([]byte, 64<<10)
 			n, err := io.ReadFull(text, first)
 			if err != nil && !errors.Is(err, io.EOF) && !errors.Is(err, io.ErrUnexpectedEOF) {
-				a.o.Logger.Error("logs could not be read", slog.Any("error", err))
+				a.o.Logger.ErrorContext(h.Context(), "logs could not be read", slog.Any("error", err))
 				_ = huma.WriteErr(a.api, h, http.StatusServiceUnavailable, "the events can not be read at the moment")
 				return
 			}
 			h.SetHeader("Content-Type", kind)
-			h.SetHeader("Content-Disposition", fmt.Sprintf("inline; filename=%q", "audit-"+q.Organization+"."+string(form)))
+			h.SetHeader("Content-Disposition", fmt.Sprintf("inline; filename=%q", "audit-"+q.Organization+"."+name))
 			h.SetHeader("X-Content-Type-Options", "nosniff")
 			w := h.BodyWriter()
 			if _, err = w.Write(first[:n]); err == nil {
@@ -225,7 +262,7 @@ func (a *audit) reads() {
 			}
 			if err != nil {
 				// The text is not complete, and who reads it has to learn of it: the connection breaks.
-				a.o.Logger.Warn("logs ended on the way", slog.Any("error", err))
+				a.o.Logger.WarnContext(h.Context(), "logs ended on the way", slog.Any("error", err))
 				panic(http.ErrAbortHandler)
 			}
 		}}, nil
@@ -279,7 +316,7 @@ func (a *audit) reads() {
 		if err != nil {
 			return nil, huma.Error400BadRequest("id " + in.ID + " is no UUID")
 		}
-		a.tell(ctx, w, "events.read", "read", schema.Success, organization, what, map[string]string{"id": id.String()})
+		a.tellRead(ctx, w, "events.read", organization, what, "id", id.String())
 		return a.o.Store.Event(ctx, organization, id)
 	}
 	register(a, huma.Operation{

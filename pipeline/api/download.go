@@ -8,7 +8,6 @@ import (
 	"html/template"
 	"log/slog"
 	"mime"
-	"net"
 	"net/http"
 	"slices"
 	"strings"
@@ -35,8 +34,8 @@ type recentPlan struct {
 
 const recentPlans = 8
 
-func (d *downloads) register(mux *http.ServeMux) {
-	mux.HandleFunc("GET /download/{token}/{file}", d.serve)
+func (d *downloads) register(mux *http.ServeMux, bounds *limits) {
+	mux.Handle("GET /download/{token}/{file}", bounds.bounded(http.HandlerFunc(d.serve)))
 }
 
 func (d *downloads) serve(w http.ResponseWriter, r *http.Request) {
@@ -51,7 +50,7 @@ func (d *downloads) serve(w http.ResponseWriter, r *http.Request) {
 		return
 	case err != nil:
 		// The address holds the token, so it is not logged.
-		d.o.Logger.Error("download failed", slog.String("export", e.ID), slog.Any("error", err))
+		d.o.Logger.ErrorContext(r.Context(), "download failed", slog.String("export", e.ID), slog.Any("error", err))
 		answer(w, http.StatusServiceUnavailable, "The archive can't be read at the moment", "Try again in a few minutes.")
 		return
 	}
@@ -61,24 +60,20 @@ func (d *downloads) serve(w http.ResponseWriter, r *http.Request) {
 	h.Set("Content-Type", plan.ContentType())
 	h.Set("Content-Disposition", mime.FormatMediaType("attachment", map[string]string{"filename": plan.Name}))
 	h.Set("ETag", plan.ETag())
-	d.o.Logger.Info("download", slog.String("export", e.ID), slog.String("range", r.Header.Get("Range")))
+	d.o.Logger.InfoContext(r.Context(), "download", slog.String("export", e.ID), slog.String("range", r.Header.Get("Range")))
 	http.ServeContent(w, r, plan.Name, plan.Modified, body)
 }
 
 // record tells the own trail who fetched what (requirements Q3, Z6).
 func (d *downloads) record(r *http.Request, e *exporter.Export) {
-	attributes := map[string]string{"organization": e.Organization}
+	attributes := map[string]string{}
 	if ranges := r.Header.Get("Range"); ranges != "" {
 		attributes["range"] = ranges[:min(len(ranges), 200)]
 	}
-	ip, _, err := net.SplitHostPort(r.RemoteAddr)
-	if err != nil {
-		ip = ""
-	}
 	agent := strings.ToValidUTF8(r.UserAgent(), "?")
 	d.o.Record(r.Context(), schema.Event{
-		Event: "export.downloaded", Action: "download", Trail: schema.Access, Target: schema.Target{Type: "export", ID: e.ID, Name: e.File},
-		Actor: schema.Actor{Type: "link", ID: e.ID}, Context: schema.Context{IP: ip, UserAgent: agent[:min(len(agent), 200)]}, Attributes: attributes,
+		Event: "export.downloaded", Action: "download", Organization: e.Organization, Trail: schema.Access, Target: schema.Target{Type: "export", ID: e.ID, Name: e.File},
+		Actor: schema.Actor{Type: "link", ID: e.ID}, Context: schema.Context{IP: addressOf(r.RemoteAddr), UserAgent: agent[:min(len(agent), 200)]}, Attributes: attributes,
 	})
 }
 

@@ -11,21 +11,47 @@ import (
 	"github.com/kansa-audit/kansa/consumers/exporter"
 	"github.com/kansa-audit/kansa/pipeline/access"
 	"github.com/kansa-audit/kansa/pipeline/control"
+	"github.com/kansa-audit/kansa/pipeline/deadletter"
+	"github.com/kansa-audit/kansa/pipeline/integrity"
+	"github.com/kansa-audit/kansa/pipeline/request"
 	"github.com/kansa-audit/kansa/pipeline/settings"
 	"github.com/kansa-audit/kansa/pipeline/store"
 	"github.com/kansa-audit/kansa/pipeline/verify"
 	"github.com/kansa-audit/kansa/schema"
 )
 
+// Problem is an answer that says what is wrong, as RFC 9457 has it.
+type Problem struct {
+	huma.ErrorModel
+	RequestID string `json:"request_id,omitempty" doc:"Name it when you ask those who run Kansa: the log and the trail have it, too"`
+}
+
+// withRequestID is a huma.Transformer.
+func withRequestID(ctx huma.Context, _ string, v any) (any, error) {
+	if p, ok := v.(*Problem); ok {
+		said := *p
+		said.RequestID = request.ID(ctx.Context())
+		return &said, nil
+	}
+	return v, nil
+}
+
 // problems answers in the form of RFC 9457. A parameter that is unknown or malformed is a 400, a body that breaks a
 // rule a 422. The library has one way for the process, which is set once.
 var problems = sync.OnceFunc(func() {
-	plain := huma.NewErrorWithContext
+	plain := huma.NewError
+	huma.NewError = func(status int, msg string, errs ...error) huma.StatusError {
+		err := plain(status, msg, errs...)
+		if m, ok := err.(*huma.ErrorModel); ok {
+			return &Problem{ErrorModel: *m}
+		}
+		return err
+	}
 	huma.NewErrorWithContext = func(ctx huma.Context, status int, msg string, errs ...error) huma.StatusError {
 		if status == http.StatusUnprocessableEntity && ctx != nil && ctx.Method() == http.MethodGet {
 			status = http.StatusBadRequest
 		}
-		return plain(ctx, status, msg, errs...)
+		return huma.NewError(status, msg, errs...)
 	}
 })
 
@@ -44,15 +70,15 @@ func problem(err error) error {
 	case errors.Is(err, access.ErrForbidden):
 		return huma.Error403Forbidden(err.Error())
 	case errors.Is(err, store.ErrNoEvent), errors.Is(err, verify.ErrNoEvent), errors.Is(err, access.ErrNone), errors.Is(err, exporter.ErrNoExport),
-		errors.Is(err, exporter.ErrNoDestination):
+		errors.Is(err, exporter.ErrNoDestination), errors.Is(err, deadletter.ErrNotFound):
 		return huma.Error404NotFound(err.Error())
-	case errors.Is(err, access.ErrTaken), errors.Is(err, settings.ErrKeptOn), errors.Is(err, verify.ErrNotSealed):
+	case errors.Is(err, access.ErrTaken), errors.Is(err, settings.ErrKeptOn), errors.Is(err, verify.ErrNotSealed), errors.Is(err, integrity.ErrBusy):
 		return huma.Error409Conflict(err.Error())
 	case errors.Is(err, settings.ErrChanged):
 		return huma.Error412PreconditionFailed(err.Error())
 	case errors.Is(err, exporter.ErrQuota):
 		return huma.Error429TooManyRequests(err.Error())
-	case errors.As(err, &fault), errors.Is(err, control.ErrRefused):
+	case errors.As(err, &fault), errors.Is(err, control.ErrRefused), errors.Is(err, integrity.ErrNothing):
 		return huma.Error422UnprocessableEntity(err.Error())
 	case errors.Is(err, control.ErrNobody):
 		return huma.Error503ServiceUnavailable(err.Error())

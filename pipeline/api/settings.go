@@ -342,12 +342,7 @@ func (a *audit) exports() {
 func (a *audit) people() {
 	tags := []string{"access"}
 	admin := func(ctx context.Context, organization string) (*who, error) {
-		w := asking(ctx)
-		if w.Role != access.Admin || w.Organization != "" && w.Organization != organization {
-			a.tell(ctx, w, "access.refused", "update", schema.Denied, organization, "users and keys", nil)
-			return w, fmt.Errorf("%w: it takes an admin of the organization, or of all", access.ErrForbidden)
-		}
-		return w, nil
+		return a.adminOf(ctx, organization, "users and keys")
 	}
 	type query struct {
 		Organization string `query:"organization" maxLength:"64" doc:"All if left out, for an admin of all"`

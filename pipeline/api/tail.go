@@ -63,7 +63,7 @@ func (a *audit) tail() {
 			h.SetHeader("Cache-Control", "no-store")
 			h.SetHeader("X-Accel-Buffering", "no")
 			if err := a.follow(h, q); err != nil && h.Context().Err() == nil {
-				a.o.Logger.Warn("live tail ended", slog.Any("error", err))
+				a.o.Logger.WarnContext(h.Context(), "live tail ended", slog.Any("error", err))
 			}
 		}}, nil
 	})

@@ -34,7 +34,8 @@ const (
 	BucketSettings = "kansa_settings" // what people decide: see package settings
 	BucketAccess   = "kansa_access"   // users, keys and sessions: see package access
 
-	BucketRecording = schema.RecordingBucket // the switches of the trails: see package settings
+	BucketRecording     = schema.RecordingBucket // the switches of the trails: see package settings
+	BucketVerifications = "kansa_verifications"  // what was verified last: see package integrity
 )
 
 const (
@@ -111,7 +112,7 @@ func (c *Client) Setup(ctx context.Context, s Settings) error {
 			return fmt.Errorf("set up consumer %s of stream %s: %w", cfg.Durable, stream, err)
 		}
 	}
-	for _, bucket := range []string{BucketRollup, BucketExports, BucketLinks, BucketSettings, BucketAccess} {
+	for _, bucket := range []string{BucketRollup, BucketExports, BucketLinks, BucketSettings, BucketAccess, BucketVerifications} {
 		cfg := jetstream.KeyValueConfig{Bucket: bucket, History: 1, Storage: jetstream.FileStorage, Replicas: base.Replicas}
 		if _, err := c.JS.CreateOrUpdateKeyValue(ctx, cfg); err != nil {
 			return fmt.Errorf("set up bucket %s: %w", bucket, err)

@@ -98,6 +98,7 @@ type row struct {
 	id           string
 	organization string
 	trail        schema.Trail
+	source       string
 	recorded     time.Time
 	seq          uint64
 	index        uint32
@@ -128,7 +129,7 @@ func (s *stack) check(ctx context.Context, a *account, end time.Time, was *seen)
 			fault("stored twice: %s of message %d.%d at %s and %d.%d at %s", id, other.seq, other.index, other.recorded, r.seq, r.index, r.recorded)
 		}
 		stored[id] = r
-		if _, ok := a.acked[id]; !ok && r.organization != owntrail.Organization {
+		if _, ok := a.acked[id]; !ok && r.source != owntrail.Source {
 			fault("stored and never published: %+v", *r)
 		}
 	}
@@ -165,7 +166,7 @@ func (s *stack) check(ctx context.Context, a *account, end time.Time, was *seen)
 }
 
 func (s *stack) rows(ctx context.Context) (rows []row, err error) {
-	found, err := s.table.Conn().Query(ctx, "SELECT toString(id), organization, trail, recorded_at, stream_seq, batch_index FROM audit_events ORDER BY stream_seq, batch_index")
+	found, err := s.table.Conn().Query(ctx, "SELECT toString(id), organization, trail, source, recorded_at, stream_seq, batch_index FROM audit_events ORDER BY stream_seq, batch_index")
 	if err != nil {
 		return nil, fmt.Errorf("read the table: %w", err)
 	}
@@ -173,7 +174,7 @@ func (s *stack) rows(ctx context.Context) (rows []row, err error) {
 	for found.Next() {
 		var r row
 		var trail string
-		if err := found.Scan(&r.id, &r.organization, &trail, &r.recorded, &r.seq, &r.index); err != nil {
+		if err := found.Scan(&r.id, &r.organization, &trail, &r.source, &r.recorded, &r.seq, &r.index); err != nil {
 			return nil, fmt.Errorf("read the table: %w", err)
 		}
 		r.trail, r.recorded = schema.Trail(trail), r.recorded.UTC()

@@ -217,9 +217,15 @@ type Exports struct {
 	AlertAfter time.Duration `yaml:"alert_after"`
 }
 
-// API is the HTTP server.
+// API is the HTTP server. What asks too often is answered with 429 and when to ask again.
 type API struct {
 	Listen string `yaml:"listen"` // host:port; port 0 chooses a free one
+	// RequestsPerSecond bounds what one key, or one person, asks for; AddressRequestsPerSecond what comes from one address, whoever
+	// asks. Ten seconds' worth may come at once. 0 is no bound. Publishing has bounds of its own: see gateway.
+	RequestsPerSecond        int `yaml:"requests_per_second"`
+	AddressRequestsPerSecond int `yaml:"address_requests_per_second"`
+	// SignInsPerMinute bounds an address's attempts to sign in, and its requests with a key that is not known.
+	SignInsPerMinute int `yaml:"sign_ins_per_minute"`
 }
 
 // Health is what the process says of itself.
@@ -262,7 +268,7 @@ func Default() *Config {
 		Retention: Retention{Every: time.Hour, Days: 730},
 		Rollup:    Rollup{Hour: time.Hour, Grace: 500 * time.Millisecond},
 		Exports:   Exports{LinkDays: 7, Parallel: 4, AckWait: 30 * time.Second, PerDay: 3, AlertAfter: 15 * time.Minute},
-		API:       API{Listen: "127.0.0.1:8080"},
+		API:       API{Listen: "127.0.0.1:8080", RequestsPerSecond: 100, AddressRequestsPerSecond: 500, SignInsPerMinute: 10},
 		Gateway: Gateway{
 			MaxBody: 32 << 20, MaxEvents: schema.MaxMessageEvents, Memory: 192 << 20, ClientMemory: 128 << 20, MaxRequests: 1024,
 			Timeout: 30 * time.Second, RetryFor: 10 * time.Second,
@@ -327,6 +333,14 @@ func (c *Config) Check() error {
 	} {
 		if v < 1 {
 			fault("%s is %d: give a positive number", key, v)
+		}
+	}
+	for key, v := range map[string]int{
+		"api.requests_per_second": c.API.RequestsPerSecond, "api.address_requests_per_second": c.API.AddressRequestsPerSecond,
+		"api.sign_ins_per_minute": c.API.SignInsPerMinute,
+	} {
+		if most := 1_000_000; v < 0 || v > most {
+			fault("%s is %d: give 0, which is no bound, to %d", key, v, most)
 		}
 	}
 	if least := int64(4 * schema.MaxMessageBytes); c.Writer.Memory < least {

@@ -29,7 +29,7 @@ import (
 var files embed.FS
 
 // Pages are the paths of the console.
-var Pages = []string{"/{$}", "/first", "/events", "/exports", "/destinations", "/organization", "/access", "/system"}
+var Pages = []string{"/{$}", "/first", "/events", "/exports", "/destinations", "/organization", "/integrity", "/access", "/system"}
 
 // policy has the browser load nothing but our own files and run no script but those.
 const policy = "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; connect-src 'self'; manifest-src 'self'; " +

@@ -2,7 +2,10 @@ package console_test
 
 import (
 	"context"
+	"crypto/ed25519"
+	"crypto/rand"
 	"encoding/json"
+	"encoding/pem"
 	"errors"
 	"fmt"
 	"io"
@@ -17,7 +20,9 @@ import (
 	"testing"
 	"time"
 
+	"filippo.io/age"
 	"github.com/nats-io/nats.go/jetstream"
+	cryptossh "golang.org/x/crypto/ssh"
 
 	"github.com/kansa-audit/kansa/consumers/exporter/mail"
 	"github.com/kansa-audit/kansa/pipeline/console"
@@ -199,7 +204,21 @@ func TestConsole(t *testing.T) {
 	}
 	defer post.Close()
 	archives := t.TempDir()
-	ssh, err := sshd.Start(t.Context(), sshd.Options{Dir: archives, User: "kansa", Password: "archive-password"})
+	public, private, err := ed25519.GenerateKey(rand.Reader)
+	if err != nil {
+		t.Fatal(err)
+	}
+	authorized, err := cryptossh.NewPublicKey(public)
+	if err != nil {
+		t.Fatal(err)
+	}
+	block, err := cryptossh.MarshalPrivateKey(private, "")
+	if err != nil {
+		t.Fatal(err)
+	}
+	ssh, err := sshd.Start(t.Context(), sshd.Options{
+		Dir: archives, User: "kansa", Password: "archive-password", AuthorizedKey: string(cryptossh.MarshalAuthorizedKey(authorized)),
+	})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -210,6 +229,15 @@ func TestConsole(t *testing.T) {
 	c.Mail = &mail.Config{Host: "127.0.0.1", Port: post.Port(), TLS: "none", From: "kansa@example.com"}
 	s := pipelinetest.Start(t, c)
 	publish(t, s.Client.JS)
+	for _, bad := range []string{`{"occurred_at":"yesterday","organization":"acme"}`, "<script>alert(1)</script>\x00\u202e", "\xff\xfe\x00"} {
+		if _, err := s.Client.JS.Publish(t.Context(), schema.EventSubject("acme", schema.Activity), []byte(bad)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	reader, err := age.GenerateX25519Identity()
+	if err != nil {
+		t.Fatal(err)
+	}
 	token, err := s.Access.First(t.Context())
 	if err != nil {
 		t.Fatal(err)
@@ -236,7 +264,8 @@ func TestConsole(t *testing.T) {
 	host, port, _ := strings.Cut(ssh.Addr(), ":")
 	cmd := exec.CommandContext(ctx, "node", copied)
 	cmd.Env = append(os.Environ(), "URL="+s.API.URL(), "TOKEN="+token, "SHOTS="+shots, "CHROMIUM="+chromium,
-		"SFTP_HOST="+host, "SFTP_PORT="+port, "BUCKET=file://"+archives)
+		"SFTP_HOST="+host, "SFTP_PORT="+port, "BUCKET=file://"+archives,
+		"PRIVATE_KEY="+string(pem.EncodeToMemory(block)), "AGE="+reader.Recipient().String())
 	out, err := cmd.CombinedOutput()
 	t.Logf("%s", out)
 	if err != nil {

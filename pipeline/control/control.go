@@ -13,6 +13,8 @@ import (
 	"time"
 
 	"github.com/nats-io/nats.go"
+
+	"github.com/kansa-audit/kansa/pipeline/request"
 )
 
 // Prefix is that of every subject of requests. Who may publish on it may do all that an operator may.
@@ -89,7 +91,7 @@ func Serve(ctx context.Context, nc *nats.Conn, kinds Kinds, verbs ...Verb) error
 				case <-ctx.Done():
 					return
 				case msg := <-questions:
-					_ = msg.Respond(v.answer(ctx, msg.Data, kinds)) // who asked may be gone
+					_ = msg.Respond(v.answer(request.With(ctx, msg.Header.Get(request.Header)), msg.Data, kinds)) // who asked may be gone
 				}
 			}
 		}()
@@ -126,7 +128,12 @@ func Ask[A, Q any](ctx context.Context, nc *nats.Conn, role, verb string, limit 
 	}
 	ctx, cancel := context.WithTimeout(ctx, limit)
 	defer cancel()
-	msg, err := nc.RequestWithContext(ctx, Prefix+verb, data)
+	question := nats.NewMsg(Prefix + verb)
+	question.Data = data
+	if id := request.ID(ctx); id != "" {
+		question.Header.Set(request.Header, id)
+	}
+	msg, err := nc.RequestMsgWithContext(ctx, question)
 	if errors.Is(err, nats.ErrNoResponders) {
 		return got, fmt.Errorf("%w: no %s is running: start kansa up, or kansa run %s, and ask again", ErrNobody, role, role)
 	}

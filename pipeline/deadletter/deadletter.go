@@ -28,8 +28,12 @@ type Letter struct {
 	BatchIndex      *int      `json:"batch_index,omitempty"` // nil: the whole message
 	ContentType     string    `json:"content_type,omitempty"`
 	ContentEncoding string    `json:"content_encoding,omitempty"`
-	Data            []byte    `json:"data"`
+	Bytes           int       `json:"bytes"`
+	Data            []byte    `json:"data,omitempty"`
 }
+
+// Invalid stands for the organization of letters whose subject names none.
+const Invalid = "_invalid"
 
 // ErrNotFound means that there is no letter of that number.
 var ErrNotFound = errors.New("no such dead letter")
@@ -87,13 +91,19 @@ func Get(ctx context.Context, js jetstream.JetStream, seq uint64) (Letter, error
 }
 
 func letter(msg *jetstream.RawStreamMsg) Letter {
+	l := read(msg.Subject, msg.Header)
+	l.Seq, l.Time, l.Data, l.Bytes = msg.Sequence, msg.Time, msg.Data, len(msg.Data)
+	return l
+}
+
+// read is what the headers of a letter say.
+func read(subject string, h nats.Header) Letter {
 	l := Letter{
-		Seq: msg.Sequence, Time: msg.Time, Organization: msg.Subject[len(schema.SubjectDeadLetter)+1:],
-		Reason: msg.Header.Get(schema.HeaderReason), Subject: msg.Header.Get(schema.HeaderSubject),
-		ContentType: msg.Header.Get(schema.HeaderContentType), ContentEncoding: msg.Header.Get(schema.HeaderContentEncoding), Data: msg.Data,
+		Organization: subject[len(schema.SubjectDeadLetter)+1:], Reason: h.Get(schema.HeaderReason), Subject: h.Get(schema.HeaderSubject),
+		ContentType: h.Get(schema.HeaderContentType), ContentEncoding: h.Get(schema.HeaderContentEncoding),
 	}
-	l.StreamSeq, _ = strconv.ParseUint(msg.Header.Get(schema.HeaderStreamSeq), 10, 64)
-	if i, err := strconv.Atoi(msg.Header.Get(schema.HeaderBatchIndex)); err == nil {
+	l.StreamSeq, _ = strconv.ParseUint(h.Get(schema.HeaderStreamSeq), 10, 64)
+	if i, err := strconv.Atoi(h.Get(schema.HeaderBatchIndex)); err == nil {
 		l.BatchIndex = &i
 	}
 	return l

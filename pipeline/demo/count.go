@@ -3,6 +3,7 @@ package demo
 import (
 	"archive/zip"
 	"cmp"
+	"compress/gzip"
 	"context"
 	"crypto/sha256"
 	"encoding/csv"
@@ -24,8 +25,10 @@ import (
 	"github.com/google/uuid"
 
 	"github.com/kansa-audit/kansa/pipeline/deadletter"
+	"github.com/kansa-audit/kansa/pipeline/owntrail"
 	"github.com/kansa-audit/kansa/pipeline/verify"
 	"github.com/kansa-audit/kansa/schema"
+	"github.com/kansa-audit/kansa/schema/codec"
 	"github.com/kansa-audit/kansa/schema/seal"
 )
 
@@ -77,7 +80,8 @@ func (s ids) rows() (n uint64) {
 func (d *Demo) count(ctx context.Context, end time.Time, sent ids, r *Result) error {
 	d.o.Say("counting what arrived", 0, 0)
 	// What the system recorded of itself meanwhile is not the demo's.
-	err := d.System.Store.Conn().QueryRow(ctx, "SELECT count(), uniqExact(id) FROM audit_events WHERE has(?, organization)", d.o.Input.Organizations).
+	err := d.System.Store.Conn().QueryRow(ctx, "SELECT count(), uniqExact(id) FROM audit_events WHERE has(?, organization) AND source != ?",
+		d.o.Input.Organizations, owntrail.Source).
 		Scan(&r.Stored, &r.Distinct)
 	if err != nil {
 		return fmt.Errorf("count what is stored: %w", err)
@@ -169,8 +173,39 @@ func (d *Demo) countPartitions(ctx context.Context, end time.Time, r *Result) er
 		if m.HourStart.Before(end) && slices.Contains(d.o.Input.Organizations, m.Organization) {
 			r.Partitions++
 			r.PartitionRows += m.Rows
+			if m.Rows > 0 {
+				own, err := d.own(ctx, m.Partition())
+				if err != nil {
+					return err
+				}
+				r.PartitionRows -= own
+			}
 		}
 	}
+}
+
+// own counts what the system recorded of itself in a partition.
+func (d *Demo) own(ctx context.Context, p schema.Partition) (n uint64, err error) {
+	file, err := d.System.Bucket.NewReader(ctx, p.CSVKey(), nil)
+	if err != nil {
+		return 0, fmt.Errorf("read %s: %w", p.CSVKey(), err)
+	}
+	defer file.Close()
+	text, err := gzip.NewReader(file)
+	if err != nil {
+		return 0, fmt.Errorf("read %s: %w", p.CSVKey(), err)
+	}
+	rows := codec.NewCSVReader(text)
+	var e codec.Stored
+	for err = rows.Next(&e); err == nil; err = rows.Next(&e) {
+		if e.Source == owntrail.Source {
+			n++
+		}
+	}
+	if !errors.Is(err, io.EOF) {
+		return n, fmt.Errorf("read %s: %w", p.CSVKey(), err)
+	}
+	return n, nil
 }
 
 // readArchive verifies an archive as who gets it would, with the key alone, and adds its events. It returns
@@ -210,7 +245,7 @@ func readPartition(f *zip.File, into ids) error {
 	if err != nil {
 		return err
 	}
-	idColumn, organization := slices.Index(header, "id"), slices.Index(header, "organization")
+	idColumn, organization, source := slices.Index(header, "id"), slices.Index(header, "organization"), slices.Index(header, "source")
 	for {
 		record, err := rows.Read()
 		if errors.Is(err, io.EOF) {
@@ -218,6 +253,9 @@ func readPartition(f *zip.File, into ids) error {
 		}
 		if err != nil {
 			return err
+		}
+		if record[source] == owntrail.Source {
+			continue
 		}
 		id, err := uuid.Parse(record[idColumn])
 		if err != nil {

@@ -44,6 +44,14 @@ type Finding struct {
 type Report struct {
 	Ready    bool      `json:"ready"` // nothing is failing
 	Findings []Finding `json:"findings"`
+	// Roles are those that were looked at, each with the worst that was found of it.
+	Roles []Role `json:"roles"`
+}
+
+// Role is how one is doing: failing, warning, or ok.
+type Role struct {
+	Role  string `json:"role"`
+	State string `json:"state"`
 }
 
 // patience bounds a look at everything.
@@ -59,10 +67,18 @@ func Run(ctx context.Context, checks []Check) Report {
 		all.Go(func() { errs[i] = c.Look(ctx) })
 	}
 	all.Wait()
-	r := Report{Ready: true, Findings: []Finding{}}
+	r := Report{Ready: true, Findings: []Finding{}, Roles: []Role{}}
 	for i, c := range checks {
+		at := slices.IndexFunc(r.Roles, func(o Role) bool { return o.Role == c.Role })
+		if at < 0 {
+			at = len(r.Roles)
+			r.Roles = append(r.Roles, Role{c.Role, "ok"})
+		}
 		if errs[i] == nil {
 			continue
+		}
+		if r.Roles[at].State != string(Failing) {
+			r.Roles[at].State = string(c.Severity)
 		}
 		r.Ready = r.Ready && c.Severity != Failing
 		// A reason is one line, whoever wrote it.

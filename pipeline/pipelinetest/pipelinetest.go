@@ -104,7 +104,7 @@ func Stored(t testing.TB, s *store.Store) (rows, distinct uint64, err error) {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
 	defer cancel()
-	err = s.Conn().QueryRow(ctx, "SELECT count(), uniqExact(id) FROM audit_events WHERE organization != '"+owntrail.Organization+"'").Scan(&rows, &distinct)
+	err = s.Conn().QueryRow(ctx, "SELECT count(), uniqExact(id) FROM audit_events WHERE source != '"+owntrail.Source+"'").Scan(&rows, &distinct)
 	return rows, distinct, err
 }
 

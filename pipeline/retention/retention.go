@@ -237,8 +237,8 @@ func (k *Keeper) remove(ctx context.Context, o *settings.Organization, t schema.
 	}
 	k.Logger.Info("removed by retention", slog.String("trail", o.Name+"/"+string(t)), slog.Int("partitions", len(old)), slog.Uint64("rows", rows), slog.Time("to", end))
 	k.Record(ctx, schema.Event{
-		Event: "retention.removed", Action: "delete", Target: schema.Target{Type: "trail", ID: o.Name + "/" + string(t)}, Description: reason,
-		Data: data, DataType: "kansa.retention.v1", Attributes: map[string]string{"organization": o.Name},
+		Organization: o.Name, Event: "retention.removed", Action: "delete", Target: schema.Target{Type: "trail", ID: o.Name + "/" + string(t)}, Description: reason,
+		Data: data, DataType: "kansa.retention.v1",
 	})
 	return nil
 }

@@ -142,8 +142,7 @@ func (s *Store) tell(ctx context.Context, kind, action, id, organization, by str
 
 func (s *Store) event(kind, action, id, organization, by string, before, after any) schema.Event {
 	e := schema.Event{
-		Event: kind + "." + action + "d", Action: action, Target: schema.Target{Type: kind, ID: id}, Actor: schema.Actor{Type: "user", ID: by},
-		Attributes: map[string]string{"organization": organization},
+		Organization: organization, Event: kind + "." + action + "d", Action: action, Target: schema.Target{Type: kind, ID: id}, Actor: schema.Actor{Type: "user", ID: by},
 	}
 	for field, v := range map[*json.RawMessage]any{&e.Before: before, &e.After: after} {
 		if v == nil {

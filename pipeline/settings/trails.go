@@ -193,6 +193,9 @@ func (s *Store) SwitchTrails(ctx context.Context, organization string, want Swit
 	}
 	e := s.event("trails", "update", organization, organization, c.By, before, after)
 	e.Description = strings.TrimSpace(want.Reason)
+	if !before.Activity || !after.Activity { // then its own trail records nothing, at this moment at least
+		e.Organization, e.Attributes = "", map[string]string{"organization": organization}
+	}
 	s.Record(ctx, e)
 	for {
 		t, err := s.ShowTrails(ctx, organization)

@@ -3,7 +3,7 @@
 import { chromium } from 'playwright-core';
 import { strict as assert } from 'node:assert';
 
-const { URL: base, TOKEN, SHOTS, CHROMIUM, SFTP_HOST, SFTP_PORT, BUCKET } = process.env;
+const { URL: base, TOKEN, SHOTS, CHROMIUM, SFTP_HOST, SFTP_PORT, BUCKET, PRIVATE_KEY, AGE } = process.env;
 const began = Date.now();
 const browser = await chromium.launch({ executablePath: CHROMIUM, args: ['--no-sandbox', '--disable-dev-shm-usage', '--disable-gpu'] });
 const context = await browser.newContext({ viewport: { width: 1360, height: 860 }, locale: 'en-US', timezoneId: 'Europe/Berlin', permissions: ['clipboard-read', 'clipboard-write'], acceptDownloads: true });
@@ -265,6 +265,47 @@ const scenes = {
     await shot('exports');
     await button('Start export').click();
     await toast('costs nothing');
+    // What the archive holds: each choice shows what belongs to it, and what is wrong is told before anything is started.
+    await page.locator('summary').filter({ hasText: 'Format, filter' }).click();
+    await page.getByLabel('Format', { exact: true }).selectOption('cef');
+    await page.getByLabel('Values too long for CEF').waitFor();
+    assert.ok(!await page.getByLabel('Column names').isVisible());
+    await page.getByLabel('Values too long for CEF').selectOption('text');
+    await page.getByLabel('Public keys of age').fill('age1nonsense');
+    await page.getByLabel('Public keys of age').blur();
+    await fault('age_recipients', /age1nonsense/);
+    await shot('exports-content');
+    await page.getByLabel('Public keys of age').fill(AGE);
+    await page.getByLabel('Outcome', { exact: true }).selectOption('failure');
+    await page.getByLabel('Outcome', { exact: true }).blur();
+    await page.locator('.tile').getByText('size before it is rendered').waitFor();
+    await audit('exports content');
+    await button('Start export').click();
+    await toast('under way');
+    await page.locator('.entry').first().getByText('CEF, filtered, encrypted').waitFor();
+    await page.locator('.entry').first().locator('.badge.ok').waitFor({ timeout: 60000 });
+    assert.match(await page.locator('.entry').first().textContent(), /\.cef\.zip\.age/);
+    // The bar of one that is under way: the real answer, caught in the middle.
+    const doing = async (change, text, value) => {
+      await page.route('**/organizations/acme/exports', async (route) => {
+        if (route.request().method() !== 'GET') return route.continue();
+        const answer = await route.fetch();
+        const all = await answer.json();
+        Object.assign(all[0], { state: 'running' }, change(all[0]));
+        await route.fulfill({ response: answer, json: all });
+      });
+      await page.goto(`${base}/exports?org=acme`);
+      await see(text);
+      const bar = page.locator('.entry progress').first();
+      assert.ok(Math.abs(await bar.evaluate((b) => b.position) - value) < 0.01);
+      await audit('exports, one under way');
+      await shot('exports-under-way');
+      await page.unroute('**/organizations/acme/exports');
+    };
+    await doing((e) => ({ sent: Math.round(e.bytes * 0.42) }), /4[12] % · .* \/ /, 0.42);
+    await doing(() => ({ bytes: undefined, rows_rendered: 2500, rows_to_render: 10000 }), 'Rendering: 25 % · 2,500 of 10,000 events', 0.25);
+    await page.goto(`${base}/exports?org=acme`);
+    await page.locator('.entry').first().waitFor();
     await button('Revoke link').first().click();
     await shot('exports-revoke', false);
     await page.locator('dialog').getByRole('button', { name: 'Revoke link' }).click();
@@ -331,6 +372,42 @@ const scenes = {
     await button('Resume').click();
     await toast('Resumed');
     await idle();
+
+    // Somebody else changes it meanwhile: who saves later is told.
+    await button('Edit').click();
+    await page.evaluate(async () => {
+      const path = '/api/v1/organizations/acme/destinations/nightly/pause';
+      await fetch(path, { method: 'POST' });
+      await fetch(path.replace('pause', 'resume'), { method: 'POST' });
+    });
+    await button('Test connection and save').click();
+    await see('Somebody changed this meanwhile');
+    await shot('destination-changed-meanwhile');
+
+    // Another one signs in with a private key.
+    await page.goto(`${base}/destinations?org=acme&new=1`);
+    await page.getByLabel('Name', { exact: true }).fill('with-key');
+    await page.getByLabel('Server', { exact: true }).fill(SFTP_HOST);
+    await page.getByLabel('User', { exact: true }).fill('kansa');
+    await page.getByLabel('Port').fill(SFTP_PORT);
+    await page.getByLabel('Path', { exact: true }).fill('/');
+    await page.locator('summary').filter({ hasText: /private key/i }).click();
+    await page.getByLabel('Private key', { exact: true }).fill('-----BEGIN nonsense-----');
+    await page.getByLabel('When', { exact: true }).selectOption('manual');
+    await button('Test connection and save').click();
+    await fault('private_key', /private_key/);
+    await page.getByLabel('Private key', { exact: true }).fill(PRIVATE_KEY);
+    await button('Test connection and save').click();
+    await see('Nothing is saved.');
+    await button(/^Trust host key/, { exact: false }).click();
+    await page.waitForURL(/name=with-key/);
+    await page.locator('ol.steps li.good').first().waitFor();
+    await idle();
+    assert.ok(!(await page.content()).includes('BEGIN OPENSSH PRIVATE KEY-----\n'));
+    await shot('destination-private-key');
+    await button('Remove destination').click();
+    await page.locator('dialog').getByRole('button', { name: 'Remove destination' }).click();
+    await toast('is removed');
 
     await page.goto(`${base}/destinations?org=acme&new=1`);
     await page.getByLabel('Name', { exact: true }).fill('to-auditor');
@@ -460,9 +537,101 @@ const scenes = {
   async system() {
     await nav('System');
     await see('events stored since the start');
-    await see('AUDIT');
+    await see('AUDIT', { exact: true });
+    await page.locator('.roles li').filter({ hasText: 'writer' }).getByText('/s').waitFor();
+    assert.equal(await page.locator('.roles li').count() >= 5, true);
+    // Dead letters: by their reason, with their bytes, mended and replayed.
+    await page.locator('#dead tbody tr').nth(1).waitFor();
     await audit('system');
     await shot('system');
+    await page.locator('#dead details.letter').filter({ hasText: 'occurred_at' }).first().locator('summary').click();
+    await page.locator('#dead pre').getByText('yesterday').waitFor();
+    await button('Hexadecimal').click();
+    await page.locator('#dead pre').getByText('000000  7b 22').waitFor();
+    await shot('dead-letter');
+    await audit('dead letter');
+    await button('Mend and replay').click();
+    await page.locator('dialog').getByLabel('Bytes').fill('');
+    await page.locator('dialog').getByRole('button', { name: 'Replay' }).click();
+    await fault('data', /Write what/);
+    await page.locator('dialog').getByLabel('Bytes').fill(JSON.stringify({ occurred_at: new Date().toISOString(), organization: 'acme', trail: 'activity', source: 'mended', event: 'mended.event', action: 'mend' }));
+    await page.locator('dialog').getByRole('button', { name: 'Replay' }).click();
+    await toast('Replayed: 1');
+    const letters = page.locator('#dead details.letter');
+    await page.waitForFunction(() => document.querySelectorAll('#dead details.letter').length === 2);
+    await letters.first().locator('summary').click();
+    await letters.first().locator('pre').waitFor();
+    assert.ok(!(await page.content()).includes('<script>alert'));
+    const [bytes] = await Promise.all([page.waitForEvent('download'), letters.first().getByRole('link', { name: 'Download' }).click()]);
+    assert.match(bytes.suggestedFilename(), /^deadletter-\d+$/);
+    await page.locator('#dead tbody button.open').first().click();
+    await page.locator('#dead tbody tr[aria-selected="true"]').waitFor();
+    await button('Replay all').first().click();
+    await page.locator('dialog').getByRole('button', { name: 'Replay all' }).click();
+    await toast('Replayed:');
+    await page.goto(`${base}/events?org=acme&range=15m&event=mended.event`);
+    await page.locator('table.events tbody tr').getByText('mended.event').first().waitFor();
+    await page.goto(`${base}/events?org=acme&range=15m&event=deadletter.replayed`);
+    await page.locator('table.events tbody tr').nth(1).waitFor();
+  },
+
+  async integrity() {
+    const id = await page.evaluate(async () => (await (await fetch('/api/v1/audit/events?organization=acme&order=recorded&limit=1')).json()).events[0].id);
+    await nav('Integrity');
+    await see('Head of the chain');
+    await page.locator('.hours i.s-sealed').first().waitFor();
+    await page.locator('.hours').first().focus();
+    await page.keyboard.press('ArrowLeft');
+    await page.locator('.chosen').first().getByText(/manifest \d/).waitFor();
+    await page.keyboard.press('ArrowLeft');
+    assert.equal(await page.locator('.hours i.at').count(), 1);
+    await page.getByLabel('Your own copy of the key').fill('nonsense');
+    await button('Verify now').click();
+    await fault('key', /nonsense/);
+    const key = await page.locator('dl.facts .hash').filter({ hasText: /^kansa\+/ }).first().textContent();
+    await page.getByLabel('Your own copy of the key').fill(key);
+    await button('Verify now').click();
+    await see('everything holds', { exact: true });
+    assert.match(await page.locator('#main').textContent(), /\d+ hours, [\d,]+ events/);
+    await page.getByLabel('Id of the event').fill('nonsense');
+    await button('Download proof').click();
+    await fault('event', /is no id/);
+    await page.getByLabel('Id of the event').fill(id);
+    const [file] = await Promise.all([page.waitForEvent('download'), button('Download proof').click()]);
+    assert.equal(file.suggestedFilename(), `${id}.proof`);
+    await audit('integrity');
+    await shot('integrity');
+    await page.locator('button[aria-label="Earlier hours"]').first().click();
+    await page.locator('.hours').first().locator('i.s-none').first().waitFor();
+  },
+
+  // Everything that a keyboard has to do: pages by number, a search, an event, the list of keys.
+  async keyboard() {
+    await page.goto(`${base}/events?org=acme`);
+    await page.locator('table.events tbody tr').nth(3).waitFor();
+    await idle();
+    await page.keyboard.press('Tab');
+    assert.equal(await page.evaluate(() => document.activeElement.className), 'skip');
+    await page.keyboard.press('Enter');
+    assert.equal(await page.evaluate(() => document.activeElement.id), 'main');
+    for (let i = 0; i < 3; i++) await page.keyboard.press('j');
+    await page.keyboard.press('k');
+    await page.keyboard.press('Enter');
+    await page.locator('.detail').waitFor();
+    const first = page.url();
+    await page.keyboard.press('j');
+    await page.waitForFunction((was) => location.href !== was, first);
+    await page.keyboard.press('Escape');
+    await page.locator('.detail').waitFor({ state: 'hidden' });
+    await page.keyboard.press('?');
+    await page.locator('dialog').getByText('Go to a page').waitFor();
+    await page.keyboard.press('Escape');
+    await page.locator('dialog').waitFor({ state: 'detached' });
+    for (const [key, path] of [['2', 'integrity'], ['3', 'exports'], ['1', 'events']]) {
+      await page.keyboard.press(key);
+      await page.waitForURL(new RegExp(`/${path}`));
+      await idle();
+    }
   },
 
   async 'every page in Japanese, dark, on a phone'() {
@@ -471,7 +640,7 @@ const scenes = {
     await page.getByLabel('Language').selectOption('ja');
     await page.locator('header nav').getByText('イベント').waitFor();
     await idle();
-    const all = ['events?org=acme&range=7d', 'exports?org=acme', 'destinations?org=acme', 'destinations?org=acme&name=nightly', 'destinations?org=acme&new=1', 'organization?org=acme', 'access?org=acme', 'system?org=acme'];
+    const all = ['events?org=acme&range=7d', 'exports?org=acme', 'destinations?org=acme', 'destinations?org=acme&name=nightly', 'destinations?org=acme&new=1', 'organization?org=acme', 'integrity?org=acme', 'access?org=acme', 'system?org=acme'];
     for (const [theme, width, height] of [['', 1360, 860], ['dark', 390, 844]]) {
       await page.setViewportSize({ width, height });
       await context.addCookies([{ name: 'kansa_theme', value: theme || 'system', url: base }]);
@@ -522,7 +691,7 @@ const scenes = {
     await page.getByLabel('Password').fill('aikos password');
     await page.keyboard.press('Enter');
     await page.locator('span.org').getByText('acme').waitFor();
-    assert.equal(await page.locator('header nav a').count(), 4);
+    assert.equal(await page.locator('header nav a').count(), 5);
     await page.locator('table.events tbody tr').first().waitFor();
     await idle();
     await page.goto(`${base}/destinations?name=nightly`);
@@ -550,7 +719,7 @@ try {
 await browser.close();
 step('end');
 // What was refused was meant to be: a name or password, an hour that is open, a setting that is wrong.
-for (const r of refused) if (!/status of (401|409|422)/.test(r)) wrong.push(r);
+for (const r of refused) if (!/status of (400|401|409|412|422)/.test(r)) wrong.push(r);
 if (wrong.length) {
   console.log(wrong.join('\n'));
   process.exit(1);

@@ -9,6 +9,7 @@ const pages = {
   exports: () => import('./exports.js'),
   destinations: () => import('./destinations.js'),
   organization: () => import('./organization.js'),
+  integrity: () => import('./integrity.js'),
   access: () => import('./access.js'),
   system: () => import('./system.js'),
 };
@@ -74,7 +75,7 @@ async function show() {
 }
 
 function frame(name, org) {
-  const links = ['events', 'exports', 'destinations', 'organization', ...(who.role === 'admin' ? ['access'] : []), ...(who.organization ? [] : ['system'])];
+  const links = ['events', 'integrity', 'exports', 'destinations', 'organization', ...(who.role === 'admin' ? ['access'] : []), ...(who.organization && who.role !== 'admin' ? [] : ['system'])];
   fill(header,
     h('a', { class: 'brand', href: address('events'), 'data-nav': true, 'aria-label': 'Kansa' }, h('img', { src: new URL('icon.svg', import.meta.url).pathname, alt: '', width: 22, height: 22 }), h('span', {}, 'Kansa')),
     h('nav', { 'aria-label': t('nav') }, links.map((l) => h('a', { href: address(l), 'data-nav': true, 'aria-current': l === name && 'page' }, t('nav.' + l)))),
@@ -143,7 +144,7 @@ function settings() {
   ], { class: 'menu right' });
 }
 
-const keyList = [['/', 'keys.search'], ['j', 'keys.next'], ['k', 'keys.previous'], ['Enter', 'keys.open'], ['Esc', 'keys.close'], ['l', 'keys.live'], ['1 – 6', 'keys.pages'], ['?', 'keys.help']];
+const keyList = [['/', 'keys.search'], ['j', 'keys.next'], ['k', 'keys.previous'], ['Enter', 'keys.open'], ['Esc', 'keys.close'], ['l', 'keys.live'], ['1 – 7', 'keys.pages'], ['?', 'keys.help']];
 
 function shortcuts() {
   dialog(t('keys'), h('dl', { class: 'keys' }, keyList.map(([k, text]) => [h('dt', {}, h('kbd', {}, k)), h('dd', {}, t(text))])));
@@ -153,7 +154,7 @@ document.addEventListener('keydown', (ev) => {
   if (!who || ev.ctrlKey || ev.metaKey || ev.altKey || document.querySelector('dialog[open]') || ev.target.closest?.('input, select, textarea')) return;
   if (ev.key === '?') shortcuts();
   const links = header.querySelectorAll('nav a');
-  if (/^[1-6]$/.test(ev.key)) links[ev.key - 1]?.click();
+  if (/^[1-9]$/.test(ev.key)) links[ev.key - 1]?.click();
 });
 
 document.addEventListener('click', (ev) => {

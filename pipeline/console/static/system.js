@@ -1,11 +1,24 @@
 // How the pipeline is doing: what its checks found, and what its metrics say.
-import { h, fill, note, badge, every } from './dom.js';
+import { h, fill, note, badge, toast, every } from './dom.js';
+import { deadLetters } from './deadletters.js';
 import { t, word, number, bytes, duration, time } from './text.js';
 
-export async function render(main, { signal }) {
+export async function render(main, { signal, who, admin }) {
   const state = h('div', {}), tiles = h('div', {}), lags = h('div', {});
   let before;
-  main.append(h('div', { class: 'pagehead' }, h('h1', {}, t('nav.system'))), h('section', { class: 'card', 'aria-label': t('system.health') }, state), tiles, lags);
+  const dead = admin && deadLetters(who.organization ?? '', signal);
+  main.append(h('div', { class: 'pagehead' }, h('h1', {}, t('nav.system'))));
+  if (who.organization) { // what the whole is doing is the operator's
+    if (!dead) return main.append(note('info', t('dead.admins')));
+    main.append(dead.card);
+    return every(10, signal, () => dead.look().catch((err) => { if (!signal.aborted) toast(err.message, 'error'); }));
+  }
+  main.append(h('section', { class: 'card', 'aria-label': t('system.health') }, state), tiles);
+  if (dead) {
+    main.append(dead.card);
+    every(10, signal, () => dead.look().catch((err) => { if (!signal.aborted) toast(err.message, 'error'); }));
+  }
+  main.append(lags);
 
   async function look() {
     const [ready, text] = await Promise.all([
@@ -19,17 +32,24 @@ export async function render(main, { signal }) {
     before = { stored, now };
     fill(state, h('h2', {}, t('system.health'), ' ', badge(!ready.ready ? 'bad' : ready.findings.length ? 'warn' : 'ok', t(!ready.ready ? 'system.failing' : ready.findings.length ? 'system.warning' : 'system.ok'))),
       ready.findings.length ? h('ul', { class: 'stack plainlist' }, ready.findings.map((f) => h('li', {}, badge(f.severity === 'failing' ? 'bad' : 'warn', word('severity', f.severity)), ' ', h('b', {}, `${f.role} · ${f.check}`), ' ', f.reason))) : h('p', { class: 'muted' }, t('system.nothing')));
+    const queue = by('kansa_consumer_lag_messages', 'consumer');
+    const doing = {
+      writer: [rate !== undefined && t('system.per.second', { n: number(rate) }), one('kansa_writer_lag_seconds') !== undefined && t('system.behind', { n: duration(one('kansa_writer_lag_seconds')) })],
+      rollup: [one('kansa_rollup_lag_seconds') !== undefined && t('system.since.sealed', { n: duration(one('kansa_rollup_lag_seconds')) })],
+      exporter: [queue.exporter !== undefined && t('system.waiting', { n: number(queue.exporter) })],
+    };
+    state.append(h('ul', { class: 'roles' }, (ready.roles ?? []).map((r) => h('li', {}, badge({ ok: 'ok', warning: 'warn' }[r.state] ?? 'bad', word('severity', r.state)), h('b', {}, r.role), h('span', { class: 'muted' }, (doing[r.role] ?? []).filter(Boolean).join(' · '))))));
     const tile = (value, label, bad) => value !== undefined && h('div', { class: `tile ${bad ? 'bad' : ''}` }, h('b', {}, value), h('span', {}, label));
     const when = (v, f) => (v === undefined ? undefined : f(v));
-    const dead = one('kansa_dead_letters'), blocked = one('kansa_rollup_blocked_trails'), deliveries = by('kansa_exporter_deliveries_total', 'result');
+    const letters = one('kansa_dead_letters'), blocked = one('kansa_rollup_blocked_trails'), deliveries = by('kansa_exporter_deliveries_total', 'result');
     fill(tiles, h('div', { class: 'tiles' },
       tile(when(rate, (v) => t('system.per.second', { n: number(v) })), t('system.rate')), tile(when(stored, number), t('system.stored')),
       tile(when(one('kansa_writer_lag_seconds'), duration), t('system.lag'), one('kansa_writer_lag_seconds') > 60),
       tile(when(one('kansa_rollup_lag_seconds'), duration), t('system.rollup')), tile(when(one('kansa_rollup_done_until_timestamp_seconds'), (v) => (v > 0 ? time(v * 1000).slice(5, 16) : '–')), t('system.sealed')),
-      tile(when(blocked, number), t('system.blocked'), blocked > 0), tile(when(dead, number), t('system.dead'), dead > 0),
+      tile(when(blocked, number), t('system.blocked'), blocked > 0), tile(when(letters, number), t('system.dead'), letters > 0),
       tile(when(deliveries.delivered, number), t('system.delivered')), tile(when(deliveries.failed, number), t('system.delivery.failed'), deliveries.given_up > 0),
       tile(when(one('kansa_writer_insert_errors_total'), number), t('system.insert.errors'), one('kansa_writer_insert_errors_total') > 0)),
-    dead > 0 && note('info', t('system.dead.hint')));
+    letters > 0 && !admin && note('info', t('system.dead.hint')));
     const streams = by('kansa_stream_bytes', 'stream'), most = by('kansa_stream_max_bytes', 'stream'), messages = by('kansa_stream_messages', 'stream'), lag = by('kansa_consumer_lag_messages', 'consumer'), disks = by('kansa_disk_free_bytes', 'directory');
     const table = (title, heads, rows) => rows.length > 0 && h('section', { class: 'card' }, h('h2', {}, title), h('div', { class: 'scroll' }, h('table', {}, h('thead', {}, h('tr', {}, heads.map((x) => h('th', { scope: 'col' }, x)))), h('tbody', {}, rows.map((r) => h('tr', {}, r.map((v, i) => h(i ? 'td' : 'th', i ? {} : { scope: 'row' }, v))))))));
     fill(lags,

@@ -29,7 +29,7 @@ var searches = []struct {
 	{"ip", func(f *schema.Filter, e *schema.Event) { f.IP = e.Context.IP }},
 	{"dataType", func(f *schema.Filter, e *schema.Event) { f.DataType = e.DataType }},
 	{"text", func(f *schema.Filter, e *schema.Event) { f.Text = e.Target.Name }},
-	{"text of nothing", func(f *schema.Filter, _ *schema.Event) { f.Text = "no event has this" }},
+	{"text of nothing", func(f *schema.Filter, e *schema.Event) { f.Text = "no event has " + e.Target.Name }},
 	{"userId of nobody", func(f *schema.Filter, _ *schema.Event) { f.ActorID = "nobody" }},
 }
 
@@ -65,7 +65,8 @@ func (b *bench) search(ctx context.Context) (err error) {
 	t := table{
 		title:  fmt.Sprintf("Searches of one organization, %s events", number(float64(rows))),
 		header: []string{"filter", "newest 50, p50 ms", "p95 ms", "histogram of 28 days, p50 ms", "p95 ms"},
-		notes:  []string{"Each time with the values of another event, drawn from all of them; what the console and the API ask, without HTTP."},
+		notes: []string{"Each time with the values of another event, drawn from all of them; what the console and the API ask, without HTTP.",
+			"The histogram is asked after the page, which for a text has remembered where it is not."},
 	}
 	times := scale(b, 40, 10)
 	some, err := s.some(ctx, times)
@@ -103,10 +104,10 @@ func (b *bench) search(ctx context.Context) (err error) {
 	return nil
 }
 
-// some events that are there.
+// some events that are there, each another: the inserter stores its pool again and again.
 func (s *stack) some(ctx context.Context, n int) ([]schema.Event, error) {
 	rows, err := s.store.Conn().Query(ctx, `SELECT trail, source, event, action, outcome, actor_id, target_type, target_id, target_name, app_id, ip, data_type
-FROM audit_events WHERE organization = 'acme' AND cityHash64(id) % 1009 = 7 ORDER BY cityHash64(id, 1) LIMIT ?`, n)
+FROM audit_events WHERE organization = 'acme' AND cityHash64(id) % 1009 = 7 ORDER BY cityHash64(id, 1) LIMIT 1 BY id LIMIT ?`, n)
 	if err != nil {
 		return nil, fmt.Errorf("draw events: %w", err)
 	}

@@ -73,32 +73,44 @@ func (q *Question) where() string {
 	return b.String()
 }
 
-func (q *Question) tail() string {
-	tail := q.where()
+// order is that of the answer.
+func (q *Question) order() string {
 	if q.Newest {
-		tail += " ORDER BY recorded_at DESC, stream_seq DESC, batch_index DESC"
-	} else {
-		tail += " ORDER BY recorded_at, stream_seq, batch_index"
+		return " ORDER BY recorded_at DESC, stream_seq DESC, batch_index DESC"
 	}
-	if q.Limit > 0 {
-		tail += fmt.Sprintf(" LIMIT %d", q.Limit)
-		if q.Offset > 0 {
-			tail += fmt.Sprintf(" OFFSET %d", q.Offset)
-		}
-	}
-	return tail
+	return " ORDER BY recorded_at, stream_seq, batch_index"
 }
 
-// A page is read from the columns it is chosen by; the others are read for its rows alone. What the settings bound
-// is one person's question, not the machine.
+func (q *Question) limit() string {
+	switch {
+	case q.Limit == 0:
+		return ""
+	case q.Offset == 0:
+		return fmt.Sprintf(" LIMIT %d", q.Limit)
+	default:
+		return fmt.Sprintf(" LIMIT %d OFFSET %d", q.Limit, q.Offset)
+	}
+}
+
+func (q *Question) tail() string { return q.where() + q.order() + q.limit() }
+
+// What the settings bound is one person's question, not the machine.
 var questionSettings = clickhouse.Settings{
 	"query_plan_optimize_lazy_materialization": 1, "max_execution_time": 60, "optimize_read_in_order": 1,
 }
 
 // Events calls each with the events that q asks for, one after another. An error of each ends it.
 func (s *Store) Events(ctx context.Context, q *Question, each func(*codec.Stored) error) error {
+	if q.Limit > 0 && q.Limit <= pageRows {
+		return s.page(ctx, q, each)
+	}
+	return s.stored(ctx, q.tail(), each)
+}
+
+// stored calls each with the rows of a table's condition and order.
+func (s *Store) stored(ctx context.Context, tail string, each func(*codec.Stored) error) error {
 	rows, err := s.conn.Query(clickhouse.Context(ctx, clickhouse.WithSettings(questionSettings)),
-		"SELECT "+strings.Join(codec.CSVColumns, ", ")+" FROM audit_events"+q.tail())
+		"SELECT "+strings.Join(codec.CSVColumns, ", ")+" FROM audit_events"+tail)
 	if err != nil {
 		return fmt.Errorf("ask for events: %w", err)
 	}

@@ -24,6 +24,8 @@ func insertSettings(ctx context.Context, token string) clickhouse.Settings {
 		"async_insert": 0, "insert_deduplicate": 1, "insert_deduplication_token": token, "optimize_on_insert": 0,
 		"max_insert_threads": 1, "min_insert_block_size_rows": 0, "min_insert_block_size_bytes": 0,
 		"max_insert_block_size": 1 << 22, "deduplicate_blocks_in_dependent_materialized_views": 1,
+		// Merges make the indexes; until then the little that is new is read without.
+		"materialize_skip_indexes_on_insert": 0,
 	}
 	if deadline, ok := ctx.Deadline(); ok {
 		// The server gives up when we do, so that nothing is stored behind our back. How long the request was

@@ -216,9 +216,9 @@ func (s *System) Close() error {
 func (s *System) connect(ctx context.Context) (err error) {
 	c := s.Config
 	o := broker.Options{
-		URL: c.NATS.URL, Name: "pipeline", CredentialsFile: c.NATS.CredentialsFile, CAFile: c.NATS.CAFile,
-		CertFile: c.NATS.CertFile, KeyFile: c.NATS.KeyFile, MonitorURL: c.NATS.MonitorURL,
-		AssumeSyncAlways: c.NATS.AssumeSyncAlways, Logger: s.log,
+		URL: c.NATS.URL, Name: "pipeline", CredentialsFile: c.NATS.CredentialsFile, NKeyFile: c.NATS.NKeyFile, Username: c.NATS.Username,
+		PasswordFile: c.NATS.PasswordFile, TokenFile: c.NATS.TokenFile, CAFile: c.NATS.CAFile, CertFile: c.NATS.CertFile, KeyFile: c.NATS.KeyFile,
+		MonitorURL: c.NATS.MonitorURL, AssumeSyncAlways: c.NATS.AssumeSyncAlways, Logger: s.log,
 	}
 	if o.URL == "" {
 		s.server, err = broker.StartServer(ctx, broker.ServerOptions{

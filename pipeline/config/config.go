@@ -13,6 +13,7 @@ import (
 	"path/filepath"
 	"regexp"
 	"slices"
+	"strings"
 	"time"
 
 	"github.com/goccy/go-yaml"
@@ -63,14 +64,19 @@ type Log struct {
 type NATS struct {
 	// URL of external servers: nats://host:4222, several separated by commas.
 	URL string `yaml:"url"`
-	// CredentialsFile has a user's JWT and seed (.creds).
+	// CredentialsFile has a user's JWT and seed (.creds), NKeyFile an NKey's seed, PasswordFile the password of Username,
+	// TokenFile a token: one of these ways to log in, or none. The files are read again at each connection.
 	CredentialsFile string `yaml:"credentials_file"`
+	NKeyFile        string `yaml:"nkey_file"`
+	Username        string `yaml:"username"`
+	PasswordFile    string `yaml:"password_file"`
+	TokenFile       string `yaml:"token_file"`
 	// CAFile has the PEM certificates to trust; CertFile and KeyFile are the client's own.
 	CAFile   string `yaml:"ca_file"`
 	CertFile string `yaml:"cert_file"`
 	KeyFile  string `yaml:"key_file"`
-	// MonitorURL is an external server's monitoring address, http://host:8222: there it tells whether
-	// it syncs to disk before it acknowledges. AssumeSyncAlways takes your word for it.
+	// MonitorURL are the external servers' monitoring addresses, http://host:8222, separated by commas: there they tell
+	// whether they sync to disk before they acknowledge. AssumeSyncAlways takes your word for it.
 	MonitorURL       string `yaml:"monitor_url"`
 	AssumeSyncAlways bool   `yaml:"assume_sync_always"`
 	// Listen and Port are where the embedded broker takes connections; port 0 chooses a free one.
@@ -92,7 +98,8 @@ type Streams struct {
 
 // ClickHouse is the engine: embedded, unless URL is set.
 type ClickHouse struct {
-	// URL is http://host:8123, https://host:8443 or clickhouse://host:9000.
+	// URL is http://host:8123, https://host:8443 or clickhouse://host:9000. Several, separated by commas, are ways to the
+	// same data: the first that answers is used.
 	URL string `yaml:"url"`
 	// Username and the contents of PasswordFile log in. The embedded engine makes its own.
 	Username     string `yaml:"username"`
@@ -307,10 +314,14 @@ func (c *Config) Check() error {
 	if h := c.Rollup.Hour; h < time.Second || (24*time.Hour)%h != 0 {
 		fault("rollup.hour is %s: it has to be one second at least and divide a day", h)
 	}
-	for key, v := range map[string]string{"exports.public_url": c.Exports.PublicURL, "nats.monitor_url": c.NATS.MonitorURL} {
+	absolute := func(key, v string) {
 		if u, err := url.Parse(v); v != "" && (err != nil || u.Host == "" || u.Scheme != "http" && u.Scheme != "https") {
 			fault("%s is %q: give an absolute address such as https://audit.example.com", key, v)
 		}
+	}
+	absolute("exports.public_url", c.Exports.PublicURL)
+	for monitor := range strings.SplitSeq(c.NATS.MonitorURL, ",") {
+		absolute("nats.monitor_url", strings.TrimSpace(monitor))
 	}
 	for org := range c.Retention.Organizations {
 		if f := schema.CheckOrganization(org); f != nil {

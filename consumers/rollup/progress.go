@@ -72,22 +72,9 @@ func (p Progress) setPosition(ctx context.Context, at position) error {
 	return nil
 }
 
-// known lists the series seen so far, each with the first hour it has a partition for. What is in have already need
-// not be asked for: it does not change.
-func (p Progress) known(ctx context.Context, have map[series]time.Time) (map[series]time.Time, error) {
-	all := map[series]time.Time{}
-	err := p.each(ctx, prefixKnown, func(s series, key string) error {
-		if first, ok := have[s]; ok {
-			all[s] = first
-			return nil
-		}
-		entry, err := p.KV.Get(ctx, key)
-		if err != nil {
-			return err
-		}
-		all[s], err = time.Parse(time.RFC3339, string(entry.Value()))
-		return err
-	})
+// known lists the series seen so far, each with the first hour it has a partition for.
+func (p Progress) known(ctx context.Context) (map[series]time.Time, error) {
+	all, err := p.list(ctx, prefixKnown)
 	if err != nil {
 		return nil, fmt.Errorf("list the known series: %w", err)
 	}
@@ -103,35 +90,69 @@ func (p Progress) learn(ctx context.Context, s series, first time.Time) error {
 	return nil
 }
 
-// each visits the series that have a key of this prefix.
-func (p Progress) each(ctx context.Context, prefix string, visit func(s series, key string) error) error {
-	keys, err := p.KV.ListKeysFiltered(ctx, prefix+">")
+// listFor bounds the wait for a server that lags behind the others.
+const listFor = 10 * time.Second
+
+// list reads the hour that is kept for each series under keys of a prefix. The bucket is read as a consumer gives it, and
+// in a cluster that one may be of a server that lags behind: a series that is missing there would miss an hour. So it
+// is read again until it is as new as the bucket's leader says.
+func (p Progress) list(ctx context.Context, prefix string) (map[series]time.Time, error) {
+	ctx, cancel := context.WithTimeout(ctx, listFor)
+	defer cancel()
+	status, err := p.KV.Status(ctx)
 	if err != nil {
-		return err
+		return nil, err
 	}
-	for key := range keys.Keys() {
-		org, trail, _ := strings.Cut(strings.TrimPrefix(key, prefix), ".")
-		if err := visit(series{org, schema.Trail(trail)}, key); err != nil {
-			return errors.Join(err, keys.Stop())
+	bucket, ok := status.(*jetstream.KeyValueBucketStatus)
+	if !ok {
+		return nil, fmt.Errorf("the state of bucket %s is a %T", p.KV.Bucket(), status)
+	}
+	for newest := bucket.StreamInfo().State.LastSeq; ; {
+		all, upTo, err := p.read(ctx, prefix)
+		if err != nil || upTo >= newest {
+			return all, err
+		}
+		select {
+		case <-ctx.Done():
+			return nil, fmt.Errorf("the servers of bucket %s lag behind: %w", p.KV.Bucket(), ctx.Err())
+		case <-time.After(50 * time.Millisecond):
 		}
 	}
-	return ctx.Err() // the list ends early with it, and says nothing
+}
+
+// read returns also how new what it read is.
+func (p Progress) read(ctx context.Context, prefix string) (all map[series]time.Time, upTo uint64, err error) {
+	entries, err := p.KV.WatchAll(ctx)
+	if err != nil {
+		return nil, 0, err
+	}
+	defer func() { err = errors.Join(err, entries.Stop()) }()
+	all = map[series]time.Time{}
+	for {
+		var entry jetstream.KeyValueEntry
+		select {
+		case entry = <-entries.Updates():
+		case <-ctx.Done():
+			return nil, 0, ctx.Err()
+		}
+		if entry == nil { // the end of what is there
+			return all, upTo, nil
+		}
+		upTo = max(upTo, entry.Revision())
+		name, ok := strings.CutPrefix(entry.Key(), prefix)
+		if !ok || entry.Operation() != jetstream.KeyValuePut {
+			continue
+		}
+		org, trail, _ := strings.Cut(name, ".")
+		if all[series{org, schema.Trail(trail)}], err = time.Parse(time.RFC3339, string(entry.Value())); err != nil {
+			return nil, 0, fmt.Errorf("read %s: %w", entry.Key(), err)
+		}
+	}
 }
 
 // blocked lists the first hour of each series that could not be sealed, because its counts disagreed.
 func (p Progress) blocked(ctx context.Context) (map[series]time.Time, error) {
-	all := map[series]time.Time{}
-	err := p.each(ctx, prefixBlocked, func(s series, key string) error {
-		entry, err := p.KV.Get(ctx, key)
-		if errors.Is(err, jetstream.ErrKeyNotFound) {
-			return nil
-		}
-		if err != nil {
-			return err
-		}
-		all[s], err = time.Parse(time.RFC3339, string(entry.Value()))
-		return err
-	})
+	all, err := p.list(ctx, prefixBlocked)
 	if err != nil {
 		return nil, fmt.Errorf("list the blocked series: %w", err)
 	}

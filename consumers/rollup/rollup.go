@@ -7,7 +7,6 @@ import (
 	"io"
 	"log/slog"
 	"runtime"
-	"sync"
 	"sync/atomic"
 	"time"
 
@@ -16,6 +15,7 @@ import (
 	"gocloud.dev/blob"
 	"golang.org/x/sync/errgroup"
 
+	"github.com/kansa-audit/kansa/consumers"
 	"github.com/kansa-audit/kansa/schema"
 	"github.com/kansa-audit/kansa/schema/seal"
 )
@@ -73,10 +73,6 @@ type Rollup struct {
 	partitions atomic.Uint64
 	rows       atomic.Uint64
 	alarms     atomic.Uint64
-
-	// first is the first hour of each series, as far as it was asked for.
-	mu    sync.Mutex
-	first map[series]time.Time
 }
 
 // New returns a rollup that keeps how far it has come in progress, writes to bucket what sealer signs, and
@@ -108,9 +104,13 @@ func (r *Rollup) Stats() Stats { return Stats{r.partitions.Load(), r.rows.Load()
 
 // Tick does what is due: a consumers.Handler for the ticks of HOURS.
 func (r *Rollup) Tick(ctx context.Context, _ jetstream.Msg) error {
-	_, err := r.Advance(ctx)
+	next, err := r.Advance(ctx)
 	if errors.As(err, new(leftBehind)) {
-		return nil // the alarm was given when it happened; the next tick, or a repair, has it tried again
+		err = nil // the alarm was given when it happened; the next tick, or a repair, has it tried again
+	}
+	// A tick comes when an hour ends, and what was recorded last is then on its way.
+	if due := next.Add(r.cfg.Hour); err == nil && !due.After(time.Now()) {
+		return consumers.Later(fmt.Errorf("the hour of %s is over, and not all of it is stored yet", next.Format(time.RFC3339)), min(r.cfg.Hour/4, 2*time.Second))
 	}
 	return err
 }
@@ -166,10 +166,7 @@ func (r *Rollup) Advance(ctx context.Context) (time.Time, error) {
 
 // hour makes the partitions of one closed hour, but not those of series that are left behind.
 func (r *Rollup) hour(ctx context.Context, h *hour) error {
-	r.mu.Lock()
-	first := r.first
-	r.mu.Unlock()
-	known, err := r.progress.known(ctx, first)
+	known, err := r.progress.known(ctx)
 	if err != nil {
 		return err
 	}
@@ -183,13 +180,10 @@ func (r *Rollup) hour(ctx context.Context, h *hour) error {
 		}
 	}
 	if unknown { // another rollup may have learnt of them first
-		if known, err = r.progress.known(ctx, known); err != nil {
+		if known, err = r.progress.known(ctx); err != nil {
 			return err
 		}
 	}
-	r.mu.Lock()
-	r.first = known
-	r.mu.Unlock()
 	blocked, err := r.progress.blocked(ctx)
 	if err != nil {
 		return err

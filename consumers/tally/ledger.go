@@ -45,20 +45,20 @@ func (l Ledger) Between(ctx context.Context, from, to time.Time) (tallies []Tall
 	if err != nil {
 		return nil, nil, fmt.Errorf("look up stream %s: %w", Stream, err)
 	}
-	last := stream.CachedInfo().State.LastSeq
+	state := stream.CachedInfo().State
+	if state.Msgs == 0 || state.LastTime.Before(from) {
+		return nil, nil, nil
+	}
 	consumer, err := stream.OrderedConsumer(ctx, jetstream.OrderedConsumerConfig{
 		DeliverPolicy: jetstream.DeliverByStartTimePolicy, OptStartTime: &from, InactiveThreshold: 30 * time.Second,
 	})
 	if err != nil {
 		return nil, nil, fmt.Errorf("read the tallies: %w", err)
 	}
-	info, err := consumer.Info(ctx)
-	if err != nil {
-		return nil, nil, fmt.Errorf("read the tallies: %w", err)
-	}
-	// What is written from now on is of messages that are not closed yet.
-	for waiting := info.NumPending; waiting > 0; {
-		msg, err := consumer.Next(jetstream.FetchContext(ctx))
+	// Up to what the stream's leader has: the server that gives them to us may lag behind. What is written from now on is
+	// of messages that are not closed yet.
+	for last := uint64(0); last < state.LastSeq; {
+		msg, err := next(ctx, consumer)
 		if err != nil {
 			return nil, nil, fmt.Errorf("read the tallies: %w", err)
 		}
@@ -79,12 +79,19 @@ func (l Ledger) Between(ctx context.Context, from, to time.Time) (tallies []Tall
 				after = t
 			}
 		}
-		if waiting = meta.NumPending; meta.Sequence.Stream >= last {
-			break
-		}
+		last = meta.Sequence.Stream
 	}
 	tallies, err = once(tallies)
 	return tallies, after, err
+}
+
+// nextWithin bounds the wait for a message that is in the stream.
+const nextWithin = 30 * time.Second
+
+func next(ctx context.Context, consumer jetstream.Consumer) (jetstream.Msg, error) {
+	ctx, cancel := context.WithTimeout(ctx, nextWithin)
+	defer cancel()
+	return consumer.Next(jetstream.FetchContext(ctx))
 }
 
 // once sorts tallies and leaves each message's one. A message is known by its place in the stream and its time:

@@ -48,7 +48,7 @@ type Client struct {
 	JS jetstream.JetStream
 
 	mu        sync.Mutex
-	consumers map[string]jetstream.ConsumerConfig // as they were set up, by stream
+	consumers map[string]jetstream.ConsumerConfig // as they were set up, by name
 }
 
 // Connect connects, and reconnects for as long as the process lives. It fails if there is no answer

@@ -155,7 +155,9 @@ func certificate(t *testing.T, name string) (certPEM, keyPEM string) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	block := func(kind string, bytes []byte) string { return string(pem.EncodeToMemory(&pem.Block{Type: kind, Bytes: bytes})) }
+	block := func(kind string, bytes []byte) string {
+		return string(pem.EncodeToMemory(&pem.Block{Type: kind, Bytes: bytes}))
+	}
 	return block("CERTIFICATE", der), block("PRIVATE KEY", secret)
 }
 

@@ -88,6 +88,9 @@ type NATS struct {
 type Streams struct {
 	// Replicas of every stream: 3 in a cluster of three servers or more.
 	Replicas int `yaml:"replicas"`
+	// Shards is how many consumers a new stream of events is shared out among, for more writers than one consumer keeps
+	// busy; at most 60. Later, kansa shards changes it.
+	Shards int `yaml:"shards"`
 	// AuditMaxAge and AuditMaxBytes bound the stream of events: how far back a lost ClickHouse can be
 	// filled again, and when producers are pushed back. 0 is no bound.
 	AuditMaxAge   time.Duration `yaml:"audit_max_age"`
@@ -228,7 +231,7 @@ func Default() *Config {
 		DataDir:    "kansa-data",
 		Log:        Log{Level: slog.LevelInfo, Format: "text"},
 		NATS:       NATS{Listen: "127.0.0.1", Port: 4222},
-		Streams:    Streams{Replicas: 1, AuditMaxAge: 7 * 24 * time.Hour, DuplicateWindow: 10 * time.Minute},
+		Streams:    Streams{Replicas: 1, Shards: 1, AuditMaxAge: 7 * 24 * time.Hour, DuplicateWindow: 10 * time.Minute},
 		ClickHouse: ClickHouse{Database: "kansa"},
 		Writer: Writer{
 			MaxRows: 200_000, MaxBytes: 96 << 20, Linger: 50 * time.Millisecond, MaxLinger: 300 * time.Millisecond, Inserts: 2, Memory: 160 << 20,
@@ -279,6 +282,9 @@ func (c *Config) Check() error {
 	}
 	if c.Streams.Replicas < 1 || c.Streams.Replicas > 5 {
 		fault("streams.replicas is %d: use 1, 3 or 5", c.Streams.Replicas)
+	}
+	if c.Streams.Shards < 1 || c.Streams.Shards > schema.Slots {
+		fault("streams.shards is %d: give 1 to %d", c.Streams.Shards, schema.Slots)
 	}
 	if c.Streams.DuplicateWindow < 2*time.Minute {
 		fault("streams.duplicate_window is %s: producers try again for a minute, so give 2m at least", c.Streams.DuplicateWindow)

@@ -223,6 +223,9 @@ func (s *System) connect(ctx context.Context) (err error) {
 		PasswordFile: c.NATS.PasswordFile, TokenFile: c.NATS.TokenFile, CAFile: c.NATS.CAFile, CertFile: c.NATS.CertFile, KeyFile: c.NATS.KeyFile,
 		MonitorURL: c.NATS.MonitorURL, AssumeSyncAlways: c.NATS.AssumeSyncAlways, Logger: s.log,
 	}
+	if c.Streams.Replicas > 1 {
+		o.Timeout = clusterTimeout
+	}
 	if o.URL == "" {
 		s.server, err = broker.StartServer(ctx, broker.ServerOptions{
 			Dir: filepath.Join(c.DataDir, "nats"), Listen: c.NATS.Listen, Port: c.NATS.Port, Logger: s.log,
@@ -248,6 +251,9 @@ func (s *System) connect(ctx context.Context) (err error) {
 	s.floor = &floor.Floor{Broker: s.Client, Stream: stream, Grace: c.Rollup.Grace}
 	return nil
 }
+
+// clusterTimeout is how long a request waits for a server that may be gone: less than an election takes.
+const clusterTimeout = 4 * time.Second
 
 // setUpFor is how long a cluster may take until it can be set up.
 const setUpFor = time.Minute
@@ -405,7 +411,7 @@ func (s *System) rolledUp(ctx context.Context) (*rollup.Progress, error) {
 	if err != nil {
 		return nil, fmt.Errorf("open bucket %s: %w", broker.BucketRollup, err)
 	}
-	return &rollup.Progress{KV: kv}, nil
+	return &rollup.Progress{JS: s.Client.JS, KV: kv}, nil
 }
 
 func (s *System) startRollup(ctx context.Context) error {

@@ -20,6 +20,9 @@ const (
 	HeaderContentType     = "Content-Type"
 	HeaderContentEncoding = "Content-Encoding"
 
+	// Of a message that has no events and is to have none: it marks a place in the stream.
+	HeaderMark = "Kansa-Mark"
+
 	// Of a dead letter: why, and where it came from.
 	HeaderReason     = "Kansa-Reason"
 	HeaderSubject    = "Kansa-Subject"

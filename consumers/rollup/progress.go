@@ -25,7 +25,10 @@ type series struct {
 func (s series) key() string { return s.organization + "." + string(s.trail) }
 
 // Progress keeps in a key-value bucket how far the rollup has come, and which series there are.
-type Progress struct{ KV jetstream.KeyValue }
+type Progress struct {
+	JS jetstream.JetStream
+	KV jetstream.KeyValue
+}
 
 const (
 	keyNext       = "next"
@@ -72,9 +75,10 @@ func (p Progress) setPosition(ctx context.Context, at position) error {
 	return nil
 }
 
-// known lists the series seen so far, each with the first hour it has a partition for.
-func (p Progress) known(ctx context.Context) (map[series]time.Time, error) {
-	all, err := p.list(ctx, prefixKnown)
+// known lists the series seen so far, each with the first hour it has a partition for. What is in have already need
+// not be asked for: it does not change.
+func (p Progress) known(ctx context.Context, have map[series]time.Time) (map[series]time.Time, error) {
+	all, err := p.list(ctx, prefixKnown, have)
 	if err != nil {
 		return nil, fmt.Errorf("list the known series: %w", err)
 	}
@@ -90,69 +94,44 @@ func (p Progress) learn(ctx context.Context, s series, first time.Time) error {
 	return nil
 }
 
-// listFor bounds the wait for a server that lags behind the others.
-const listFor = 10 * time.Second
-
-// list reads the hour that is kept for each series under keys of a prefix. The bucket is read as a consumer gives it, and
-// in a cluster that one may be of a server that lags behind: a series that is missing there would miss an hour. So it
-// is read again until it is as new as the bucket's leader says.
-func (p Progress) list(ctx context.Context, prefix string) (map[series]time.Time, error) {
-	ctx, cancel := context.WithTimeout(ctx, listFor)
-	defer cancel()
-	status, err := p.KV.Status(ctx)
+// list reads the hour that is kept for each series under keys of a prefix. Which keys there are is asked of the server
+// that leads the bucket, not of a consumer: in a cluster, that may be with a server that lags behind, and a series that
+// is missing there would miss an hour.
+func (p Progress) list(ctx context.Context, prefix string, have map[series]time.Time) (map[series]time.Time, error) {
+	stream, err := p.JS.Stream(ctx, "KV_"+p.KV.Bucket())
 	if err != nil {
 		return nil, err
 	}
-	bucket, ok := status.(*jetstream.KeyValueBucketStatus)
-	if !ok {
-		return nil, fmt.Errorf("the state of bucket %s is a %T", p.KV.Bucket(), status)
-	}
-	for newest := bucket.StreamInfo().State.LastSeq; ; {
-		all, upTo, err := p.read(ctx, prefix)
-		if err != nil || upTo >= newest {
-			return all, err
-		}
-		select {
-		case <-ctx.Done():
-			return nil, fmt.Errorf("the servers of bucket %s lag behind: %w", p.KV.Bucket(), ctx.Err())
-		case <-time.After(50 * time.Millisecond):
-		}
-	}
-}
-
-// read returns also how new what it read is.
-func (p Progress) read(ctx context.Context, prefix string) (all map[series]time.Time, upTo uint64, err error) {
-	entries, err := p.KV.WatchAll(ctx)
+	subject := "$KV." + p.KV.Bucket() + "." + prefix
+	info, err := stream.Info(ctx, jetstream.WithSubjectFilter(subject+">"))
 	if err != nil {
-		return nil, 0, err
+		return nil, err
 	}
-	defer func() { err = errors.Join(err, entries.Stop()) }()
-	all = map[series]time.Time{}
-	for {
-		var entry jetstream.KeyValueEntry
-		select {
-		case entry = <-entries.Updates():
-		case <-ctx.Done():
-			return nil, 0, ctx.Err()
-		}
-		if entry == nil { // the end of what is there
-			return all, upTo, nil
-		}
-		upTo = max(upTo, entry.Revision())
-		name, ok := strings.CutPrefix(entry.Key(), prefix)
-		if !ok || entry.Operation() != jetstream.KeyValuePut {
+	all := map[series]time.Time{}
+	for key := range info.State.Subjects {
+		org, trail, _ := strings.Cut(strings.TrimPrefix(key, subject), ".")
+		s := series{org, schema.Trail(trail)}
+		if hour, ok := have[s]; ok {
+			all[s] = hour
 			continue
 		}
-		org, trail, _ := strings.Cut(name, ".")
-		if all[series{org, schema.Trail(trail)}], err = time.Parse(time.RFC3339, string(entry.Value())); err != nil {
-			return nil, 0, fmt.Errorf("read %s: %w", entry.Key(), err)
+		entry, err := p.KV.Get(ctx, prefix+s.key())
+		if errors.Is(err, jetstream.ErrKeyNotFound) { // it was deleted
+			continue
+		}
+		if err != nil {
+			return nil, err
+		}
+		if all[s], err = time.Parse(time.RFC3339, string(entry.Value())); err != nil {
+			return nil, fmt.Errorf("read %s: %w", prefix+s.key(), err)
 		}
 	}
+	return all, nil
 }
 
 // blocked lists the first hour of each series that could not be sealed, because its counts disagreed.
 func (p Progress) blocked(ctx context.Context) (map[series]time.Time, error) {
-	all, err := p.list(ctx, prefixBlocked)
+	all, err := p.list(ctx, prefixBlocked, nil)
 	if err != nil {
 		return nil, fmt.Errorf("list the blocked series: %w", err)
 	}

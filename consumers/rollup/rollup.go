@@ -7,6 +7,7 @@ import (
 	"io"
 	"log/slog"
 	"runtime"
+	"sync"
 	"sync/atomic"
 	"time"
 
@@ -73,6 +74,10 @@ type Rollup struct {
 	partitions atomic.Uint64
 	rows       atomic.Uint64
 	alarms     atomic.Uint64
+
+	// first is the first hour of each series, as far as it was asked for.
+	mu    sync.Mutex
+	first map[series]time.Time
 }
 
 // New returns a rollup that keeps how far it has come in progress, writes to bucket what sealer signs, and
@@ -166,7 +171,10 @@ func (r *Rollup) Advance(ctx context.Context) (time.Time, error) {
 
 // hour makes the partitions of one closed hour, but not those of series that are left behind.
 func (r *Rollup) hour(ctx context.Context, h *hour) error {
-	known, err := r.progress.known(ctx)
+	r.mu.Lock()
+	first := r.first
+	r.mu.Unlock()
+	known, err := r.progress.known(ctx, first)
 	if err != nil {
 		return err
 	}
@@ -180,10 +188,13 @@ func (r *Rollup) hour(ctx context.Context, h *hour) error {
 		}
 	}
 	if unknown { // another rollup may have learnt of them first
-		if known, err = r.progress.known(ctx); err != nil {
+		if known, err = r.progress.known(ctx, known); err != nil {
 			return err
 		}
 	}
+	r.mu.Lock()
+	r.first = known
+	r.mu.Unlock()
 	blocked, err := r.progress.blocked(ctx)
 	if err != nil {
 		return err

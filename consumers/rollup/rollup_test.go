@@ -201,7 +201,7 @@ func newFixture(t *testing.T) *fixture {
 	if f.keys, err = keys.Open(t.Context(), t.TempDir(), f.bucket); err != nil {
 		t.Fatal(err)
 	}
-	if f.rollup, err = rollup.New(f.table, f.ledger, f.floor, rollup.Progress{KV: kv}, f.bucket, f.keys, f.client.JS, rollup.Config{
+	if f.rollup, err = rollup.New(f.table, f.ledger, f.floor, rollup.Progress{JS: f.client.JS, KV: kv}, f.bucket, f.keys, f.client.JS, rollup.Config{
 		Alarm: func(_ context.Context, p schema.Partition, _ error) { f.alarms = append(f.alarms, p) },
 	}); err != nil {
 		t.Fatal(err)
@@ -378,7 +378,7 @@ func TestManifestsFormOneChain(t *testing.T) {
 		}
 		previous = m.TextHash()
 	}
-	other, err := rollup.New(f.table, f.ledger, f.floor, rollup.Progress{KV: f.kv(t)}, f.bucket, f.keys, f.client.JS, rollup.Config{})
+	other, err := rollup.New(f.table, f.ledger, f.floor, rollup.Progress{JS: f.client.JS, KV: f.kv(t)}, f.bucket, f.keys, f.client.JS, rollup.Config{})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -438,7 +438,7 @@ func TestManifestsFormOneChain(t *testing.T) {
 		t.Fatal(err)
 	}
 	// From now on hours are half as long; the chain goes on.
-	half, err := rollup.New(f.table, f.ledger, f.floor, rollup.Progress{KV: kv}, f.bucket, f.keys, f.client.JS, rollup.Config{Hour: 30 * time.Minute})
+	half, err := rollup.New(f.table, f.ledger, f.floor, rollup.Progress{JS: f.client.JS, KV: kv}, f.bucket, f.keys, f.client.JS, rollup.Config{Hour: 30 * time.Minute})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -494,7 +494,7 @@ func TestAccountsThatDisagree(t *testing.T) {
 			if f.alarms[0].Path() != "acme/activity/2026/11/20/01" || len(f.alarms) != 1 || f.rollup.Stats().Alarms != 1 {
 				t.Errorf("alarms: %v", f.alarms)
 			}
-			blocked, err := rollup.Progress{KV: f.kv(t)}.Blocked(t.Context(), time.Hour)
+			blocked, err := rollup.Progress{JS: f.client.JS, KV: f.kv(t)}.Blocked(t.Context(), time.Hour)
 			if err != nil || len(blocked) != 1 || blocked[0].Path() != "acme/activity/2026/11/20/01" {
 				t.Errorf("blocked: %v, %v", blocked, err)
 			}
@@ -524,7 +524,7 @@ func TestMessagesThatAreLost(t *testing.T) {
 	if f.manifest(t, "acme", 1) != nil || len(f.alarms) != 1 {
 		t.Errorf("sealed over a loss, or without an alarm: %v", f.alarms)
 	}
-	progress := rollup.Progress{KV: f.kv(t)}
+	progress := rollup.Progress{JS: f.client.JS, KV: f.kv(t)}
 	if err := progress.Accept(t.Context(), rollup.Loss{First: 2, Last: 2, By: "auditor", Reason: "disk failure, ticket 17"}); err != nil {
 		t.Fatal(err)
 	}

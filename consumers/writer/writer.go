@@ -343,7 +343,7 @@ func (w *Writer) decodeOne(ctx context.Context, it *item) error {
 	if err != nil {
 		return fmt.Errorf("read the message's metadata: %w", err)
 	}
-	subject := it.msg.Subject()
+	subject, mark := it.msg.Subject(), it.msg.Headers().Get(schema.HeaderMark) != ""
 	m := codec.Message{
 		ContentType:     it.msg.Headers().Get(schema.HeaderContentType),
 		ContentEncoding: it.msg.Headers().Get(schema.HeaderContentEncoding),
@@ -360,6 +360,9 @@ func (w *Writer) decodeOne(ctx context.Context, it *item) error {
 	}
 	m.Organization, m.Trail, err = schema.ParseEventSubject(subject)
 	it.tally = tally.Tally{StreamSeq: m.StreamSeq, RecordedAt: m.RecordedAt, Organization: m.Organization, Trail: m.Trail}
+	if mark && err == nil && len(m.Payload) == 0 {
+		return nil // it is accounted for as any message, and has nothing to store
+	}
 	var d *codec.Decoded
 	if err == nil {
 		// By the broker's clock, so that whoever decodes it, and when, comes to the same result.

@@ -1,6 +1,7 @@
 package broker
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -39,7 +40,10 @@ type Options struct {
 	MonitorURL string
 	// AssumeSyncAlways takes the operator's word for it instead.
 	AssumeSyncAlways bool
-	Logger           *slog.Logger
+	// Timeout bounds a request of JetStream's that is given no other bound; default 30 s, for a busy disk can take
+	// seconds over a sync. In a cluster a request to a leader that is gone is never answered: give less.
+	Timeout time.Duration
+	Logger  *slog.Logger
 }
 
 // Client is a connection to NATS.
@@ -96,8 +100,7 @@ func Connect(ctx context.Context, o Options) (*Client, error) {
 	if err != nil {
 		return nil, fmt.Errorf("connect to NATS at %s: %w", redact(o.URL), err)
 	}
-	// A busy disk can take seconds over a sync; those who want less say so by their context.
-	js, err := jetstream.New(nc, jetstream.WithDefaultTimeout(30*time.Second))
+	js, err := jetstream.New(nc, jetstream.WithDefaultTimeout(cmp.Or(o.Timeout, 30*time.Second)))
 	if err != nil {
 		nc.Close()
 		return nil, fmt.Errorf("open JetStream: %w", err)

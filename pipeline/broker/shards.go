@@ -14,7 +14,6 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"github.com/kansa-audit/kansa/schema"
-	"github.com/kansa-audit/kansa/schema/codec"
 )
 
 // The stream of events can be shared out among several consumers, its shards. Every message of the stream has a slot,
@@ -170,7 +169,7 @@ const markOrganization = "kansa"
 // among the servers of the stream has confirmed it: whatever was acknowledged before is before it.
 func (c *Client) Mark(ctx context.Context, shard int) (uint64, error) {
 	msg := nats.NewMsg(schema.SlotSubject(markOrganization, schema.Activity, shard))
-	msg.Header.Set(schema.HeaderContentType, codec.ContentNDJSON)
+	msg.Header.Set(schema.HeaderMark, "1")
 	ack, err := c.JS.PublishMsg(ctx, msg, jetstream.WithExpectStream(StreamAudit))
 	if err != nil {
 		return 0, fmt.Errorf("put a mark into stream %s: %w", StreamAudit, err)

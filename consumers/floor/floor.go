@@ -34,7 +34,10 @@ type Broker interface {
 // before it: a shard that has acknowledged its mark has settled all that.
 type Floor struct {
 	Broker Broker
-	Stream jetstream.Stream
+	// Stream is the stream of events, as jetstream.Stream is.
+	Stream interface {
+		GetMsg(ctx context.Context, seq uint64, opts ...jetstream.GetMsgOpt) (*jetstream.RawStreamMsg, error)
+	}
 	// Grace is how far the clocks of the stream's servers may be apart: the message after a change of leaders may bear
 	// an earlier time than the one before it. Of a server alone, it is how much later than the time it bears a message
 	// may become visible.

@@ -227,8 +227,15 @@ func (s *System) connect(ctx context.Context) (err error) {
 		o.Timeout = clusterTimeout
 	}
 	if o.URL == "" {
+		var key, before []byte
+		if key, err = c.Encryption.Streams.Read(ctx); err != nil {
+			return fmt.Errorf("encryption.streams: %w", err)
+		}
+		if before, err = c.Encryption.StreamsBefore.Read(ctx); err != nil {
+			return fmt.Errorf("encryption.streams_before: %w", err)
+		}
 		s.server, err = broker.StartServer(ctx, broker.ServerOptions{
-			Dir: filepath.Join(c.DataDir, "nats"), Listen: c.NATS.Listen, Port: c.NATS.Port, Logger: s.log,
+			Dir: filepath.Join(c.DataDir, "nats"), Listen: c.NATS.Listen, Port: c.NATS.Port, Key: string(key), KeyBefore: string(before), Logger: s.log,
 		})
 		if err != nil {
 			return err
@@ -295,8 +302,12 @@ func (s *System) openStore(ctx context.Context, command []string) (err error) {
 		URL: c.URL, Username: c.Username, PasswordFile: c.PasswordFile, Database: c.Database, CAFile: c.CAFile, Logger: s.log,
 	}
 	if o.URL == "" {
+		var keys []engine.Key
+		if keys, err = engineKeys(ctx, s.Config.Encryption.ClickHouse); err != nil {
+			return fmt.Errorf("encryption.clickhouse: %w", err)
+		}
 		s.Engine, err = engine.Start(ctx, engine.Options{
-			Dir: filepath.Join(s.Config.DataDir, "clickhouse"), Library: s.Config.Engine.Library, Command: command, Logger: s.log,
+			Dir: filepath.Join(s.Config.DataDir, "clickhouse"), Library: s.Config.Engine.Library, Command: command, Keys: keys, Logger: s.log,
 		})
 		if err != nil {
 			return err
@@ -309,13 +320,41 @@ func (s *System) openStore(ctx context.Context, command []string) (err error) {
 	return s.Store.Migrate(ctx)
 }
 
+func engineKeys(ctx context.Context, from config.Secret) ([]engine.Key, error) {
+	text, err := from.Read(ctx)
+	if err != nil || text == nil {
+		return nil, err
+	}
+	return engine.ParseKeys(text)
+}
+
 // OpenPartitions opens the partition store of a configuration.
 func OpenPartitions(ctx context.Context, c *config.Config) (*blob.Bucket, error) {
 	target, err := c.PartitionsURL()
 	if err != nil {
 		return nil, err
 	}
-	return partitions.Open(ctx, target)
+	bucket, err := partitions.Open(ctx, target)
+	if err != nil || !c.Encryption.Partitions.Set() {
+		return bucket, err
+	}
+	encrypted, err := encrypt(ctx, bucket, c.Encryption.Partitions)
+	if err != nil {
+		return nil, errors.Join(fmt.Errorf("encryption.partitions: %w", err), bucket.Close())
+	}
+	return encrypted, nil
+}
+
+func encrypt(ctx context.Context, bucket *blob.Bucket, from config.Secret) (*blob.Bucket, error) {
+	text, err := from.Read(ctx)
+	if err != nil {
+		return nil, err
+	}
+	identities, err := partitions.Identities(text)
+	if err != nil {
+		return nil, err
+	}
+	return partitions.Encrypt(bucket, identities)
 }
 
 func (s *System) buckets(ctx context.Context) error {

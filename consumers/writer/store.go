@@ -148,7 +148,7 @@ func (w *Writer) insert(ctx context.Context, items []*item, lookUp bool) ([]*ite
 		// The number of rows is part of the token: the same ends with other messages between them are
 		// another insert.
 		token := fmt.Sprintf("AUDIT:%d-%d:%d", first, last, in.Rows())
-		if err := w.table.Insert(ctx, token, &in); err != nil {
+		if err := w.insertRows(ctx, token, &in, lookUp); err != nil {
 			return nil, err
 		}
 		w.stats.inserts.Add(1)
@@ -161,6 +161,44 @@ func (w *Writer) insert(ctx context.Context, items []*item, lookUp bool) ([]*ite
 	w.stats.skipped.Add(uint64(skipped))
 	return items, nil
 }
+
+// mostVanished bounds how often rows may be gone that were inserted.
+const mostVanished = 5
+
+// insertRows inserts under a token. If that may have been tried before, the table may leave the rows out because it
+// knows the token, of an insert whose rows are there no more: an engine whose disk was full keeps the token of a part
+// that it had to set aside. So they are looked for, and inserted under the next token if they are not there. The tokens
+// are always the same ones in the same order, so that an insert that comes late is known, too.
+func (w *Writer) insertRows(ctx context.Context, token string, in *codec.Insert, triedBefore bool) error {
+	for n := 1; n <= mostVanished; n++ {
+		next := token
+		if n > 1 {
+			next = fmt.Sprintf("%s:%d", token, n)
+		}
+		if err := w.table.Insert(ctx, next, in); err != nil || !triedBefore {
+			return err
+		}
+		have, err := w.table.StoredRows(ctx, in.Parts())
+		if err != nil {
+			return fmt.Errorf("look up what was inserted: %w", err)
+		}
+		missing := 0
+		for _, p := range in.Parts() {
+			if have[p.StreamSeq] < p.Block.Rows() {
+				missing++
+			}
+		}
+		if missing == 0 {
+			return nil
+		}
+		w.cfg.Logger.Warn("the table knew an insert whose rows it has not, inserting them under another token",
+			slog.String("token", next), slog.Int("messages", missing))
+	}
+	return fmt.Errorf("insert %d events: %w", in.Rows(), errVanished)
+}
+
+// errVanished means that a table takes rows and has them not.
+var errVanished = errors.New("the table takes them again and again, and has them not")
 
 func (w *Writer) ack(it *item) {
 	if err := w.acks.Publish(it.reply, []byte("+ACK")); err != nil {

@@ -46,6 +46,7 @@ const (
 	persists                 // stored all the same: the answer was lost
 	forgotten                // stored; and the token is forgotten, as ClickHouse's log may be after a crash
 	hangs                    // nothing is stored, and the call does not return before the test ends
+	vanishes                 // nothing is stored, and the token is known: what an engine does that sets a part aside
 )
 
 var errLost = errors.New("connection lost")
@@ -66,6 +67,10 @@ func (f *table) Insert(_ context.Context, token string, in *codec.Insert) error 
 	if o == fails {
 		return errLost
 	}
+	if o == vanishes {
+		f.tokens[token] = true
+		return errLost
+	}
 	if !f.tokens[token] {
 		for _, p := range in.Parts() {
 			for row := range p.Block.Rows() {
@@ -76,7 +81,7 @@ func (f *table) Insert(_ context.Context, token string, in *codec.Insert) error 
 			}
 		}
 	}
-	f.tokens[token] = o != forgotten
+	f.tokens[token] = f.tokens[token] || o != forgotten
 	if o == persists || o == forgotten {
 		return errLost
 	}
@@ -206,6 +211,7 @@ func TestInsertsThatFail(t *testing.T) {
 	t.Parallel()
 	for name, next := range map[string][]outcome{
 		"nothing stored": {fails, fails}, "answer lost": {persists, fails, persists}, "token forgotten": {forgotten, forgotten},
+		"rows vanished": {vanishes, vanishes, fails, vanishes, persists},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()

@@ -4,9 +4,11 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
 	"log/slog"
 	"net"
 	"os"
+	"path/filepath"
 	"strings"
 	"sync/atomic"
 	"time"
@@ -24,6 +26,9 @@ type ServerOptions struct {
 	Dir    string // of the streams
 	Listen string // host; default 127.0.0.1
 	Port   int    // 0 chooses a free one
+	// Key encrypts what is stored, by XChaCha20-Poly1305 and a key of each stream's; in plain without. KeyBefore is the one
+	// it takes the place of: the server re-encrypts as it starts.
+	Key, KeyBefore string
 	// NoListen takes connections from this process only.
 	NoListen bool
 	Logger   *slog.Logger
@@ -69,7 +74,7 @@ func StartServer(ctx context.Context, o ServerOptions) (*Server, error) {
 	}
 	s.log = s.log.With(slog.String("part", "nats-server"))
 	var err error
-	if s.ns, err = s.start(ctx); err != nil {
+	if s.ns, err = s.open(ctx); err != nil {
 		return nil, err
 	}
 	s.url = s.ns.ClientURL()
@@ -90,6 +95,7 @@ func (s *Server) start(ctx context.Context) (*server.Server, error) {
 		MaxPayload: maxPayload, NoSigs: true,
 		// By itself it takes for its limit what is free at its start: after a start on a full disk, nothing, for good.
 		JetStreamMaxStore: noLimit,
+		JetStreamKey:      s.o.Key, JetStreamCipher: server.ChaCha,
 	})
 	if err != nil {
 		return nil, fmt.Errorf("start the embedded NATS server: %w", err)
@@ -110,12 +116,44 @@ func (s *Server) start(ctx context.Context) (*server.Server, error) {
 		ns.WaitForShutdown()
 		return nil, errors.New("the embedded NATS server started without its streams: see its log")
 	}
+	if err := allRecovered(ns, s.o.Dir); err != nil {
+		ns.Shutdown()
+		ns.WaitForShutdown()
+		return nil, err
+	}
 	if n := newest.cutOff(); n > 0 {
 		s.cutOff.Add(n)
 		s.log.Error("the stream of events was cut off where its newest block is damaged: what came after is lost, unless nothing of it was acknowledged",
 			slog.String("file", newest.path), slog.Int64("bytes", n))
 	}
 	return ns, nil
+}
+
+// allRecovered holds what the server serves against what is on disk.
+func allRecovered(ns *server.Server, dir string) error {
+	onDisk, err := os.ReadDir(streamsDir(dir))
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return fmt.Errorf("look at the streams on disk: %w", err)
+	}
+	all, err := ns.Jsz(&server.JSzOptions{Accounts: true, Streams: true})
+	if err != nil {
+		return fmt.Errorf("look at the streams that are served: %w", err)
+	}
+	served := map[string]bool{}
+	for _, a := range all.AccountDetails {
+		for i := range a.Streams {
+			served[a.Streams[i].Name] = true
+		}
+	}
+	for _, d := range onDisk {
+		if _, err := os.Stat(filepath.Join(streamsDir(dir), d.Name(), server.JetStreamMetaFile)); err != nil {
+			continue // it was never made whole, or is being removed
+		}
+		if !served[d.Name()] {
+			return fmt.Errorf("%w: %s in %s: is encryption.streams the key it was encrypted with, or streams_before? Else bring it back from a backup", ErrNotRecovered, d.Name(), dir)
+		}
+	}
+	return nil
 }
 
 // supervise starts the server again when it has said that it can't write. What it acknowledged before is on

@@ -43,6 +43,7 @@ type Config struct {
 	Retention  Retention  `yaml:"retention"`
 	Rollup     Rollup     `yaml:"rollup"`
 	Partitions Partitions `yaml:"partitions"`
+	Encryption Encryption `yaml:"encryption"`
 	Settings   Settings   `yaml:"settings"`
 	Exports    Exports    `yaml:"exports"`
 	// Mail is the server that takes mails with links; without it there are none.
@@ -170,6 +171,27 @@ type Rollup struct {
 type Partitions struct {
 	// URL is a bucket: file:///path. A folder of data_dir if empty.
 	URL string `yaml:"url"`
+}
+
+// Encryption is that of what lies on disks (Z11). Secrets of destinations are always sealed: see settings. kansa key generate
+// makes each of the keys; deploy/RUNBOOK.md says how they are replaced.
+type Encryption struct {
+	// Streams is the key of what the embedded broker keeps, any text; an external one has its own (jetstream.key).
+	Streams Secret `yaml:"streams"`
+	// StreamsBefore is the key that Streams takes the place of: the next start encrypts everything anew.
+	StreamsBefore Secret `yaml:"streams_before"`
+	// ClickHouse has the keys of what the embedded engine keeps, a line each, the newest first. An external one has a disk of the
+	// type encrypted. What was stored in plain is encrypted in the background.
+	ClickHouse Secret `yaml:"clickhouse"`
+	// Partitions has the age identities of the partition store, a line each, the newest first: kansa key generate makes one.
+	// What was stored before stays readable; kansa key encrypt encrypts it anew.
+	Partitions Secret `yaml:"partitions"`
+}
+
+// Secret says where a secret is read from at the start.
+type Secret struct {
+	File    string   `yaml:"file"`              // that nobody else may read
+	Command []string `yaml:"command,omitempty"` // its standard output, in place of the file's: [program, argument, …]
 }
 
 // Settings are what people decide while the system runs.
@@ -314,6 +336,20 @@ func (c *Config) Check() error {
 		fault("writer.memory is %d: give %d at least", c.Writer.Memory, least)
 	}
 	c.Gateway.check(fault)
+	for key, secret := range map[string]Secret{"streams": c.Encryption.Streams, "streams_before": c.Encryption.StreamsBefore, "clickhouse": c.Encryption.ClickHouse, "partitions": c.Encryption.Partitions} {
+		if secret.File != "" && len(secret.Command) > 0 {
+			fault("encryption.%s has a file and a command: give one of them", key)
+		}
+	}
+	if !c.Encryption.Streams.Set() && c.Encryption.StreamsBefore.Set() {
+		fault("encryption.streams_before is set without encryption.streams: give the new key, too; a broker can not go back to plain files")
+	}
+	if c.NATS.URL != "" && c.Encryption.Streams.Set() {
+		fault("encryption.streams is for the embedded broker: set jetstream.key on the servers of nats.url instead")
+	}
+	if c.ClickHouse.URL != "" && c.Encryption.ClickHouse.Set() {
+		fault("encryption.clickhouse is for the embedded ClickHouse: give the server of clickhouse.url an encrypted disk instead")
+	}
 	if c.Health.DiskFree < 0 {
 		fault("health.disk_free is %d: give a number of bytes", c.Health.DiskFree)
 	}

@@ -42,6 +42,7 @@ type Options struct {
 	Connections int      // see ServeOptions
 	MaxBody     int64    // see ServeOptions
 	Memory      int64    // see ServeOptions
+	Keys        []Key    // what tables hold is encrypted with the first; in plain without
 	Logger      *slog.Logger
 }
 
@@ -53,6 +54,7 @@ type Engine struct {
 	listener *net.TCPListener
 	socket   *os.File // the listener's, for the children
 	lock     *os.File
+	keys     []string // for the environment of the children
 	log      *slog.Logger
 	pid      atomic.Int64
 	restarts atomic.Int64
@@ -94,6 +96,9 @@ func Start(ctx context.Context, o Options) (_ *Engine, err error) {
 	if e.lock, err = lockDir(o.Dir); err != nil {
 		return nil, err
 	}
+	if e.keys, err = prepareKeys(o.Dir, o.Keys); err != nil {
+		return nil, err
+	}
 	if e.creds, err = loadCredentials(o.Dir); err != nil {
 		return nil, err
 	}
@@ -107,7 +112,7 @@ func Start(ctx context.Context, o Options) (_ *Engine, err error) {
 	}
 	e.settings = childSettings{
 		Library: library, Dir: o.Dir, Username: e.creds.Username, Password: e.creds.Password, Readers: o.Readers,
-		Connections: o.Connections, MaxBody: o.MaxBody, Memory: o.Memory, LogLevel: slog.LevelInfo,
+		Connections: o.Connections, MaxBody: o.MaxBody, Memory: o.Memory, LogLevel: slog.LevelInfo, Encrypted: len(o.Keys) > 0,
 	}
 	running, cancel := context.WithCancel(context.WithoutCancel(ctx))
 	e.stop = cancel
@@ -244,8 +249,8 @@ func (e *Engine) supervise(ctx context.Context, ready chan<- error) {
 func (e *Engine) runChild(ctx context.Context, onReady func()) (answered bool, err error) {
 	// Not tied to a context: the child is asked to end, and ended by its own id if it does not.
 	cmd := exec.Command(e.options.Command[0], e.options.Command[1:]...) //nolint:noctx // see above
-	cmd.Env = append(os.Environ(), "TZ=UTC")
-	cmd.Dir = e.options.Dir // libchdb reads a config.xml of the working directory; there is none here
+	cmd.Env = append(append(os.Environ(), "TZ=UTC"), e.keys...)
+	cmd.Dir = e.options.Dir // libchdb reads a config.xml of the working directory
 	cmd.ExtraFiles = []*os.File{e.socket, e.lock}
 	cmd.SysProcAttr = childAttributes()
 	stdin, err := cmd.StdinPipe()

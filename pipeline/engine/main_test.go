@@ -87,9 +87,9 @@ func testLogger() *slog.Logger {
 }
 
 // startEngine is one for a test that kills it.
-func startEngine(t testing.TB, dir string) *Engine {
+func startEngine(t testing.TB, dir string, keys ...Key) *Engine {
 	t.Helper()
-	e, err := Start(t.Context(), Options{Dir: dir, Command: []string{os.Args[0], "engine"}, Logger: testLogger()})
+	e, err := Start(t.Context(), Options{Dir: dir, Command: []string{os.Args[0], "engine"}, Keys: keys, Logger: testLogger()})
 	if err != nil {
 		t.Fatalf("start the engine: %v", err)
 	}

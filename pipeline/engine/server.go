@@ -13,6 +13,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"sync"
 	"time"
 )
 
@@ -37,7 +38,9 @@ type ServeOptions struct {
 	MaxBody int64
 	// Memory bounds what the engine uses, in bytes. Zero leaves it to the engine: nine tenths of the machine's.
 	Memory int64
-	Logger *slog.Logger
+	// Encrypted says that the working directory has a configuration with an encrypted disk.
+	Encrypted bool
+	Logger    *slog.Logger
 }
 
 // Serve opens the engine and answers requests until ctx ends, then lets those at work finish for a while.
@@ -85,10 +88,8 @@ func Serve(ctx context.Context, o ServeOptions) (err error) {
 	}
 	served := make(chan error, 1)
 	go func() { served <- server.Serve(o.Listener) }()
-	yielding, stopYielding := context.WithCancel(ctx)
-	yielded := make(chan struct{})
-	go func() { defer close(yielded); yieldMerges(yielding, o.Logger) }()
-	defer func() { stopYielding(); <-yielded }()
+	stopCare := h.takeCare(ctx, o)
+	defer stopCare()
 	looking := time.NewTicker(lookForSpoiled)
 	defer looking.Stop()
 	o.Logger.Info("engine serves", "version", h.version, "addr", o.Listener.Addr().String(), "connections", o.Connections)
@@ -100,7 +101,7 @@ func Serve(ctx context.Context, o ServeOptions) (err error) {
 		case <-ctx.Done():
 			serving = false
 		}
-		if part := emptyPart(os.DirFS(o.Path)); part != "" { // the last time before the end in order
+		if part := o.emptyPart(); part != "" { // the last time before the end in order
 			h.endSpoiled(part)
 		}
 	}
@@ -112,6 +113,26 @@ func Serve(ctx context.Context, o ServeOptions) (err error) {
 	}
 	<-served //nolint:errcheck // it says only that the server was closed
 	return nil
+}
+
+// takeCare begins what goes on beside the requests, and returns what ends it.
+func (h *handler) takeCare(ctx context.Context, o ServeOptions) (stop func()) {
+	ctx, cancel := context.WithCancel(ctx)
+	var care sync.WaitGroup
+	care.Go(func() { yieldMerges(ctx, o.Logger) })
+	if o.Encrypted {
+		care.Go(func() {
+			s, err := h.lib.open(h.args...)
+			if err == nil {
+				err = moveEncrypted(ctx, s, o.Logger)
+				s.close()
+			}
+			if err != nil {
+				o.Logger.Error("something is still in plain; the next start tries again", slog.Any("error", err))
+			}
+		})
+	}
+	return func() { cancel(); care.Wait() }
 }
 
 // engineArgs are the options of every connection. The engine is one of several tenants of a small machine,
@@ -182,6 +203,7 @@ type childSettings struct {
 	MaxBody     int64
 	Memory      int64
 	LogLevel    slog.Level
+	Encrypted   bool
 }
 
 // Descriptors that the child inherits besides the standard ones.
@@ -217,6 +239,6 @@ func Main(ctx context.Context, stdin io.Reader, stderr io.Writer) error {
 	return Serve(ctx, ServeOptions{
 		Library: set.Library, Path: filepath.Join(set.Dir, "data"), Listener: listener,
 		Username: set.Username, Password: set.Password, Readers: set.Readers,
-		Connections: set.Connections, MaxBody: set.MaxBody, Memory: set.Memory, Logger: log,
+		Connections: set.Connections, MaxBody: set.MaxBody, Memory: set.Memory, Encrypted: set.Encrypted, Logger: log,
 	})
 }

@@ -4,6 +4,7 @@ import (
 	"io/fs"
 	"os"
 	"path"
+	"path/filepath"
 	"regexp"
 	"slices"
 	"time"
@@ -44,12 +45,20 @@ func spoiled(e *exception, since time.Time) (path string, ok bool) {
 	return m[1], err == nil && info.ModTime().After(since)
 }
 
-// emptyPart returns a part of the engine's directory that is under its name and has nothing in it, if there is one.
-func emptyPart(dir fs.FS) string {
+// emptyPart returns a part of the engine's directories that is under its name and has nothing in it, if there is one.
+func (o ServeOptions) emptyPart() string {
+	part := emptyPart(os.DirFS(o.Path), 0)
+	if part == "" && o.Encrypted {
+		part = emptyPart(os.DirFS(filepath.Join(filepath.Dir(o.Path), encryptedDir, "data")), keyHeader)
+	}
+	return part
+}
+
+func emptyPart(dir fs.FS, empty int64) string {
 	found, _ := fs.Glob(dir, "store/*/*/*/checksums.txt") // the pattern is right
 	for _, name := range found {
 		part := path.Dir(name)
-		if info, err := fs.Stat(dir, name); err == nil && info.Size() == 0 && !temporary.MatchString(path.Base(part)) {
+		if info, err := fs.Stat(dir, name); err == nil && info.Size() <= empty && !temporary.MatchString(path.Base(part)) {
 			return part
 		}
 	}

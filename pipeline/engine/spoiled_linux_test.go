@@ -16,6 +16,12 @@ import (
 // inserted is there when there is room again.
 func TestMergesOnAFullDisk(t *testing.T) {
 	t.Parallel()
+	for name, keys := range map[string][]Key{"plain": nil, "encrypted": {{1}}} {
+		t.Run(name, func(t *testing.T) { t.Parallel(); mergesOnAFullDisk(t, keys) })
+	}
+}
+
+func mergesOnAFullDisk(t *testing.T, keys []Key) {
 	dir := t.TempDir()
 	if err := syscall.Mount("tmpfs", dir, "tmpfs", 0, "size=128m"); err != nil {
 		if os.Getenv("REQUIRE_ALL") != "" {
@@ -28,7 +34,7 @@ func TestMergesOnAFullDisk(t *testing.T) {
 			t.Error(err)
 		}
 	})
-	e := startEngine(t, filepath.Join(dir, "data"))
+	e := startEngine(t, filepath.Join(dir, "data"), keys...)
 	conn := open(t, e, nil)
 	run(t, conn, "CREATE TABLE m (n UInt64, s String) ENGINE = ReplacingMergeTree ORDER BY n SETTINGS fsync_after_insert = 1, fsync_part_directory = 1")
 	var sure, perhaps uint64 // rows
@@ -54,6 +60,9 @@ func TestMergesOnAFullDisk(t *testing.T) {
 		}
 		untilWhole(t, conn, sure, perhaps)
 	}
+	if sure == 0 {
+		t.Error("nothing was inserted, so this test shows nothing")
+	}
 	t.Logf("the engine was started again %d times", e.Restarts())
 }
 
@@ -65,11 +74,11 @@ func TestEmptyPart(t *testing.T) {
 		"store/abc/table/delete_tmp_all_1_1_0/checksums.txt": {},
 		"store/abc/table/detached/all_1_1_0/checksums.txt":   {},
 	}
-	if got := emptyPart(dir); got != "" {
+	if got := emptyPart(dir, 0); got != "" {
 		t.Errorf("got %s", got)
 	}
 	dir["store/abc/table/all_1_3_1/checksums.txt"] = &fstest.MapFile{}
-	if got := emptyPart(dir); got != "store/abc/table/all_1_3_1" {
+	if got := emptyPart(dir, 0); got != "store/abc/table/all_1_3_1" {
 		t.Errorf("got %q", got)
 	}
 }
@@ -110,6 +119,67 @@ func untilWhole(t *testing.T, conn clickhouse.Conn, sure, perhaps uint64) {
 		case <-deadline:
 			t.Fatal(err)
 		case <-tick.C:
+		}
+	}
+}
+
+// What the writer's insertRows is for: the engine knows the token of a part that it had to set aside. If it
+// does not any more, the writer looks once too often, and this test says so.
+func TestTokenOutlivesItsRows(t *testing.T) {
+	t.Parallel()
+	dir := t.TempDir()
+	e := startEngine(t, dir)
+	conn := open(t, e, nil)
+	run(t, conn, "CREATE TABLE d (n UInt64) ENGINE = MergeTree ORDER BY n SETTINGS fsync_after_insert = 1, fsync_part_directory = 1, non_replicated_deduplication_window = 100")
+	insert := func(token string) (rows uint64) {
+		t.Helper()
+		ctx := clickhouse.Context(t.Context(), clickhouse.WithSettings(clickhouse.Settings{"insert_deduplication_token": token}))
+		if err := conn.Exec(ctx, "INSERT INTO d SELECT number FROM numbers(10)"); err != nil {
+			t.Fatal(err)
+		}
+		if err := conn.QueryRow(t.Context(), "SELECT count() FROM d").Scan(&rows); err != nil {
+			t.Fatal(err)
+		}
+		return rows
+	}
+	if rows := insert("a"); rows != 10 {
+		t.Fatalf("%d rows, want 10", rows)
+	}
+	files, err := filepath.Glob(filepath.Join(dir, "data", "store", "*", "*", "all_1_1_0", "*"))
+	if err != nil || len(files) == 0 {
+		t.Fatalf("no part is found: %v", err)
+	}
+	for _, f := range files {
+		if err := os.Truncate(f, 0); err != nil {
+			t.Fatal(err)
+		}
+	}
+	before := e.Restarts()
+	if err := syscall.Kill(e.PID(), syscall.SIGKILL); err != nil {
+		t.Fatal(err)
+	}
+	for e.Restarts() == before { // the next one sets the part aside
+		_ = conn.Ping(t.Context()) // its error says what is known
+	}
+	untilReadable(t, conn)
+	if rows := insert("a"); rows != 0 {
+		t.Errorf("under the same token, %d rows are stored: the engine forgets it with its part now", rows)
+	}
+	if rows := insert("b"); rows != 10 {
+		t.Errorf("under another token, %d rows are stored, want 10", rows)
+	}
+}
+
+func untilReadable(t *testing.T, conn clickhouse.Conn) {
+	t.Helper()
+	for {
+		var rows uint64
+		err := conn.QueryRow(t.Context(), "SELECT count() FROM d").Scan(&rows)
+		if err == nil {
+			return
+		}
+		if t.Context().Err() != nil {
+			t.Fatal(err)
 		}
 	}
 }

@@ -17,6 +17,15 @@ import (
 	"github.com/kansa-audit/kansa/pipeline/partitions"
 )
 
+// stores are the ways to open one. What holds for one holds for the other.
+var stores = map[string]func(*testing.T) (*blob.Bucket, string){"plain": open, "encrypted": openEncrypted}
+
+func openEncrypted(t *testing.T) (*blob.Bucket, string) {
+	t.Helper()
+	dir := t.TempDir()
+	return encrypt(t, dir, identity(t)), dir
+}
+
 func open(t *testing.T) (*blob.Bucket, string) {
 	t.Helper()
 	dir := filepath.Join(t.TempDir(), "a b", "partitions")
@@ -41,7 +50,13 @@ func put(t *testing.T, b *blob.Bucket, key, text string) {
 
 func TestWhatIsWrittenIsRead(t *testing.T) {
 	t.Parallel()
-	b, dir := open(t)
+	for name, open := range stores {
+		t.Run(name, func(t *testing.T) { t.Parallel(); whatIsWrittenIsRead(t, open) })
+	}
+}
+
+func whatIsWrittenIsRead(t *testing.T, open func(*testing.T) (*blob.Bucket, string)) {
+	b, _ := open(t)
 	put(t, b, "acme/access/04.csv.gz", "first")
 	put(t, b, "acme/access/04.csv.gz", "0123456789")
 	for _, c := range []struct {
@@ -60,7 +75,7 @@ func TestWhatIsWrittenIsRead(t *testing.T) {
 	if err := b.Copy(t.Context(), "copy", "acme/access/04.csv.gz", nil); err != nil {
 		t.Fatal(err)
 	}
-	if got, err := os.ReadFile(filepath.Join(dir, "copy")); err != nil || string(got) != "0123456789" {
+	if got, err := b.ReadAll(t.Context(), "copy"); err != nil || string(got) != "0123456789" {
 		t.Errorf("the copy has %q, %v", got, err)
 	}
 	if a, err := b.Attributes(t.Context(), "copy"); err != nil || a.Size != 10 {
@@ -89,6 +104,12 @@ func second[T any](_ T, err error) error { return err }
 // Nothing is under a name before all of it is, and what is given up leaves nothing.
 func TestObjectAppearsWhole(t *testing.T) {
 	t.Parallel()
+	for name, open := range stores {
+		t.Run(name, func(t *testing.T) { t.Parallel(); objectAppearsWhole(t, open) })
+	}
+}
+
+func objectAppearsWhole(t *testing.T, open func(*testing.T) (*blob.Bucket, string)) {
 	b, dir := open(t)
 	put(t, b, "day/04", "old")
 	ctx, giveUp := context.WithCancel(t.Context())
@@ -151,6 +172,12 @@ func listSizes(t *testing.T, b *blob.Bucket, prefix string, size int) (keys []st
 // Pages of any size, put together, are the keys with a prefix, in the order of their bytes.
 func TestListIsSortedAndComplete(t *testing.T) {
 	t.Parallel()
+	for name, open := range stores {
+		t.Run(name, func(t *testing.T) { t.Parallel(); listIsSortedAndComplete(t, open) })
+	}
+}
+
+func listIsSortedAndComplete(t *testing.T, open func(*testing.T) (*blob.Bucket, string)) {
 	b, dir := open(t)
 	all := []string{"a", "a-b/1", "a.b", "a0/2", "acme/access/2026/11/22/04.csv.gz", "acme/access/2026/11/22/04.manifest.json", "acme/x", "b/y/z"}
 	for h := range 30 {

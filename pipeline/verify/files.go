@@ -15,9 +15,11 @@ import (
 	"strings"
 	"time"
 
+	"filippo.io/age"
 	"github.com/klauspost/compress/flate"
 
 	"github.com/kansa-audit/kansa/consumers/exporter/archive"
+	"github.com/kansa-audit/kansa/pipeline/partitions"
 	"github.com/kansa-audit/kansa/schema"
 	"github.com/kansa-audit/kansa/schema/seal"
 )
@@ -102,23 +104,44 @@ func (f file) small() ([]byte, error) {
 
 // openArchive lists the files of an archive. Only an error of reading is returned; what is wrong with the
 // archive goes into the report.
-func openArchive(name string, r *Report) (*files, error) {
-	f, err := os.Open(name)
+func openArchive(name string, o Options, r *Report) (*files, error) {
+	f, size, err := openFile(name, o.Identities)
 	if err != nil {
 		return nil, err
 	}
-	info, err := f.Stat()
-	if err != nil {
-		_ = f.Close()
-		return nil, err
-	}
-	l, err := archiveFiles(f, info.Size(), filepath.Base(name), r)
+	l, err := archiveFiles(f, size, filepath.Base(name), r)
 	if l != nil {
 		l.close = f.Close
 	} else {
 		_ = f.Close()
 	}
 	return l, err
+}
+
+// text is what a file holds, encrypted or not.
+type text struct {
+	io.ReaderAt
+	io.Closer
+}
+
+func openFile(name string, identities []age.Identity) (*text, int64, error) {
+	f, err := os.Open(name)
+	if err != nil {
+		return nil, 0, err
+	}
+	info, err := f.Stat()
+	if err == nil {
+		var at io.ReaderAt
+		var size int64
+		if at, size, err = partitions.Decrypted(f, info.Size(), identities); err == nil {
+			return &text{at, f}, size, nil
+		}
+	}
+	_ = f.Close()
+	if errors.Is(err, partitions.ErrNoIdentity) {
+		err = fmt.Errorf("%s: %w: give --identity FILE with its key", name, err)
+	}
+	return nil, 0, err
 }
 
 func archiveFiles(at io.ReaderAt, size int64, name string, r *Report) (*files, error) {
@@ -197,7 +220,7 @@ func (c *checked) Read(p []byte) (int, error) {
 }
 
 // openStore lists the files of a folder: a partition store, or an archive that was unpacked.
-func openStore(dir string, r *Report) (*files, error) {
+func openStore(dir string, o Options, r *Report) (*files, error) {
 	l := newFiles()
 	err := filepath.WalkDir(dir, func(p string, d fs.DirEntry, err error) error {
 		if err != nil {
@@ -225,7 +248,11 @@ func openStore(dir string, r *Report) (*files, error) {
 			r.fault(name, nil, ErrUnsealed, "it is no file")
 			return nil
 		}
-		if !l.add(onDisk(p, name, info.Size())) {
+		f, err := onDisk(p, name, info.Size(), o.Identities)
+		if err != nil {
+			return err
+		}
+		if !l.add(f) {
 			r.fault(name, nil, ErrUnsealed, "the partition's CSV is there twice, compressed and not")
 		}
 		return nil
@@ -233,19 +260,32 @@ func openStore(dir string, r *Report) (*files, error) {
 	return l, err
 }
 
-func onDisk(p, name string, size int64) file {
-	return file{name: name, size: size, plain: strings.HasSuffix(name, ".csv"), open: func() (io.ReadCloser, error) {
-		f, err := os.Open(p)
+// onDisk is a file of a folder. Its size is asked for only where it is not that of the file.
+func onDisk(p, name string, size int64, identities []age.Identity) (file, error) {
+	f := file{name: name, size: size, plain: strings.HasSuffix(name, ".csv"), open: func() (io.ReadCloser, error) {
+		t, size, err := openFile(p, identities)
 		if err != nil {
 			return nil, &readError{err}
 		}
-		return honest{f}, nil
+		return honest{struct {
+			io.Reader
+			io.Closer
+		}{io.NewSectionReader(t, 0, size), t}}, nil
 	}}
+	if len(identities) == 0 {
+		return f, nil
+	}
+	t, size, err := openFile(p, identities)
+	if err != nil {
+		return f, err
+	}
+	f.size = size
+	return f, t.Close()
 }
 
 // openPartition lists the one or two files of a partition, and the keys of the store around them if the
 // path tells where that is. It returns the store's folder.
-func openPartition(name string) (*files, error) {
+func openPartition(name string, o Options) (*files, error) {
 	l := newFiles()
 	abs, err := filepath.Abs(name)
 	if err != nil {
@@ -267,7 +307,11 @@ func openPartition(name string) (*files, error) {
 		if err != nil {
 			return nil, err
 		}
-		l.add(onDisk(base+suffix, path.Base(filepath.ToSlash(base))+suffix, info.Size()))
+		f, err := onDisk(base+suffix, path.Base(filepath.ToSlash(base))+suffix, info.Size(), o.Identities)
+		if err != nil {
+			return nil, err
+		}
+		l.add(f)
 		found = true
 	}
 	if !found {
@@ -278,23 +322,29 @@ func openPartition(name string) (*files, error) {
 	for range 6 {
 		root = filepath.Dir(root)
 	}
-	for _, f := range keyFiles(root) {
+	keys, err := keyFiles(root, o.Identities)
+	for _, f := range keys {
 		l.add(f)
 	}
-	return l, nil
+	return l, err
 }
 
 // keyFiles lists the files of keys/ in a store or an unpacked archive.
-func keyFiles(root string) (all []file) {
+func keyFiles(root string, identities []age.Identity) (all []file, err error) {
 	names := []string{seal.FirstKey}
 	for n := uint64(1); ; n++ {
 		for _, name := range names {
 			p := filepath.Join(root, filepath.FromSlash(name))
 			info, err := os.Stat(p)
-			if err == nil && info.Mode().IsRegular() {
-				all = append(all, onDisk(p, name, info.Size()))
-			} else if name != seal.FirstKey {
-				return all
+			switch {
+			case err == nil && info.Mode().IsRegular():
+				f, err := onDisk(p, name, info.Size(), identities)
+				if err != nil {
+					return nil, err
+				}
+				all = append(all, f)
+			case name != seal.FirstKey:
+				return all, nil
 			}
 		}
 		names = []string{seal.RotationKey(n)}

@@ -26,7 +26,7 @@ func verifyProof(data []byte, o Options, r *Report) {
 		rotations[i] = []byte(text)
 	}
 	if o.Rotations != "" {
-		rotations, err = goOn(rotations, o.Rotations)
+		rotations, err = goOn(rotations, o)
 	}
 	var ring *seal.Ring
 	if err == nil {
@@ -100,7 +100,7 @@ func Prove(ctx context.Context, name string, e Event, o Options) (*seal.Proof, e
 		return nil, fmt.Errorf("%w: %s is a %s, and holds no events to prove", ErrUnreadable, name, kind)
 	}
 	r := newReport(name, kind)
-	l, err := open(name, kind, r)
+	l, err := open(name, kind, o, r)
 	if err != nil {
 		return nil, fmt.Errorf("%w: %w", ErrUnreadable, err)
 	}

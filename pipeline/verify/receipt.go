@@ -13,7 +13,7 @@ func verifyReceipt(data []byte, o Options, r *Report) {
 	var rotations [][]byte
 	var err error
 	if o.Rotations != "" {
-		rotations, err = goOn(nil, o.Rotations)
+		rotations, err = goOn(nil, o)
 	}
 	var ring *seal.Ring
 	if err == nil {

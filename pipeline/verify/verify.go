@@ -15,6 +15,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"filippo.io/age"
 	"golang.org/x/mod/sumdb/note"
 	"golang.org/x/sync/errgroup"
 
@@ -37,6 +38,8 @@ type Options struct {
 	Rendered bool
 	// From and To, if set, demand that every organization's trail reaches from one to the other.
 	From, To time.Time
+	// Identities decrypt what is encrypted at rest, or to a recipient.
+	Identities []age.Identity
 	// Parallel bounds the partitions read at once; default the number of cores.
 	Parallel int
 	// Progress is told how many bytes of files are read, of how many; from several goroutines.
@@ -68,10 +71,7 @@ func kindOf(name string) (Kind, error) {
 	if info.IsDir() {
 		return Store, nil
 	}
-	if strings.HasSuffix(name, ".age") {
-		return "", fmt.Errorf("%s is encrypted: decrypt it first, with age --decrypt -i KEY -o ARCHIVE.zip %s", name, name)
-	}
-	for suffix, kind := range map[string]Kind{".zip": Archive, schema.ManifestSuffix: Partition, ".csv.gz": Partition, ".csv": Partition} {
+	for suffix, kind := range map[string]Kind{".zip": Archive, ".zip.age": Archive, schema.ManifestSuffix: Partition, ".csv.gz": Partition, ".csv": Partition} {
 		if strings.HasSuffix(name, suffix) {
 			return kind, nil
 		}
@@ -95,14 +95,14 @@ func kindOf(name string) (Kind, error) {
 }
 
 // open lists what a path leads to.
-func open(name string, kind Kind, r *Report) (*files, error) {
+func open(name string, kind Kind, o Options, r *Report) (*files, error) {
 	switch kind {
 	case Archive:
-		return openArchive(name, r)
+		return openArchive(name, o, r)
 	case Store:
-		return openStore(name, r)
+		return openStore(name, o, r)
 	default:
-		return openPartition(name)
+		return openPartition(name, o)
 	}
 }
 
@@ -133,7 +133,7 @@ func Path(ctx context.Context, name string, o Options) (*Report, error) {
 		r.finish(began)
 		return r, nil
 	}
-	l, err := open(name, kind, r)
+	l, err := open(name, kind, o, r)
 	if err != nil {
 		return unreadable(err)
 	}
@@ -182,7 +182,7 @@ func readRing(l *files, o Options, r *Report) (*seal.Ring, error) {
 	var failed *readError
 	found, err := l.keys()
 	if err == nil && o.Rotations != "" {
-		found.Rotations, err = goOn(found.Rotations, o.Rotations)
+		found.Rotations, err = goOn(found.Rotations, o)
 	}
 	var ring *seal.Ring
 	if err == nil {
@@ -221,9 +221,13 @@ func readRing(l *files, o Options, r *Report) (*seal.Ring, error) {
 }
 
 // goOn returns the rotations of a folder, which have to begin with those that are given.
-func goOn(given [][]byte, dir string) ([][]byte, error) {
-	l := newFiles()
-	for _, f := range keyFiles(dir) {
+func goOn(given [][]byte, o Options) ([][]byte, error) {
+	l, dir := newFiles(), o.Rotations
+	found, err := keyFiles(dir, o.Identities)
+	if err != nil {
+		return nil, err
+	}
+	for _, f := range found {
 		l.add(f)
 	}
 	more, err := l.keys()

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"context"
 	"encoding/json"
 	"fmt"
 	"os"
@@ -9,16 +10,20 @@ import (
 	"text/tabwriter"
 	"time"
 
+	"filippo.io/age"
 	"github.com/google/uuid"
 
+	"github.com/kansa-audit/kansa/pipeline/config"
+	"github.com/kansa-audit/kansa/pipeline/partitions"
 	"github.com/kansa-audit/kansa/pipeline/verify"
 	"github.com/kansa-audit/kansa/schema"
 	"github.com/kansa-audit/kansa/schema/seal"
 )
 
 type verifyCmd struct {
-	Path      string `arg:"" help:"An archive (.zip), a partition store (folder), one partition (.csv.gz or .manifest), a proof or a receipt."`
-	Key       string `short:"k" required:"" placeholder:"FILE" help:"The verifier key, such as seal.pub, from a source other than what is verified."`
+	Path string `arg:"" help:"An archive (.zip), a partition store (folder), one partition (.csv.gz or .manifest), a proof or a receipt."`
+	Key  string `short:"k" required:"" placeholder:"FILE" help:"The verifier key, such as seal.pub, from a source other than what is verified."`
+	identityFlag
 	Rotations string `placeholder:"DIR" help:"A folder with keys/ of the partition store, for an archive that is older than the key."`
 	Rendered  bool   `help:"Take an archive of a rendered format: its manifests are checked, and that its files are those that it lists. They are not sealed."`
 	FromStart bool   `help:"Demand that every chain begins with its first manifest."`
@@ -35,6 +40,9 @@ func (*verifyCmd) Help() string {
 func (c *verifyCmd) Run(e *env) error {
 	o := verify.Options{FromStart: c.FromStart, Rendered: c.Rendered, Rotations: c.Rotations}
 	var err error
+	if o.Identities, err = c.read(e.ctx); err != nil {
+		return err
+	}
 	if o.From, err = parseTime(c.From); err != nil {
 		return fmt.Errorf("%w: --from: %w", verify.ErrUnreadable, err)
 	}
@@ -137,7 +145,28 @@ func printReport(e *env, r *verify.Report) error {
 	return err
 }
 
+// identityFlag says what opens what is encrypted.
+type identityFlag struct {
+	Identity string `short:"i" placeholder:"FILE" help:"The age identity that opens what is encrypted: a partition store at rest, or an archive for a recipient."`
+}
+
+func (f identityFlag) read(ctx context.Context) ([]age.Identity, error) {
+	if f.Identity == "" {
+		return nil, nil
+	}
+	text, err := config.Secret{File: f.Identity}.Read(ctx)
+	if err != nil {
+		return nil, fmt.Errorf("%w: --identity: %w", verify.ErrUnreadable, err)
+	}
+	all, err := partitions.Identities(text)
+	if err != nil {
+		return nil, fmt.Errorf("%w: --identity %s: %w", verify.ErrUnreadable, f.Identity, err)
+	}
+	return all, nil
+}
+
 type proveCmd struct {
+	identityFlag
 	Path  string `arg:"" help:"An archive (.zip), a partition store (folder), or one partition."`
 	Event string `placeholder:"ID" xor:"which" required:"" help:"The event's id."`
 	Seq   string `placeholder:"SEQ.INDEX" xor:"which" required:"" help:"Its stream_seq and batch_index."`
@@ -163,7 +192,11 @@ func (c *proveCmd) Run(e *env) error {
 			return fmt.Errorf("%w: --seq: %w", verify.ErrUnreadable, err)
 		}
 	}
-	p, err := verify.Prove(e.ctx, c.Path, event, verify.Options{})
+	identities, err := c.read(e.ctx)
+	if err != nil {
+		return err
+	}
+	p, err := verify.Prove(e.ctx, c.Path, event, verify.Options{Identities: identities})
 	if err != nil {
 		return err
 	}

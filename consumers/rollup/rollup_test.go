@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"io"
+	"strings"
 	"sync"
 	"testing"
 	"time"
@@ -152,8 +153,9 @@ func (broken) Read([]byte) (int, error) { return 0, errBroken }
 
 // until is a floor that is set by hand.
 type until struct {
-	mu sync.Mutex
-	t  time.Time
+	mu       sync.Mutex
+	t        time.Time
+	recorded time.Time // of any message that is asked for; zero if the stream has none
 }
 
 func (u *until) Closed(context.Context) (time.Time, uint64, error) {
@@ -163,7 +165,7 @@ func (u *until) Closed(context.Context) (time.Time, uint64, error) {
 }
 
 func (u *until) Recorded(context.Context, uint64) (time.Time, bool, error) {
-	return time.Time{}, false, nil
+	return u.recorded, !u.recorded.IsZero(), nil
 }
 
 type fixture struct {
@@ -401,10 +403,12 @@ func TestManifestsFormOneChain(t *testing.T) {
 	}
 	// The broker's disk is lost, and with it which series there are: the store decides.
 	kv := f.kv(t)
-	for _, key := range []string{"next", "known.acme.activity"} {
-		if err := kv.Purge(t.Context(), key); err != nil {
-			t.Fatal(err)
-		}
+	lost, err := f.client.JS.Stream(t.Context(), "KV_"+broker.BucketRollup)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := lost.Purge(t.Context()); err != nil {
+		t.Fatal(err)
 	}
 	if _, err := f.advance(t, 7); err != nil {
 		t.Fatal(err)
@@ -543,6 +547,23 @@ func TestMessagesThatAreLost(t *testing.T) {
 	}
 	if gaps == 0 {
 		t.Error("no manifest states the loss")
+	}
+}
+
+// A message whose time is in an hour that was sealed before it came is in no partition: an alarm, not silence.
+func TestMessageThatCameAfterItsHour(t *testing.T) {
+	t.Parallel()
+	f := newFixture(t)
+	f.table.rows["acme"] = map[int]int{0: 3, 1: 5, 2: 2}
+	if _, err := f.advance(t, 1); err != nil {
+		t.Fatal(err)
+	}
+	f.ledger.lost, f.floor.recorded = 2, start.Add(59*time.Minute) // its tally is not among those of the second hour
+	if _, err := f.advance(t, 3); !errors.Is(err, rollup.ErrLost) || !strings.Contains(err.Error(), "rollup.grace") {
+		t.Fatalf("got %v, want a loss", err)
+	}
+	if f.manifest(t, "acme", 1) != nil || len(f.alarms) != 1 {
+		t.Errorf("sealed over a message that came too late, or without an alarm: %v", f.alarms)
 	}
 }
 

@@ -342,7 +342,7 @@ func TestUnits(t *testing.T) {
 
 func TestClickHouseConfiguration(t *testing.T) {
 	t.Parallel()
-	for _, path := range []string{filepath.Join("clickhouse", "config.d", "kansa.xml"), filepath.Join("clickhouse", "users.d", "kansa.xml")} {
+	for _, path := range []string{filepath.Join("clickhouse", "config.d", "kansa.xml"), filepath.Join("clickhouse", "config.d", "cluster.xml"), filepath.Join("clickhouse", "users.d", "kansa.xml")} {
 		d := xml.NewDecoder(strings.NewReader(read(t, path)))
 		for {
 			if _, err := d.Token(); errors.Is(err, io.EOF) {

@@ -299,7 +299,7 @@ func (s *System) setUp(ctx context.Context) error {
 func (s *System) openStore(ctx context.Context, command []string) (err error) {
 	c := s.Config.ClickHouse
 	o := store.Options{
-		URL: c.URL, Username: c.Username, PasswordFile: c.PasswordFile, Database: c.Database, CAFile: c.CAFile, Logger: s.log,
+		URL: c.URL, Username: c.Username, PasswordFile: c.PasswordFile, Database: c.Database, CAFile: c.CAFile, Cluster: c.Cluster, Logger: s.log,
 	}
 	if o.URL == "" {
 		var keys []engine.Key

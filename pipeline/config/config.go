@@ -110,6 +110,9 @@ type ClickHouse struct {
 	PasswordFile string `yaml:"password_file"`
 	// Database is made if it is not there.
 	Database string `yaml:"database"`
+	// Cluster is a name of the servers' system.clusters: the tables are made on all of its servers, replicated and distributed. Each server
+	// needs the macros shard and replica, and Keeper: deploy/clickhouse.
+	Cluster string `yaml:"cluster"`
 	// CAFile has the PEM certificates to trust besides the system's.
 	CAFile string `yaml:"ca_file"`
 }
@@ -346,6 +349,9 @@ func (c *Config) Check() error {
 	}
 	if c.NATS.URL != "" && c.Encryption.Streams.Set() {
 		fault("encryption.streams is for the embedded broker: set jetstream.key on the servers of nats.url instead")
+	}
+	if c.ClickHouse.URL == "" && c.ClickHouse.Cluster != "" {
+		fault("clickhouse.cluster is %q without clickhouse.url: the embedded ClickHouse is one server; give the address of the cluster", c.ClickHouse.Cluster)
 	}
 	if c.ClickHouse.URL != "" && c.Encryption.ClickHouse.Set() {
 		fault("encryption.clickhouse is for the embedded ClickHouse: give the server of clickhouse.url an encrypted disk instead")

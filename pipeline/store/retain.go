@@ -15,7 +15,7 @@ func (s *Store) SetExpiry(ctx context.Context, organization string, days int, he
 	if !held {
 		at = fmt.Sprintf("toDateTime(least(toUnixTimestamp(recorded_at) + %d, %d), 'UTC')", int64(days)*24*60*60, schema.Forever.Unix())
 	}
-	if err := s.conn.Exec(ctx, "ALTER TABLE audit_events UPDATE expires_at = "+at+" WHERE organization = "+quoteString(organization)); err != nil {
+	if err := s.conn.Exec(ctx, "ALTER TABLE "+s.tables.Local("audit_events")+" UPDATE expires_at = "+at+" WHERE organization = "+quoteString(organization)); err != nil {
 		return fmt.Errorf("set when the events of %s expire: %w", organization, err)
 	}
 	return nil
@@ -23,8 +23,8 @@ func (s *Store) SetExpiry(ctx context.Context, organization string, days int, he
 
 // RemoveBefore removes the events of a trail that were recorded before a time.
 func (s *Store) RemoveBefore(ctx context.Context, organization string, trail schema.Trail, before time.Time) error {
-	if err := s.conn.Exec(ctx, fmt.Sprintf("DELETE FROM audit_events WHERE organization = %s AND trail = %s AND recorded_at < %s",
-		quoteString(organization), quoteString(string(trail)), micros(before))); err != nil {
+	if err := s.conn.Exec(ctx, fmt.Sprintf("DELETE FROM %s WHERE organization = %s AND trail = %s AND recorded_at < %s",
+		s.tables.Local("audit_events"), quoteString(organization), quoteString(string(trail)), micros(before))); err != nil {
 		return fmt.Errorf("remove the events of %s/%s before %s: %w", organization, trail, before.Format(time.RFC3339), err)
 	}
 	return nil

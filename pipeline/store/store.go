@@ -30,6 +30,8 @@ type Options struct {
 	PasswordFile string
 	Database     string // default kansa
 	CAFile       string
+	// Cluster is a name of system.clusters, on whose servers the tables are made; empty for one server.
+	Cluster string
 	// MaxConnections bounds those open at once; default 16.
 	MaxConnections int
 	Logger         *slog.Logger
@@ -40,6 +42,7 @@ type Store struct {
 	conn     driver.Conn
 	native   bool // the native protocol
 	database string
+	tables   migrations.Tables
 	log      *slog.Logger
 }
 
@@ -49,13 +52,14 @@ func Open(ctx context.Context, o Options) (*Store, error) {
 	if err != nil {
 		return nil, err
 	}
+	tables := migrations.Tables{Cluster: o.Cluster}
 	database := opt.Auth.Database
 	opt.Auth.Database = "" // it may not be there yet
 	first, err := clickhouse.Open(opt)
 	if err != nil {
 		return nil, fmt.Errorf("open ClickHouse: %w", err)
 	}
-	err = first.Exec(ctx, "CREATE DATABASE IF NOT EXISTS "+quoteName(database))
+	err = first.Exec(ctx, "CREATE DATABASE IF NOT EXISTS "+migrations.Quote(database)+tables.OnCluster())
 	if closeErr := first.Close(); err == nil {
 		err = closeErr
 	}
@@ -71,7 +75,7 @@ func Open(ctx context.Context, o Options) (*Store, error) {
 	if log == nil {
 		log = slog.New(slog.DiscardHandler)
 	}
-	return &Store{conn: conn, native: opt.Protocol == clickhouse.Native, database: database, log: log}, nil
+	return &Store{conn: conn, native: opt.Protocol == clickhouse.Native, database: database, tables: tables, log: log}, nil
 }
 
 // Close closes the connections.
@@ -85,6 +89,7 @@ func (s *Store) Conn() driver.Conn { return s.conn }
 
 func options(o Options) (*clickhouse.Options, error) {
 	opt := &clickhouse.Options{
+		Settings:     clusterSettings(o.Cluster),
 		MaxOpenConns: 16, MaxIdleConns: 8, DialTimeout: 10 * time.Second, ReadTimeout: 5 * time.Minute,
 		Auth: clickhouse.Auth{Username: o.Username, Password: o.Password, Database: o.Database},
 	}
@@ -184,43 +189,4 @@ func defaultPort(p clickhouse.Protocol, secure bool) string {
 	default:
 		return "9000"
 	}
-}
-
-func quoteName(s string) string {
-	return "`" + strings.NewReplacer("\\", "\\\\", "`", "\\`").Replace(s) + "`"
-}
-
-// Migrate brings the tables up to date. Several processes may do so at once: each statement is
-// harmless when repeated.
-func (s *Store) Migrate(ctx context.Context) error {
-	const table = `CREATE TABLE IF NOT EXISTS kansa_migrations
-(version UInt32, name String, applied_at DateTime('UTC') DEFAULT now())
-ENGINE = ReplacingMergeTree ORDER BY version`
-	if err := s.conn.Exec(ctx, table); err != nil {
-		return fmt.Errorf("create the table of migrations: %w", err)
-	}
-	var newest uint32
-	if err := s.conn.QueryRow(ctx, "SELECT max(version) FROM kansa_migrations").Scan(&newest); err != nil {
-		return fmt.Errorf("read the table of migrations: %w", err)
-	}
-	all, err := migrations.Migrations()
-	if err != nil {
-		return err
-	}
-	for _, m := range all {
-		if uint32(m.Version) <= newest {
-			continue
-		}
-		for _, statement := range m.Statements {
-			if err := s.conn.Exec(ctx, statement); err != nil {
-				return fmt.Errorf("migration %d (%s): %w", m.Version, m.Name, err)
-			}
-		}
-		now := clickhouse.Context(ctx, clickhouse.WithSettings(clickhouse.Settings{"async_insert": 0}))
-		if err := s.conn.Exec(now, "INSERT INTO kansa_migrations (version, name) VALUES (?, ?)", uint32(m.Version), m.Name); err != nil {
-			return fmt.Errorf("record migration %d: %w", m.Version, err)
-		}
-		s.log.Info("migrated", slog.Int("version", m.Version), slog.String("name", m.Name))
-	}
-	return nil
 }

@@ -6,7 +6,7 @@
 --
 -- merge_selector_base: merges wait for more parts than by default (5), so that a row is written fewer times. At 131,000
 -- events/s on two cores merges took half a core of them.
-CREATE TABLE IF NOT EXISTS audit_events
+CREATE TABLE IF NOT EXISTS {{local "audit_events"}}{{.OnCluster}}
 (
     organization LowCardinality(String),
     trail        LowCardinality(String),
@@ -39,9 +39,11 @@ CREATE TABLE IF NOT EXISTS audit_events
     attributes   Map(String, String),
     expires_at   DateTime('UTC') CODEC(DoubleDelta, LZ4)
 )
-ENGINE = ReplacingMergeTree
+ENGINE = {{engine "ReplacingMergeTree" "audit_events"}}
 PARTITION BY toYYYYMM(recorded_at)
 ORDER BY (organization, trail, recorded_at, stream_seq, batch_index)
 TTL expires_at
-SETTINGS non_replicated_deduplication_window = 10000, fsync_after_insert = 1, fsync_part_directory = 1,
+SETTINGS {{.Window}} = 10000, fsync_after_insert = 1, fsync_part_directory = 1,
          min_bytes_for_wide_part = 100000000, auto_statistics_types = '', merge_selector_base = 15;
+
+{{distributed "audit_events" "stream_seq"}}

@@ -22,9 +22,9 @@ type Migration struct {
 	Statements []string
 }
 
-// Migrations returns every migration in order. A file is named NNNN_name.sql; a line that ends in a
-// semicolon ends a statement.
-func Migrations() ([]Migration, error) {
+// Migrations returns every migration in order, for the tables of one server or of a cluster. A file is named NNNN_name.sql;
+// a line that ends in a semicolon ends a statement.
+func (t Tables) Migrations() ([]Migration, error) {
 	names, err := fs.Glob(files, "*.sql")
 	if err != nil {
 		return nil, fmt.Errorf("list migrations: %w", err)
@@ -40,8 +40,12 @@ func Migrations() ([]Migration, error) {
 		if err != nil {
 			return nil, fmt.Errorf("read migration: %w", err)
 		}
+		statements, err := t.write(string(text))
+		if err != nil {
+			return nil, fmt.Errorf("migration %s: %w", name, err)
+		}
 		m := Migration{Version: version, Name: strings.TrimSuffix(rest, ".sql")}
-		for _, statement := range strings.SplitAfter(string(text), ";\n") {
+		for _, statement := range strings.SplitAfter(statements, ";\n") {
 			if statement = strings.TrimSuffix(strings.TrimSpace(statement), ";"); statement != "" {
 				m.Statements = append(m.Statements, statement)
 			}

@@ -82,6 +82,11 @@ chaos: engine test-tools ## break it at random points, and hold it to its promis
 	cd pipeline/chaos && $(CURDIR)/build/chaos.test -test.run '^TestChaos$$' -test.v -test.timeout 0 -test.parallel $(PARALLEL) \
 		-seed $(SEED) -iterations $(ITERATIONS) -heal $(HEAL) -generation $(GENERATION) -dir $(CHAOS_DIR) $(if $(RESULT),-result $(abspath $(RESULT)))
 
+# ROUNDS of make cluster: how often each part is killed.
+ROUNDS ?= 10
+cluster: engine test-tools ## kill each part of a system that has every part more than once (ROUNDS=10)
+	go test -run '^TestCluster$$' -v -timeout 0 ./pipeline/chaos -cluster-rounds $(ROUNDS) -heal $(HEAL) -dir $(CHAOS_DIR)
+
 lint: ## linters, pinned in .lint
 	go tool -modfile=.lint/go.mod golangci-lint run ./...
 
@@ -144,4 +149,4 @@ tidy: ## go.mod, go.sum and formatting
 clean: ## remove what was built
 	rm -rf build $(CONSOLE)/assets/uPlot.*
 
-.PHONY: help build engine console browser run test test-tools chaos lint fuzz bench bench-quick bench-tools dist check-kubernetes tidy clean
+.PHONY: help build engine console browser run test test-tools chaos cluster lint fuzz bench bench-quick bench-tools dist check-kubernetes tidy clean

@@ -41,7 +41,7 @@ func secondWriter(t *testing.T, s *pipeline.System) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	w, err := writer.New(stream, s.Client.NC, s.Store, tally.Ledger{JS: s.Client.JS}, nil, writer.Config{Recording: recording.New(s.Client.JS), Logger: pipelinetest.Logger(t)})
+	w, err := writer.New([]writer.Stream{stream}, s.Client.NC, s.Store, tally.Ledger{JS: s.Client.JS}, nil, writer.Config{Recording: recording.New(s.Client.JS), Logger: pipelinetest.Logger(t)})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -10,6 +10,7 @@ import (
 	"github.com/kansa-audit/kansa/pipeline/config"
 	"github.com/kansa-audit/kansa/pipeline/pipelinetest"
 	"github.com/kansa-audit/kansa/pipeline/repair"
+	"github.com/kansa-audit/kansa/pipeline/verify"
 	"github.com/kansa-audit/kansa/producers"
 	"github.com/kansa-audit/kansa/schema"
 	"github.com/kansa-audit/kansa/schema/sample"
@@ -46,13 +47,31 @@ func publishSome(t *testing.T, s *pipeline.System, source *sample.Source, n int)
 	}
 }
 
-// untilInPartitions waits until partitions with so many of acme's events are sealed.
+// untilInPartitions waits until so many of acme's events are sealed. An hour that is just being written does not hold yet.
 func untilInPartitions(t *testing.T, c *config.Config, want uint64) {
 	t.Helper()
+	o := optionsOf(t, filepath.Join(c.DataDir, "seal.pub"), nil)
 	pipelinetest.Until(t, time.Minute, func() (bool, any) {
-		got := rowsVerified(t, filepath.Join(c.DataDir, "partitions"), filepath.Join(c.DataDir, "seal.pub"), nil)
-		return got >= want, got
+		r, err := verify.Path(t.Context(), filepath.Join(c.DataDir, "partitions"), o)
+		if err != nil || !r.OK {
+			return false, err
+		}
+		rows := uint64(0)
+		for _, s := range r.Series {
+			if s.Organization == "acme" {
+				rows += s.Rows
+			}
+		}
+		return rows >= want, rows
 	})
+}
+
+// sealed verifies what is sealed, when nobody writes any more.
+func sealed(t *testing.T, c *config.Config, want uint64) {
+	t.Helper()
+	if got := rowsVerified(t, filepath.Join(c.DataDir, "partitions"), filepath.Join(c.DataDir, "seal.pub"), nil); got != want {
+		t.Errorf("%d events are sealed, want %d", got, want)
+	}
 }
 
 func accountsAgree(t *testing.T, s *pipeline.System) {
@@ -89,7 +108,7 @@ func TestRestoredSystemVerifies(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	untilInPartitions(t, &restored, 400) // before it starts
+	sealed(t, &restored, 400) // before it starts
 	s = begin(t, &restored)
 	publishSome(t, s, source, 100)
 	pipelinetest.UntilStored(t, s.Store, 500, time.Minute)
@@ -98,6 +117,7 @@ func TestRestoredSystemVerifies(t *testing.T) {
 	if err := s.Close(); err != nil {
 		t.Error(err)
 	}
+	sealed(t, &restored, 500)
 }
 
 // ClickHouse is lost, the rest is there: kansa replay has the writer store again what the stream holds, beside what came
@@ -136,4 +156,5 @@ func TestLostClickHouseIsFilledAgain(t *testing.T) {
 	if err := s.Close(); err != nil {
 		t.Error(err)
 	}
+	sealed(t, c, 650)
 }

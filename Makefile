@@ -52,8 +52,14 @@ build/browser/.installed: $(CONSOLE)/browser/package.json $(CONSOLE)/browser/pac
 run: build ## the main job in half a minute: build/kansa demo
 	build/kansa demo $(DEMO)
 
-test: engine console browser test-tools ## every test, with the real parts
+test: engine console browser build/versitygw test-tools ## every test, with the real parts
 	go test -race -timeout 25m $(GOTESTFLAGS) $(if $(T),-run '$(T)') $(PKG)
+
+# The S3 server of the tests: a module of its own, for it has many dependencies.
+S3SERVER := pipeline/partitions/s3server
+build/versitygw: $(S3SERVER)/go.mod $(S3SERVER)/go.sum
+	@mkdir -p build
+	go build -C $(S3SERVER) -o $(CURDIR)/$@ github.com/versity/versitygw/cmd/versitygw
 
 # What the tests need besides Go: command:Debian package.
 TEST_TOOLS := sshd:openssh-server unzip:unzip python3:python3 clickhouse-server:clickhouse-server promtool:prometheus openssl:openssl strace:strace chromium:chromium
@@ -81,6 +87,11 @@ chaos: engine test-tools ## break it at random points, and hold it to its promis
 	go test -c $(if $(RACE),-race) -o build/chaos.test ./pipeline/chaos
 	cd pipeline/chaos && $(CURDIR)/build/chaos.test -test.run '^TestChaos$$' -test.v -test.timeout 0 -test.parallel $(PARALLEL) \
 		-seed $(SEED) -iterations $(ITERATIONS) -heal $(HEAL) -generation $(GENERATION) -dir $(CHAOS_DIR) $(if $(RESULT),-result $(abspath $(RESULT)))
+
+# ROUNDS of make cluster: how often each part is killed.
+ROUNDS ?= 10
+cluster: engine test-tools ## kill each part of a system that has every part more than once (ROUNDS=10)
+	go test -run '^TestCluster$$' -v -timeout 0 ./pipeline/chaos -cluster-rounds $(ROUNDS) -heal $(HEAL) -dir $(CHAOS_DIR)
 
 lint: ## linters, pinned in .lint
 	go tool -modfile=.lint/go.mod golangci-lint run ./...
@@ -144,4 +155,4 @@ tidy: ## go.mod, go.sum and formatting
 clean: ## remove what was built
 	rm -rf build $(CONSOLE)/assets/uPlot.*
 
-.PHONY: help build engine console browser run test test-tools chaos lint fuzz bench bench-quick bench-tools dist check-kubernetes tidy clean
+.PHONY: help build engine console browser run test test-tools chaos cluster lint fuzz bench bench-quick bench-tools dist check-kubernetes tidy clean

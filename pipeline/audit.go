@@ -2,14 +2,12 @@ package pipeline
 
 import (
 	"context"
-	"fmt"
 	"log/slog"
 	"strings"
 	"sync"
 	"time"
 
 	"github.com/kansa-audit/kansa/pipeline/api"
-	"github.com/kansa-audit/kansa/pipeline/broker"
 	"github.com/kansa-audit/kansa/pipeline/integrity"
 	"github.com/kansa-audit/kansa/pipeline/operator"
 )
@@ -46,11 +44,11 @@ func (s *System) newFloor() func(context.Context) (uint64, error) {
 		if time.Since(at) < floorFor {
 			return floor, nil
 		}
-		c, err := s.Client.JS.Consumer(ctx, broker.StreamAudit, broker.ConsumerWriter)
+		seq, err := s.floor.Seq(ctx)
 		if err != nil {
-			return 0, fmt.Errorf("ask how far the writer has come: %w", err)
+			return 0, err
 		}
-		floor, at = c.CachedInfo().AckFloor.Stream, time.Now()
+		floor, at = seq, time.Now()
 		return floor, nil
 	}
 }

@@ -37,12 +37,14 @@ func (s *System) allChecks(roles []Role, progress *rollup.Progress) []health.Che
 		if r == RoleWriter || r == RoleRollup {
 			add("engine", health.Failing, s.engineAnswers)
 		}
-		if q := s.watched[r]; q != nil {
+		for _, q := range s.watched[r] {
 			add("consumer", health.Failing, q.Look)
 		}
 		switch r {
 		case RoleWriter:
-			add("progress", health.Failing, s.floor.Look)
+			for _, shard := range s.shards {
+				add("progress", health.Failing, shard.Look)
+			}
 		case RoleRollup:
 			hour := s.Config.Rollup.Hour
 			add("progress", health.Failing, func(ctx context.Context) error { return rollupKeepsUp(ctx, progress, hour) })

@@ -67,7 +67,7 @@ func TestTamperedRowsAreFoundAndRepaired(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	progress := rollup.Progress{KV: kv}
+	progress := rollup.Progress{JS: s.Client.JS, KV: kv}
 	blocked := func() int {
 		all, err := progress.Blocked(t.Context(), cfg.Rollup.Hour)
 		if err != nil {

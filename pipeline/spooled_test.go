@@ -171,7 +171,7 @@ func untilSealed(t *testing.T, s *pipeline.System) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	progress := rollup.Progress{KV: kv}
+	progress := rollup.Progress{JS: s.Client.JS, KV: kv}
 	pipelinetest.Until(t, 3*time.Minute, func() (bool, any) {
 		next, err := progress.Next(t.Context())
 		return next.After(now), []any{next, err}

@@ -22,6 +22,7 @@ import (
 	"github.com/kansa-audit/kansa/consumers"
 	"github.com/kansa-audit/kansa/consumers/exporter"
 	"github.com/kansa-audit/kansa/consumers/exporter/mail"
+	"github.com/kansa-audit/kansa/consumers/floor"
 	"github.com/kansa-audit/kansa/consumers/recording"
 	"github.com/kansa-audit/kansa/consumers/rollup"
 	"github.com/kansa-audit/kansa/consumers/tally"
@@ -86,8 +87,10 @@ type System struct {
 	verifications jetstream.KeyValue
 	measured      atomic.Pointer[metrics.Sources] // set when all roles have started
 	checks        atomic.Pointer[[]health.Check]  // set when all roles have started
-	watched       map[Role]*watchdog.Queue
-	floor         *health.Floor // of the writer; nil if the role is not here
+	watched       map[Role][]*watchdog.Queue
+	floor         *floor.Floor
+	shards        []*health.Floor // of the writer; none if the role is not here
+	shared        chan error      // that the stream is shared out anew
 	log           *slog.Logger
 	server        *broker.Server
 	roles         *errgroup.Group
@@ -98,7 +101,7 @@ type System struct {
 // Start starts everything that the roles need and then the roles. When it returns, events can be
 // published. ctx bounds the start only.
 func Start(ctx context.Context, o Options) (_ *System, err error) {
-	s := &System{Config: o.Config, log: o.Logger, watched: map[Role]*watchdog.Queue{}}
+	s := &System{Config: o.Config, log: o.Logger, watched: map[Role][]*watchdog.Queue{}, shared: make(chan error, 1)}
 	defer func() {
 		if err != nil {
 			err = errors.Join(err, s.Close())
@@ -171,9 +174,8 @@ func Start(ctx context.Context, o Options) (_ *System, err error) {
 		return nil, err
 	}
 	s.measured.Store(&metrics.Sources{
-		JS: s.Client.JS, Writer: s.Writer, Rollup: s.Rollup, Exporter: s.Exporter, Progress: progress, Hour: o.Config.Rollup.Hour,
-		Gateway: s.Gateway, Recording: recording.New(s.Client.JS),
-		Floor: s.floor, Disks: s.disks(), Restarts: s.restarts(),
+		JS: s.Client.JS, Floor: s.floor, Writer: s.Writer, Rollup: s.Rollup, Exporter: s.Exporter, Progress: progress, Hour: o.Config.Rollup.Hour,
+		Gateway: s.Gateway, Recording: recording.New(s.Client.JS), Shards: s.shards, Disks: s.disks(), Restarts: s.restarts(),
 	})
 	checks := s.allChecks(o.Roles, progress)
 	s.checks.Store(&checks)
@@ -221,9 +223,12 @@ func (s *System) Close() error {
 func (s *System) connect(ctx context.Context) (err error) {
 	c := s.Config
 	o := broker.Options{
-		URL: c.NATS.URL, Name: "pipeline", CredentialsFile: c.NATS.CredentialsFile, CAFile: c.NATS.CAFile,
-		CertFile: c.NATS.CertFile, KeyFile: c.NATS.KeyFile, MonitorURL: c.NATS.MonitorURL,
-		AssumeSyncAlways: c.NATS.AssumeSyncAlways, Logger: s.log,
+		URL: c.NATS.URL, Name: "pipeline", CredentialsFile: c.NATS.CredentialsFile, NKeyFile: c.NATS.NKeyFile, Username: c.NATS.Username,
+		PasswordFile: c.NATS.PasswordFile, TokenFile: c.NATS.TokenFile, CAFile: c.NATS.CAFile, CertFile: c.NATS.CertFile, KeyFile: c.NATS.KeyFile,
+		MonitorURL: c.NATS.MonitorURL, AssumeSyncAlways: c.NATS.AssumeSyncAlways, Logger: s.log,
+	}
+	if c.Streams.Replicas > 1 {
+		o.Timeout = clusterTimeout
 	}
 	if o.URL == "" {
 		var key, before []byte
@@ -247,11 +252,52 @@ func (s *System) connect(ctx context.Context) (err error) {
 	if err := s.Client.CheckServer(ctx, o); err != nil {
 		return err
 	}
-	return s.Client.Setup(ctx, broker.Settings{
-		Replicas: c.Streams.Replicas, AuditMaxAge: c.Streams.AuditMaxAge, AuditMaxBytes: c.Streams.AuditMaxBytes,
+	if err := s.setUp(ctx); err != nil {
+		return err
+	}
+	stream, err := s.Client.JS.Stream(ctx, broker.StreamAudit)
+	if err != nil {
+		return fmt.Errorf("look up stream %s: %w", broker.StreamAudit, err)
+	}
+	s.floor = &floor.Floor{Broker: s.Client, Stream: stream, Grace: c.Rollup.Grace}
+	return nil
+}
+
+// clusterTimeout is how long a request waits for a server that may be gone: less than an election takes.
+const clusterTimeout = 4 * time.Second
+
+// setUpFor is how long a cluster may take until it can be set up.
+const setUpFor = time.Minute
+
+// setUp sets the broker up. In a cluster that is starting, or electing a leader, some of it fails for a while.
+func (s *System) setUp(ctx context.Context) error {
+	c := s.Config
+	settings := broker.Settings{
+		Replicas: c.Streams.Replicas, Shards: c.Streams.Shards, AuditMaxAge: c.Streams.AuditMaxAge, AuditMaxBytes: c.Streams.AuditMaxBytes,
 		DuplicateWindow: c.Streams.DuplicateWindow, AckWait: c.Writer.AckWait,
 		ExportAckWait: c.Exports.AckWait, Hour: c.Rollup.Hour,
-	})
+	}
+	for wait := time.Now().Add(setUpFor); ; {
+		err := s.Client.Setup(ctx, settings)
+		if err == nil {
+			break
+		}
+		if s.server != nil || errors.Is(err, broker.ErrUnsafe) || time.Now().After(wait) {
+			return err
+		}
+		s.log.Warn("the broker can not be set up, trying again", slog.Any("error", err))
+		select {
+		case <-ctx.Done():
+			return err
+		case <-time.After(time.Second):
+		}
+	}
+	shards, err := s.Client.Shards(ctx)
+	if err == nil && shards != c.Streams.Shards {
+		s.log.Warn("the stream of events has another number of shards than streams.shards, which holds for a new one: kansa shards changes it",
+			slog.Int("shards", shards), slog.Int("configured", c.Streams.Shards))
+	}
+	return err
 }
 
 func (s *System) openStore(ctx context.Context, command []string) (err error) {
@@ -331,19 +377,26 @@ func (s *System) startWriter(ctx context.Context) error {
 	if err != nil {
 		return fmt.Errorf("look up stream %s: %w", broker.StreamAudit, err)
 	}
-	consumer, err := stream.Consumer(ctx, broker.ConsumerWriter)
+	_, shards, err := s.Client.Writers(ctx)
 	if err != nil {
-		return fmt.Errorf("look up the consumer: %w", err)
+		return err
 	}
 	c := s.Config.Writer
-	floor := rollup.AckFloor{Stream: stream, Consumer: consumer, Grace: s.Config.Rollup.Grace}
+	queues := make([]writer.Stream, len(shards))
+	for i, shard := range shards {
+		consumer, err := stream.Consumer(ctx, shard.Name)
+		if err != nil {
+			return fmt.Errorf("look up consumer %s: %w", shard.Name, err)
+		}
+		progress := &health.Floor{Name: shard.Name, Consumer: consumer, StuckAfter: c.AckWait}
+		s.shards = append(s.shards, progress)
+		queues[i] = s.watch(RoleWriter, consumer, c.AckWait, s.restoreWriter(stream, shard.Name, progress))
+	}
 	settled := func(ctx context.Context) (time.Time, error) {
-		until, _, err := floor.Closed(ctx)
+		until, _, err := s.floor.Closed(ctx)
 		return until, err
 	}
-	queue := s.watch(RoleWriter, consumer, c.AckWait, s.restoreWriter(stream))
-	s.floor = &health.Floor{Consumer: consumer, StuckAfter: c.AckWait}
-	w, err := writer.New(queue, s.Client.NC, s.Store, tally.Ledger{JS: s.Client.JS}, consumers.DeadLetters{JS: s.Client.JS}, writer.Config{
+	w, err := writer.New(queues, s.Client.NC, s.Store, tally.Ledger{JS: s.Client.JS}, consumers.DeadLetters{JS: s.Client.JS}, writer.Config{
 		MaxRows: c.MaxRows, MaxBytes: c.MaxBytes, Linger: c.Linger, MaxLinger: c.MaxLinger, Inserts: c.Inserts, Memory: c.Memory,
 		AckWait: c.AckWait, InsertTimeout: c.InsertTimeout, Retention: s.retentions.Expires,
 		Recording: recording.New(s.Client.JS), Window: stream.CachedInfo().Config.Duplicates, Settled: settled, Logger: s.log.With(slog.String("part", "writer")),
@@ -373,7 +426,17 @@ func (s *System) startWriter(ctx context.Context) error {
 			}
 		}
 	})
-	s.roles.Go(func() error { s.floor.Run(s.ended); return nil })
+	for _, progress := range s.shards {
+		s.roles.Go(func() error { progress.Run(s.ended); return nil })
+	}
+	s.roles.Go(func() error {
+		select {
+		case <-s.ended.Done():
+			return nil
+		case err := <-s.shared:
+			return fmt.Errorf("the writer ends, to be started again: %w", err)
+		}
+	})
 	s.roles.Go(func() error { return w.Run(s.ended) })
 	return nil
 }
@@ -391,7 +454,7 @@ func (s *System) rolledUp(ctx context.Context) (*rollup.Progress, error) {
 	if err != nil {
 		return nil, fmt.Errorf("open bucket %s: %w", broker.BucketRollup, err)
 	}
-	return &rollup.Progress{KV: kv}, nil
+	return &rollup.Progress{JS: s.Client.JS, KV: kv}, nil
 }
 
 func (s *System) startRollup(ctx context.Context) error {
@@ -403,16 +466,11 @@ func (s *System) startRollup(ctx context.Context) error {
 	if err != nil {
 		return fmt.Errorf("look up stream %s: %w", broker.StreamAudit, err)
 	}
-	consumer, err := stream.Consumer(ctx, broker.ConsumerWriter)
-	if err != nil {
-		return fmt.Errorf("look up the writer's consumer: %w", err)
-	}
 	if s.Keys, err = keys.Open(ctx, s.Config.DataDir, s.Bucket); err != nil {
 		return err
 	}
-	floor := rollup.AckFloor{Stream: stream, Consumer: consumer, Grace: s.Config.Rollup.Grace}
 	log := s.log.With(slog.String("part", "rollup"))
-	s.Rollup, err = rollup.New(s.Store, tally.Ledger{JS: s.Client.JS}, floor, *progress, s.Bucket, s.Keys, s.Client.JS, rollup.Config{
+	s.Rollup, err = rollup.New(s.Store, tally.Ledger{JS: s.Client.JS}, s.floor, *progress, s.Bucket, s.Keys, s.Client.JS, rollup.Config{
 		Hour: s.Config.Rollup.Hour, Parallel: s.Config.Rollup.Parallel, Recording: recording.New(s.Client.JS), Logger: log, Alarm: s.alarm,
 	})
 	if err != nil {
@@ -565,7 +623,7 @@ const drainRequests = 10 * time.Second
 
 func (s *System) newGateway() (*producers.Publisher, error) {
 	c, log := s.Config.Gateway, s.log.With(slog.String("part", "gateway"))
-	publisher, err := producers.New(s.Client.JS, producers.Config{RetryFor: c.RetryFor, AckTimeout: min(5*time.Second, c.RetryFor), Logger: log})
+	publisher, err := producers.New(s.Client.JS, producers.Config{Spread: true, RetryFor: c.RetryFor, AckTimeout: min(5*time.Second, c.RetryFor), Logger: log})
 	if err != nil {
 		return nil, err
 	}
@@ -584,7 +642,7 @@ func (s *System) work(ctx context.Context, role Role, stream, consumer string, w
 	}
 	w.AckWait = c.CachedInfo().Config.AckWait
 	w.Queue = s.watch(role, c, w.AckWait, func(ctx context.Context) error {
-		return s.Client.RestoreConsumer(ctx, stream, broker.Floor{})
+		return s.Client.RestoreConsumer(ctx, stream, consumer, broker.Floor{})
 	})
 	s.roles.Go(func() error { return w.Run(s.ended) })
 	return nil

@@ -41,7 +41,7 @@ func secondWriter(t *testing.T, s *pipeline.System) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	w, err := writer.New(stream, s.Client.NC, s.Store, tally.Ledger{JS: s.Client.JS}, nil, writer.Config{Recording: recording.New(s.Client.JS), Logger: pipelinetest.Logger(t)})
+	w, err := writer.New([]writer.Stream{stream}, s.Client.NC, s.Store, tally.Ledger{JS: s.Client.JS}, nil, writer.Config{Recording: recording.New(s.Client.JS), Logger: pipelinetest.Logger(t)})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -226,7 +226,7 @@ func TestTrailIsSwitchedOff(t *testing.T) {
 	operator := newClient(t, s, "operator", "", access.Auditor)
 	pipelinetest.Until(t, time.Minute, func() (bool, any) {
 		var p struct{ Events []schema.Event }
-		operator.json(t, "/api/v1/audit/events?organization="+owntrail.Organization+"&event=trails.updated", &p)
+		operator.json(t, "/api/v1/audit/events?organization=acme&event=trails.updated", &p)
 		if len(p.Events) != 2 {
 			return false, len(p.Events)
 		}

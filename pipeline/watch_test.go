@@ -128,7 +128,7 @@ func TestReadyzSaysWhich(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	until, err := rollup.Progress{KV: kv}.Next(t.Context())
+	until, err := rollup.Progress{JS: s.Client.JS, KV: kv}.Next(t.Context())
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -35,6 +35,10 @@ type Config struct {
 	// Compression of messages: codec.EncodingSnappy (default), codec.EncodingZstd, which is smaller and
 	// takes longer, or NoCompression.
 	Compression string
+	// Spread has the events of one organization and trail spread over all slots of the stream, and so over all of its
+	// shards, by the hash of a message. Without it, the stream puts all of an organization and trail into one slot. It
+	// needs the permission to publish on audit.events.<org>.<trail>.*, and a stream that Kansa has set up since it has slots.
+	Spread bool
 	// Spool is a directory of this publisher's own for messages that the broker does not take: they are
 	// acknowledged when they are on this machine's disk, outlive the application, and are published in their
 	// order as soon as the broker answers, by this or the next publisher with the same directory. One that is in

@@ -6,6 +6,7 @@ import (
 	"encoding/base64"
 	"errors"
 	"fmt"
+	"hash/fnv"
 	"log/slog"
 	"sync"
 	"time"
@@ -92,6 +93,11 @@ func (p *Publisher) message(b *batch) (*nats.Msg, *[]byte) {
 	if !b.alone {
 		msg.Header.Set(nats.MsgIdHdr, messageID(msg.Subject, msg.Data))
 	}
+	if p.cfg.Spread {
+		// By the id, so that the same message has the same slot; the id is that of the subject without one, so that it is
+		// the same message whoever publishes it.
+		msg.Subject = schema.SlotSubject(b.lane.organization, b.lane.trail, slotOf(msg.Header.Get(nats.MsgIdHdr)))
+	}
 	return msg, buf
 }
 
@@ -103,6 +109,12 @@ func messageID(subject string, payload []byte) string {
 	h.Write([]byte{0})
 	h.Write(payload)
 	return base64.RawURLEncoding.EncodeToString(h.Sum(nil)[:16])
+}
+
+func slotOf(id string) int {
+	h := fnv.New32a()
+	_, _ = h.Write([]byte(id))
+	return int(h.Sum32() % schema.Slots)
 }
 
 // permanent reports whether sending the same message again is of no use.

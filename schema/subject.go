@@ -1,11 +1,14 @@
 package schema
 
-import "strings"
+import (
+	"strconv"
+	"strings"
+)
 
 // Subjects on the broker. The organization is always the third token, so that an account can be
 // given its own organization and no other by subject permissions.
 const (
-	SubjectEvents     = "audit.events"     // + .<org>.<trail>
+	SubjectEvents     = "audit.events"     // + .<org>.<trail>, and perhaps .<slot>
 	SubjectHours      = "audit.hours"      // + .tick
 	SubjectPartitions = "audit.partitions" // + .<org>.<trail>
 	SubjectExports    = "audit.exports"    // + .<org>
@@ -16,6 +19,9 @@ const (
 const (
 	HeaderContentType     = "Content-Type"
 	HeaderContentEncoding = "Content-Encoding"
+
+	// Of a message that has no events and is to have none: it marks a place in the stream.
+	HeaderMark = "Kansa-Mark"
 
 	// Of a dead letter: why, and where it came from.
 	HeaderReason     = "Kansa-Reason"
@@ -30,12 +36,24 @@ func EventSubject(organization string, trail Trail) string {
 	return SubjectEvents + "." + organization + "." + string(trail)
 }
 
+// Slots is how many ways the events of the stream can be divided among writers, for good: what a subject of the stream
+// says may never change, and the number of writers may. It is no power of what people would divide by, but has many
+// divisors.
+const Slots = 60
+
+// SlotSubject is where the events of one organization and trail are published by who chooses their slot, from 0 up to
+// Slots. What is published on [EventSubject] gets a slot from the stream, the same for all of an organization and trail.
+func SlotSubject(organization string, trail Trail, slot int) string {
+	return EventSubject(organization, trail) + "." + strconv.Itoa(slot)
+}
+
 // ParseEventSubject takes a subject of events apart. It returns a [*Fault] if the subject is not of
-// the form audit.events.<organization>.<trail> with names that are valid.
+// the form audit.events.<organization>.<trail>, with or without a slot, with names that are valid.
 func ParseEventSubject(subject string) (organization string, trail Trail, err error) {
 	rest, ok := strings.CutPrefix(subject, SubjectEvents+".")
-	org, tr, found := strings.Cut(rest, ".")
-	if !ok || !found {
+	org, rest, found := strings.Cut(rest, ".")
+	tr, slot, slotted := strings.Cut(rest, ".")
+	if n, err := strconv.Atoi(slot); !ok || !found || slotted && (err != nil || n < 0 || n >= Slots) {
 		return "", "", &Fault{
 			Field: "subject", Value: subject, Problem: "is no subject for events",
 			Remedy: "publish on audit.events.<organization>.<trail>",

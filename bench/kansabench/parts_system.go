@@ -98,7 +98,7 @@ func writerPart(ctx context.Context, s *session) (r report, err error) {
 	}
 	d := config.Default()
 	c := d.Writer
-	w, err := writer.New(consumer, client.NC, table, tally.Ledger{JS: client.JS}, consumers.DeadLetters{JS: client.JS}, writer.Config{
+	w, err := writer.New([]writer.Stream{consumer}, client.NC, table, tally.Ledger{JS: client.JS}, consumers.DeadLetters{JS: client.JS}, writer.Config{
 		MaxRows: c.MaxRows, MaxBytes: c.MaxBytes, Linger: c.Linger, Inserts: c.Inserts, Memory: c.Memory,
 		AckWait: c.AckWait, InsertTimeout: c.InsertTimeout, Retention: d.Retention.Expires, Logger: warnings(),
 	})

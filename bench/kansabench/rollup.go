@@ -81,7 +81,7 @@ func rollupPart(ctx context.Context, s *session) (r report, err error) {
 	if err != nil {
 		return r, err
 	}
-	roll, err := rollup.New(table, ledger(taken), closed(set.Until), rollup.Progress{KV: kv}, bucket, sealer, client.JS, rollup.Config{})
+	roll, err := rollup.New(table, ledger(taken), closed(set.Until), rollup.Progress{JS: client.JS, KV: kv}, bucket, sealer, client.JS, rollup.Config{})
 	if err != nil {
 		return r, err
 	}

@@ -163,6 +163,10 @@ func (r *Rollup) unbroken(ctx context.Context, at position, end time.Time, floor
 			case !ok:
 				return fmt.Errorf("%w: message %d is neither in the stream nor in the writer's account (from %d to %d none is); "+
 					"kansa repair says more", ErrLost, seq, last+1, next-1)
+			case recorded.Before(at.next) && seq > at.seq:
+				return fmt.Errorf("%w: message %d came after the hour was sealed that its time, %s, is in: the clocks of the broker's servers are "+
+					"further apart than rollup.grace. Its events are in the table and in no partition; kansa repair --accept goes on",
+					ErrLost, seq, recorded.Format(time.RFC3339Nano))
 			case !recorded.Before(at.next) && recorded.Before(end):
 				return fmt.Errorf("%w: message %d was acknowledged, and the writer's account does not have it; kansa repair says more", ErrLost, seq)
 			}

@@ -25,7 +25,10 @@ type series struct {
 func (s series) key() string { return s.organization + "." + string(s.trail) }
 
 // Progress keeps in a key-value bucket how far the rollup has come, and which series there are.
-type Progress struct{ KV jetstream.KeyValue }
+type Progress struct {
+	JS jetstream.JetStream
+	KV jetstream.KeyValue
+}
 
 const (
 	keyNext       = "next"
@@ -75,19 +78,7 @@ func (p Progress) setPosition(ctx context.Context, at position) error {
 // known lists the series seen so far, each with the first hour it has a partition for. What is in have already need
 // not be asked for: it does not change.
 func (p Progress) known(ctx context.Context, have map[series]time.Time) (map[series]time.Time, error) {
-	all := map[series]time.Time{}
-	err := p.each(ctx, prefixKnown, func(s series, key string) error {
-		if first, ok := have[s]; ok {
-			all[s] = first
-			return nil
-		}
-		entry, err := p.KV.Get(ctx, key)
-		if err != nil {
-			return err
-		}
-		all[s], err = time.Parse(time.RFC3339, string(entry.Value()))
-		return err
-	})
+	all, err := p.list(ctx, prefixKnown, have)
 	if err != nil {
 		return nil, fmt.Errorf("list the known series: %w", err)
 	}
@@ -126,35 +117,44 @@ func (p Progress) learn(ctx context.Context, s series, first time.Time) error {
 	return nil
 }
 
-// each visits the series that have a key of this prefix.
-func (p Progress) each(ctx context.Context, prefix string, visit func(s series, key string) error) error {
-	keys, err := p.KV.ListKeysFiltered(ctx, prefix+">")
+// list reads the hour that is kept for each series under keys of a prefix. Which keys there are is asked of the server
+// that leads the bucket, not of a consumer: in a cluster, that may be with a server that lags behind, and a series that
+// is missing there would miss an hour.
+func (p Progress) list(ctx context.Context, prefix string, have map[series]time.Time) (map[series]time.Time, error) {
+	stream, err := p.JS.Stream(ctx, "KV_"+p.KV.Bucket())
 	if err != nil {
-		return err
+		return nil, err
 	}
-	for key := range keys.Keys() {
-		org, trail, _ := strings.Cut(strings.TrimPrefix(key, prefix), ".")
-		if err := visit(series{org, schema.Trail(trail)}, key); err != nil {
-			return errors.Join(err, keys.Stop())
+	subject := "$KV." + p.KV.Bucket() + "." + prefix
+	info, err := stream.Info(ctx, jetstream.WithSubjectFilter(subject+">"))
+	if err != nil {
+		return nil, err
+	}
+	all := map[series]time.Time{}
+	for key := range info.State.Subjects {
+		org, trail, _ := strings.Cut(strings.TrimPrefix(key, subject), ".")
+		s := series{org, schema.Trail(trail)}
+		if hour, ok := have[s]; ok {
+			all[s] = hour
+			continue
+		}
+		entry, err := p.KV.Get(ctx, prefix+s.key())
+		if errors.Is(err, jetstream.ErrKeyNotFound) { // it was deleted
+			continue
+		}
+		if err != nil {
+			return nil, err
+		}
+		if all[s], err = time.Parse(time.RFC3339, string(entry.Value())); err != nil {
+			return nil, fmt.Errorf("read %s: %w", prefix+s.key(), err)
 		}
 	}
-	return ctx.Err() // the list ends early with it, and says nothing
+	return all, nil
 }
 
 // blocked lists the first hour of each series that could not be sealed, because its counts disagreed.
 func (p Progress) blocked(ctx context.Context) (map[series]time.Time, error) {
-	all := map[series]time.Time{}
-	err := p.each(ctx, prefixBlocked, func(s series, key string) error {
-		entry, err := p.KV.Get(ctx, key)
-		if errors.Is(err, jetstream.ErrKeyNotFound) {
-			return nil
-		}
-		if err != nil {
-			return err
-		}
-		all[s], err = time.Parse(time.RFC3339, string(entry.Value()))
-		return err
-	})
+	all, err := p.list(ctx, prefixBlocked, nil)
 	if err != nil {
 		return nil, fmt.Errorf("list the blocked series: %w", err)
 	}

@@ -16,6 +16,7 @@ import (
 	"gocloud.dev/blob"
 	"golang.org/x/sync/errgroup"
 
+	"github.com/kansa-audit/kansa/consumers"
 	"github.com/kansa-audit/kansa/consumers/recording"
 	"github.com/kansa-audit/kansa/schema"
 	"github.com/kansa-audit/kansa/schema/seal"
@@ -117,9 +118,13 @@ func (r *Rollup) Stats() Stats { return Stats{r.partitions.Load(), r.rows.Load()
 
 // Tick does what is due: a consumers.Handler for the ticks of HOURS.
 func (r *Rollup) Tick(ctx context.Context, _ jetstream.Msg) error {
-	_, err := r.Advance(ctx)
+	next, err := r.Advance(ctx)
 	if errors.As(err, new(leftBehind)) {
-		return nil // the alarm was given when it happened; the next tick, or a repair, has it tried again
+		err = nil // the alarm was given when it happened; the next tick, or a repair, has it tried again
+	}
+	// A tick comes when an hour ends, and what was recorded last is then on its way.
+	if due := next.Add(r.cfg.Hour); err == nil && !due.After(time.Now()) {
+		return consumers.Later(fmt.Errorf("the hour of %s is over, and not all of it is stored yet", next.Format(time.RFC3339)), min(r.cfg.Hour/4, 2*time.Second))
 	}
 	return err
 }

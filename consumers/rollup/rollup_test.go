@@ -156,8 +156,9 @@ func (broken) Read([]byte) (int, error) { return 0, errBroken }
 
 // until is a floor that is set by hand.
 type until struct {
-	mu sync.Mutex
-	t  time.Time
+	mu       sync.Mutex
+	t        time.Time
+	recorded time.Time // of any message that is asked for; zero if the stream has none
 }
 
 func (u *until) Closed(context.Context) (time.Time, uint64, error) {
@@ -167,7 +168,7 @@ func (u *until) Closed(context.Context) (time.Time, uint64, error) {
 }
 
 func (u *until) Recorded(context.Context, uint64) (time.Time, bool, error) {
-	return time.Time{}, false, nil
+	return u.recorded, !u.recorded.IsZero(), nil
 }
 
 type fixture struct {
@@ -205,7 +206,7 @@ func newFixture(t *testing.T) *fixture {
 	if f.keys, err = keys.Open(t.Context(), t.TempDir(), f.bucket); err != nil {
 		t.Fatal(err)
 	}
-	if f.rollup, err = rollup.New(f.table, f.ledger, f.floor, rollup.Progress{KV: kv}, f.bucket, f.keys, f.client.JS, rollup.Config{
+	if f.rollup, err = rollup.New(f.table, f.ledger, f.floor, rollup.Progress{JS: f.client.JS, KV: kv}, f.bucket, f.keys, f.client.JS, rollup.Config{
 		Recording: recording.New(f.client.JS),
 		Alarm:     func(_ context.Context, p schema.Partition, _ error) { f.alarms = append(f.alarms, p) },
 	}); err != nil {
@@ -383,7 +384,7 @@ func TestManifestsFormOneChain(t *testing.T) {
 		}
 		previous = m.TextHash()
 	}
-	other, err := rollup.New(f.table, f.ledger, f.floor, rollup.Progress{KV: f.kv(t)}, f.bucket, f.keys, f.client.JS, rollup.Config{})
+	other, err := rollup.New(f.table, f.ledger, f.floor, rollup.Progress{JS: f.client.JS, KV: f.kv(t)}, f.bucket, f.keys, f.client.JS, rollup.Config{})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -406,10 +407,12 @@ func TestManifestsFormOneChain(t *testing.T) {
 	}
 	// The broker's disk is lost, and with it which series there are: the store decides.
 	kv := f.kv(t)
-	for _, key := range []string{"next", "known.acme.activity"} {
-		if err := kv.Purge(t.Context(), key); err != nil {
-			t.Fatal(err)
-		}
+	lost, err := f.client.JS.Stream(t.Context(), "KV_"+broker.BucketRollup)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := lost.Purge(t.Context()); err != nil {
+		t.Fatal(err)
 	}
 	if _, err := f.advance(t, 7); err != nil {
 		t.Fatal(err)
@@ -443,7 +446,7 @@ func TestManifestsFormOneChain(t *testing.T) {
 		t.Fatal(err)
 	}
 	// From now on hours are half as long; the chain goes on.
-	half, err := rollup.New(f.table, f.ledger, f.floor, rollup.Progress{KV: kv}, f.bucket, f.keys, f.client.JS, rollup.Config{Hour: 30 * time.Minute})
+	half, err := rollup.New(f.table, f.ledger, f.floor, rollup.Progress{JS: f.client.JS, KV: kv}, f.bucket, f.keys, f.client.JS, rollup.Config{Hour: 30 * time.Minute})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -499,7 +502,7 @@ func TestAccountsThatDisagree(t *testing.T) {
 			if f.alarms[0].Path() != "acme/activity/2026/11/20/01" || len(f.alarms) != 1 || f.rollup.Stats().Alarms != 1 {
 				t.Errorf("alarms: %v", f.alarms)
 			}
-			blocked, err := rollup.Progress{KV: f.kv(t)}.Blocked(t.Context(), time.Hour)
+			blocked, err := rollup.Progress{JS: f.client.JS, KV: f.kv(t)}.Blocked(t.Context(), time.Hour)
 			if err != nil || len(blocked) != 1 || blocked[0].Path() != "acme/activity/2026/11/20/01" {
 				t.Errorf("blocked: %v, %v", blocked, err)
 			}
@@ -529,7 +532,7 @@ func TestMessagesThatAreLost(t *testing.T) {
 	if f.manifest(t, "acme", 1) != nil || len(f.alarms) != 1 {
 		t.Errorf("sealed over a loss, or without an alarm: %v", f.alarms)
 	}
-	progress := rollup.Progress{KV: f.kv(t)}
+	progress := rollup.Progress{JS: f.client.JS, KV: f.kv(t)}
 	if err := progress.Accept(t.Context(), rollup.Loss{First: 2, Last: 2, By: "auditor", Reason: "disk failure, ticket 17"}); err != nil {
 		t.Fatal(err)
 	}
@@ -548,6 +551,23 @@ func TestMessagesThatAreLost(t *testing.T) {
 	}
 	if gaps == 0 {
 		t.Error("no manifest states the loss")
+	}
+}
+
+// A message whose time is in an hour that was sealed before it came is in no partition: an alarm, not silence.
+func TestMessageThatCameAfterItsHour(t *testing.T) {
+	t.Parallel()
+	f := newFixture(t)
+	f.table.rows["acme"] = map[int]int{0: 3, 1: 5, 2: 2}
+	if _, err := f.advance(t, 1); err != nil {
+		t.Fatal(err)
+	}
+	f.ledger.lost, f.floor.recorded = 2, start.Add(59*time.Minute) // its tally is not among those of the second hour
+	if _, err := f.advance(t, 3); !errors.Is(err, rollup.ErrLost) || !strings.Contains(err.Error(), "rollup.grace") {
+		t.Fatalf("got %v, want a loss", err)
+	}
+	if f.manifest(t, "acme", 1) != nil || len(f.alarms) != 1 {
+		t.Errorf("sealed over a message that came too late, or without an alarm: %v", f.alarms)
 	}
 }
 

@@ -45,20 +45,24 @@ func (l Ledger) Between(ctx context.Context, from, to time.Time) (tallies []Tall
 	if err != nil {
 		return nil, nil, fmt.Errorf("look up stream %s: %w", Stream, err)
 	}
-	last := stream.CachedInfo().State.LastSeq
-	consumer, err := stream.OrderedConsumer(ctx, jetstream.OrderedConsumerConfig{
-		DeliverPolicy: jetstream.DeliverByStartTimePolicy, OptStartTime: &from, InactiveThreshold: 30 * time.Second,
+	state := stream.CachedInfo().State
+	if state.Msgs == 0 || state.LastTime.Before(from) {
+		return nil, nil, nil
+	}
+	// Of a consumer that keeps nothing, for it lives as long as this call.
+	consumer, err := stream.CreateConsumer(ctx, jetstream.ConsumerConfig{
+		DeliverPolicy: jetstream.DeliverByStartTimePolicy, OptStartTime: &from, AckPolicy: jetstream.AckNonePolicy,
+		InactiveThreshold: 30 * time.Second, MemoryStorage: true, Replicas: 1,
 	})
 	if err != nil {
 		return nil, nil, fmt.Errorf("read the tallies: %w", err)
 	}
-	info, err := consumer.Info(ctx)
-	if err != nil {
-		return nil, nil, fmt.Errorf("read the tallies: %w", err)
-	}
-	// What is written from now on is of messages that are not closed yet.
-	for waiting := info.NumPending; waiting > 0; {
-		msg, err := consumer.Next(jetstream.FetchContext(ctx))
+	defer func() { _ = stream.DeleteConsumer(context.WithoutCancel(ctx), consumer.CachedInfo().Name) }() // or it goes by itself
+	// Up to what the stream's leader has: the server that gives them to us may lag behind. What is written from now on is
+	// of messages that are not closed yet.
+	p := pulled{consumer: consumer}
+	for last := uint64(0); last < state.LastSeq; {
+		msg, err := p.next(ctx)
 		if err != nil {
 			return nil, nil, fmt.Errorf("read the tallies: %w", err)
 		}
@@ -79,12 +83,59 @@ func (l Ledger) Between(ctx context.Context, from, to time.Time) (tallies []Tall
 				after = t
 			}
 		}
-		if waiting = meta.NumPending; meta.Sequence.Stream >= last {
-			break
-		}
+		last = meta.Sequence.Stream
 	}
 	tallies, err = once(tallies)
 	return tallies, after, err
+}
+
+const (
+	// nextWithin bounds the wait for a message that is in the stream.
+	nextWithin = 30 * time.Second
+	atOnce     = 256
+)
+
+// pulled takes the messages of a consumer one after another.
+type pulled struct {
+	consumer jetstream.Consumer
+	batch    jetstream.MessageBatch
+	read     uint64 // of the consumer
+}
+
+// next returns the next message. Right after a consumer was made, not every server of a cluster knows of it.
+func (p *pulled) next(ctx context.Context) (jetstream.Msg, error) {
+	ctx, cancel := context.WithTimeout(ctx, nextWithin)
+	defer cancel()
+	var err error
+	for {
+		if p.batch != nil {
+			select {
+			case msg, ok := <-p.batch.Messages():
+				if ok {
+					meta, err := msg.Metadata()
+					if err == nil && meta.Sequence.Consumer != p.read+1 {
+						err = fmt.Errorf("message %d of the consumer was lost on its way", p.read+1)
+					}
+					p.read++
+					return msg, err
+				}
+				err = p.batch.Error()
+			case <-ctx.Done():
+				return nil, errors.Join(ctx.Err(), err)
+			}
+		}
+		if err != nil {
+			select {
+			case <-ctx.Done():
+				return nil, errors.Join(ctx.Err(), err)
+			case <-time.After(50 * time.Millisecond):
+			}
+		}
+		var fetchErr error
+		if p.batch, fetchErr = p.consumer.Fetch(atOnce, jetstream.FetchMaxWait(time.Second)); fetchErr != nil {
+			p.batch, err = nil, fetchErr
+		}
+	}
 }
 
 // once sorts tallies and leaves each message's one. A message is known by its place in the stream and its time:

@@ -21,7 +21,7 @@ import (
 	"github.com/kansa-audit/kansa/schema/codec"
 )
 
-// Stream is the consumer of AUDIT, as jetstream.Consumer is.
+// Stream is a consumer of AUDIT, of all of it or of a shard, as jetstream.Consumer is.
 type Stream = consumers.Queue
 
 // Acks takes the acknowledgement of a message, for its reply subject, as nats.Conn does. The message itself
@@ -157,10 +157,10 @@ func (c Config) withDefaults() (Config, error) {
 	return c, nil
 }
 
-// Writer is one writer. Any number may run on one consumer.
+// Writer is one writer. Any number may run on the same consumers.
 type Writer struct {
 	cfg    Config
-	stream Stream
+	shards []Stream
 	acks   Acks
 	table  Table
 	ledger Ledger
@@ -192,13 +192,13 @@ type Stats struct {
 	Stuck      uint64 // of those, inserts that had to be left behind
 }
 
-// New returns a writer; see Run.
-func New(stream Stream, acks Acks, table Table, ledger Ledger, dead DeadLetters, cfg Config) (*Writer, error) {
+// New returns a writer that takes from all shards of the stream; see Run.
+func New(shards []Stream, acks Acks, table Table, ledger Ledger, dead DeadLetters, cfg Config) (*Writer, error) {
 	cfg, err := cfg.withDefaults()
 	if err != nil {
 		return nil, err
 	}
-	w := &Writer{cfg: cfg, stream: stream, acks: acks, table: table, ledger: ledger, dead: dead, memory: semaphore.NewWeighted(cfg.Memory), pressure: make(chan struct{}, 1), inserted: make(chan struct{}, 1)}
+	w := &Writer{cfg: cfg, shards: shards, acks: acks, table: table, ledger: ledger, dead: dead, memory: semaphore.NewWeighted(cfg.Memory), pressure: make(chan struct{}, 1), inserted: make(chan struct{}, 1)}
 	w.Suspect(^uint64(0))
 	return w, nil
 }
@@ -240,8 +240,10 @@ func (w *Writer) Run(ctx context.Context) error {
 	defer context.AfterFunc(ctx, func() { time.AfterFunc(w.cfg.DrainTimeout, giveUp) })()
 
 	var fetchers, decoders, inserters errgroup.Group
-	for range 2 { // so that one is asking while the other reads
-		fetchers.Go(func() error { w.fetch(ctx, fetched); return nil })
+	for _, shard := range w.shards {
+		for range fetchersOf(len(w.shards)) {
+			fetchers.Go(func() error { w.fetch(ctx, shard, fetched); return nil })
+		}
 	}
 	for range max(2, runtime.GOMAXPROCS(0)) {
 		decoders.Go(func() error { w.decode(work, fetched, decoded); return nil })
@@ -278,11 +280,20 @@ const (
 	fetchMessages = 1024
 )
 
-func (w *Writer) fetch(ctx context.Context, out chan<- *item) {
+// fetchersOf is how many fetch from each shard: from one, two, so that one is asking while the other reads. What they
+// hold is not in the memory that is counted.
+func fetchersOf(shards int) int {
+	if shards == 1 {
+		return 2
+	}
+	return 1
+}
+
+func (w *Writer) fetch(ctx context.Context, shard Stream, out chan<- *item) {
 	for ctx.Err() == nil {
 		// The lease is counted from here, before the broker can have handed anything over.
 		until := w.cfg.Now().Add(w.cfg.AckWait)
-		batch, err := w.stream.Fetch(fetchMessages, jetstream.FetchMaxBytes(fetchBytes), jetstream.FetchMaxWait(consumers.FetchWait))
+		batch, err := shard.Fetch(fetchMessages, jetstream.FetchMaxBytes(fetchBytes), jetstream.FetchMaxWait(consumers.FetchWait))
 		if err == nil {
 			for msg := range batch.Messages() {
 				out <- &item{msg: msg, until: until}
@@ -346,7 +357,7 @@ func (w *Writer) decodeOne(ctx context.Context, it *item) error {
 	if err != nil {
 		return fmt.Errorf("read the message's metadata: %w", err)
 	}
-	subject := it.msg.Subject()
+	subject, mark := it.msg.Subject(), it.msg.Headers().Get(schema.HeaderMark) != ""
 	m := codec.Message{
 		ContentType:     it.msg.Headers().Get(schema.HeaderContentType),
 		ContentEncoding: it.msg.Headers().Get(schema.HeaderContentEncoding),
@@ -363,6 +374,9 @@ func (w *Writer) decodeOne(ctx context.Context, it *item) error {
 	}
 	m.Organization, m.Trail, err = schema.ParseEventSubject(subject)
 	it.tally = tally.Tally{StreamSeq: m.StreamSeq, RecordedAt: m.RecordedAt, Organization: m.Organization, Trail: m.Trail}
+	if mark && err == nil && len(m.Payload) == 0 {
+		return nil // it is accounted for as any message, and has nothing to store
+	}
 	var d *codec.Decoded
 	if err == nil {
 		// By the broker's clock, so that whoever decodes it, and when, comes to the same result.

@@ -16,9 +16,9 @@ import (
 	"go.uber.org/goleak"
 
 	"github.com/kansa-audit/kansa/consumers"
+	"github.com/kansa-audit/kansa/consumers/floor"
 	"github.com/kansa-audit/kansa/consumers/recording"
 	"github.com/kansa-audit/kansa/consumers/recording/recordingtest"
-	"github.com/kansa-audit/kansa/consumers/rollup"
 	"github.com/kansa-audit/kansa/consumers/tally"
 	"github.com/kansa-audit/kansa/consumers/writer"
 	"github.com/kansa-audit/kansa/pipeline/broker"
@@ -177,7 +177,7 @@ func (f *fixture) publish(t *testing.T, messages int) {
 func (f *fixture) run(t *testing.T, cfg writer.Config) (w *writer.Writer, stop func()) {
 	t.Helper()
 	cfg.Linger, cfg.Logger = 5*time.Millisecond, slog.New(slog.DiscardHandler)
-	w, err := writer.New(f.stream, f.client.NC, f.table, tally.Ledger{JS: f.client.JS}, consumers.DeadLetters{JS: f.client.JS}, cfg)
+	w, err := writer.New([]writer.Stream{f.stream}, f.client.NC, f.table, tally.Ledger{JS: f.client.JS}, consumers.DeadLetters{JS: f.client.JS}, cfg)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -208,7 +208,7 @@ func (f *fixture) settled(t *testing.T) {
 	}
 }
 
-// Whatever an insert's error means, each event is stored once.
+// Requirement Q5: whatever an insert's error means, it is counted and tried again, and each event is stored once.
 func TestInsertsThatFail(t *testing.T) {
 	t.Parallel()
 	for name, next := range map[string][]outcome{
@@ -365,7 +365,7 @@ func TestKeptMessageWaitsForItsFirstCopy(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	floor := rollup.AckFloor{Stream: stream, Consumer: f.stream}
+	floor := floor.Floor{Broker: f.client, Stream: stream}
 	w, stop := f.run(t, writer.Config{
 		Window: 2 * time.Nanosecond, // each copy is older than the broker's memory of the one before
 		Settled: func(ctx context.Context) (time.Time, error) {

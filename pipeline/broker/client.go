@@ -1,15 +1,13 @@
 package broker
 
 import (
+	"cmp"
 	"context"
-	"crypto/tls"
-	"crypto/x509"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"log/slog"
 	"net/http"
-	"os"
 	"strings"
 	"sync"
 	"time"
@@ -23,18 +21,29 @@ var ErrUnsafe = errors.New("unsafe NATS server")
 
 // Options say how to reach NATS.
 type Options struct {
-	URL             string
-	Name            string // of the connection, for the server's lists
+	URL  string // several servers of a cluster are separated by commas
+	Name string // of the connection, for the server's lists
+
+	// Who we are: one of a JWT and its seed, an NKey's seed, a user with a password, and a token. Each file is
+	// read again whenever a connection is made.
 	CredentialsFile string
-	CAFile          string
-	CertFile        string
-	KeyFile         string
-	// MonitorURL is the server's monitoring address (http://host:8222), where it tells whether it
-	// syncs before it acknowledges. Clients are not told.
+	NKeyFile        string
+	Username        string
+	PasswordFile    string
+	TokenFile       string
+
+	CAFile   string
+	CertFile string // read again, with KeyFile, whenever a connection is made
+	KeyFile  string
+	// MonitorURL are the servers' monitoring addresses (http://host:8222), separated by commas, where they tell
+	// whether they sync before they acknowledge. Clients are not told.
 	MonitorURL string
 	// AssumeSyncAlways takes the operator's word for it instead.
 	AssumeSyncAlways bool
-	Logger           *slog.Logger
+	// Timeout bounds a request of JetStream's that is given no other bound; default 30 s, for a busy disk can take
+	// seconds over a sync. In a cluster a request to a leader that is gone is never answered: give less.
+	Timeout time.Duration
+	Logger  *slog.Logger
 }
 
 // Client is a connection to NATS.
@@ -43,7 +52,7 @@ type Client struct {
 	JS jetstream.JetStream
 
 	mu        sync.Mutex
-	consumers map[string]jetstream.ConsumerConfig // as they were set up, by stream
+	consumers map[string]jetstream.ConsumerConfig // as they were set up, by name
 }
 
 // Connect connects, and reconnects for as long as the process lives. It fails if there is no answer
@@ -75,10 +84,12 @@ func Connect(ctx context.Context, o Options) (*Client, error) {
 			log.Warn("NATS reports an error", slog.String("subject", subject), slog.Any("error", err))
 		}),
 	}
-	if o.CredentialsFile != "" {
-		options = append(options, nats.UserCredentials(o.CredentialsFile))
+	who, err := login(o, log)
+	if err != nil {
+		return nil, err
 	}
-	if o.CAFile != "" || o.CertFile != "" {
+	options = append(options, who...)
+	if o.CAFile != "" || o.CertFile != "" || o.KeyFile != "" {
 		tc, err := tlsConfig(o)
 		if err != nil {
 			return nil, err
@@ -89,8 +100,7 @@ func Connect(ctx context.Context, o Options) (*Client, error) {
 	if err != nil {
 		return nil, fmt.Errorf("connect to NATS at %s: %w", redact(o.URL), err)
 	}
-	// A busy disk can take seconds over a sync; those who want less say so by their context.
-	js, err := jetstream.New(nc, jetstream.WithDefaultTimeout(30*time.Second))
+	js, err := jetstream.New(nc, jetstream.WithDefaultTimeout(cmp.Or(o.Timeout, 30*time.Second)))
 	if err != nil {
 		nc.Close()
 		return nil, fmt.Errorf("open JetStream: %w", err)
@@ -106,28 +116,6 @@ func Connect(ctx context.Context, o Options) (*Client, error) {
 func (c *Client) Close() {
 	_ = c.NC.FlushTimeout(2 * time.Second)
 	c.NC.Close()
-}
-
-func tlsConfig(o Options) (*tls.Config, error) {
-	tc := &tls.Config{MinVersion: tls.VersionTLS12}
-	if o.CAFile != "" {
-		pem, err := os.ReadFile(o.CAFile)
-		if err != nil {
-			return nil, fmt.Errorf("read nats.ca_file: %w", err)
-		}
-		tc.RootCAs = x509.NewCertPool()
-		if !tc.RootCAs.AppendCertsFromPEM(pem) {
-			return nil, fmt.Errorf("nats.ca_file %s holds no certificate: give a PEM file", o.CAFile)
-		}
-	}
-	if o.CertFile != "" {
-		cert, err := tls.LoadX509KeyPair(o.CertFile, o.KeyFile)
-		if err != nil {
-			return nil, fmt.Errorf("read nats.cert_file and nats.key_file: %w", err)
-		}
-		tc.Certificates = []tls.Certificate{cert}
-	}
-	return tc, nil
 }
 
 func redact(url string) string {
@@ -172,10 +160,32 @@ func (c *Client) CheckServer(ctx context.Context, o Options) error {
 	return errors.Join(errs...)
 }
 
-func syncAlways(ctx context.Context, monitor string) (bool, error) {
-	if monitor == "" {
+// syncAlways asks every server. One that does not answer may be down, which is what a cluster is for: it is left out
+// as long as another answers.
+func syncAlways(ctx context.Context, monitors string) (bool, error) {
+	if monitors == "" {
 		return false, nil
 	}
+	var errs []error
+	answered := false
+	for monitor := range strings.SplitSeq(monitors, ",") {
+		always, err := syncsAlways(ctx, strings.TrimSpace(monitor))
+		switch {
+		case err != nil:
+			errs = append(errs, err)
+		case !always:
+			return false, nil
+		default:
+			answered = true
+		}
+	}
+	if answered {
+		return true, nil
+	}
+	return false, errors.Join(errs...)
+}
+
+func syncsAlways(ctx context.Context, monitor string) (bool, error) {
 	ctx, cancel := context.WithTimeout(ctx, 5*time.Second)
 	defer cancel()
 	req, err := http.NewRequestWithContext(ctx, http.MethodGet, strings.TrimSuffix(monitor, "/")+"/jsz?config=true", http.NoBody)

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"time"
 
 	"github.com/nats-io/nats.go/jetstream"
@@ -12,7 +13,7 @@ import (
 // setConsumer makes a consumer or brings it up to date. Where one began that is there can't be changed.
 func (c *Client) setConsumer(ctx context.Context, stream string, cfg jetstream.ConsumerConfig) error {
 	c.mu.Lock()
-	c.consumers[stream] = cfg
+	c.consumers[cfg.Durable] = cfg
 	c.mu.Unlock()
 	have, err := c.JS.Consumer(ctx, stream, cfg.Durable)
 	switch {
@@ -22,8 +23,16 @@ func (c *Client) setConsumer(ctx context.Context, stream string, cfg jetstream.C
 	case !errors.Is(err, jetstream.ErrConsumerNotFound):
 		return err
 	}
-	_, err = c.JS.CreateOrUpdateConsumer(ctx, stream, cfg)
-	return err
+	if _, err = c.JS.CreateOrUpdateConsumer(ctx, stream, cfg); err != nil {
+		return fmt.Errorf("set up consumer %s of stream %s: %w", cfg.Durable, stream, err)
+	}
+	return nil
+}
+
+// explicit is a consumer whose messages are acknowledged one by one, and given again for ever.
+func explicit(cfg jetstream.ConsumerConfig) jetstream.ConsumerConfig {
+	cfg.AckPolicy, cfg.MaxDeliver = jetstream.AckExplicitPolicy, -1
+	return cfg
 }
 
 // Floor is the last message of a stream before which everything is settled, and when that stream was made: of
@@ -33,18 +42,28 @@ type Floor struct {
 	Created time.Time
 }
 
-// RestoreConsumer makes the consumer of a stream again, as Setup made it, after somebody deleted it. It begins
-// after a floor; without one, at the beginning of the stream, which is as right and takes longer.
-func (c *Client) RestoreConsumer(ctx context.Context, stream string, after Floor) error {
+// RestoreConsumer makes a consumer of a stream again, as Setup made it, after somebody deleted it. It begins
+// after a floor; without one, at the beginning of the stream, which is as right and takes longer. If it was deleted
+// because the stream is shared out anew, the error answers to [ErrShards].
+func (c *Client) RestoreConsumer(ctx context.Context, stream, name string, after Floor) error {
 	c.mu.Lock()
-	cfg, ok := c.consumers[stream]
+	cfg, ok := c.consumers[name]
 	c.mu.Unlock()
 	if !ok {
-		return fmt.Errorf("restore the consumer of stream %s: it was not set up", stream)
+		return fmt.Errorf("restore consumer %s of stream %s: it was not set up", name, stream)
 	}
 	st, err := c.JS.Stream(ctx, stream)
 	if err != nil {
 		return fmt.Errorf("look up stream %s: %w", stream, err)
+	}
+	if stream == StreamAudit {
+		l, err := layoutOf(&st.CachedInfo().Config)
+		if err != nil {
+			return err
+		}
+		if !slices.ContainsFunc(l.consumers(0), func(c jetstream.ConsumerConfig) bool { return c.Durable == name }) {
+			return fmt.Errorf("%w: stream %s has %d shards now, and consumer %s is none of theirs", ErrShards, stream, l.shards, name)
+		}
 	}
 	if info := st.CachedInfo(); after.Seq > 0 && info.Created.Equal(after.Created) && after.Seq <= info.State.LastSeq {
 		cfg.DeliverPolicy, cfg.OptStartSeq = jetstream.DeliverByStartSequencePolicy, after.Seq+1

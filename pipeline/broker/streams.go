@@ -48,6 +48,8 @@ const (
 // Settings of the streams.
 type Settings struct {
 	Replicas int
+	// Shards is how many consumers a new stream of events is shared out among; default 1. See SetShards.
+	Shards int
 	// AuditMaxAge and AuditMaxBytes bound AUDIT: how far back a lost ClickHouse can be filled again,
 	// and when producers are pushed back. 0 is no bound.
 	AuditMaxAge   time.Duration
@@ -66,9 +68,13 @@ type Settings struct {
 // number of processes. A stream that is there with settings that break a guarantee is refused with an
 // error that answers to [ErrUnsafe].
 func (c *Client) Setup(ctx context.Context, s Settings) error {
-	base := jetstream.StreamConfig{Storage: jetstream.FileStorage, Replicas: max(s.Replicas, 1), AllowDirect: true}
+	// A direct answer may come from any server that has the stream, and that one may lag behind: what is not there
+	// yet would be taken for what is not there.
+	alone := s.Replicas <= 1
+	base := jetstream.StreamConfig{Storage: jetstream.FileStorage, Replicas: max(s.Replicas, 1), AllowDirect: alone}
 	audit := base
-	audit.Name, audit.Subjects = StreamAudit, []string{schema.SubjectEvents + ".*.*"}
+	audit.Name, audit.Subjects, audit.SubjectTransform = StreamAudit, eventSubjects(), eventTransform()
+	layout{shards: max(s.Shards, 1)}.into(&audit)
 	audit.Discard, audit.MaxAge, audit.MaxBytes = jetstream.DiscardNew, s.AuditMaxAge, unlimited(s.AuditMaxBytes)
 	audit.MaxMsgSize, audit.Duplicates = schema.MaxMessageBytes+8<<10, s.DuplicateWindow
 
@@ -101,20 +107,20 @@ func (c *Client) Setup(ctx context.Context, s Settings) error {
 			return err
 		}
 	}
+	if err := c.setWriters(ctx, s.AckWait); err != nil {
+		return err
+	}
 	consumers := map[string]jetstream.ConsumerConfig{
-		StreamAudit:   {Durable: ConsumerWriter, AckWait: s.AckWait, MaxAckPending: 50_000},
 		StreamHours:   {Durable: ConsumerRollup, AckWait: 30 * time.Second, MaxAckPending: 1, FilterSubject: subjectTick},
 		StreamExports: {Durable: ConsumerExporter, AckWait: cmp.Or(s.ExportAckWait, 30*time.Second), MaxAckPending: 64, FilterSubject: schema.SubjectExports + ".*"},
 	}
 	for stream, cfg := range consumers {
-		cfg.AckPolicy, cfg.DeliverPolicy, cfg.MaxDeliver = jetstream.AckExplicitPolicy, jetstream.DeliverAllPolicy, -1
-		if err := c.setConsumer(ctx, stream, cfg); err != nil {
-			return fmt.Errorf("set up consumer %s of stream %s: %w", cfg.Durable, stream, err)
+		if err := c.setConsumer(ctx, stream, explicit(cfg)); err != nil {
+			return err
 		}
 	}
 	for _, bucket := range []string{BucketRollup, BucketExports, BucketLinks, BucketSettings, BucketAccess, BucketVerifications} {
-		cfg := jetstream.KeyValueConfig{Bucket: bucket, History: 1, Storage: jetstream.FileStorage, Replicas: base.Replicas}
-		if _, err := c.JS.CreateOrUpdateKeyValue(ctx, cfg); err != nil {
+		if err := c.ensureBucket(ctx, bucket, base.Replicas); err != nil {
 			return fmt.Errorf("set up bucket %s: %w", bucket, err)
 		}
 	}
@@ -136,10 +142,37 @@ func unlimited(n int64) int64 {
 	return n
 }
 
+// ensureBucket makes a bucket, or brings its stream up to date.
+func (c *Client) ensureBucket(ctx context.Context, bucket string, replicas int) error {
+	st, err := c.JS.Stream(ctx, "KV_"+bucket)
+	if errors.Is(err, jetstream.ErrStreamNotFound) {
+		cfg := jetstream.KeyValueConfig{Bucket: bucket, History: 1, Storage: jetstream.FileStorage, Replicas: replicas}
+		if _, err := c.JS.CreateKeyValue(ctx, cfg); err != nil && !errors.Is(err, jetstream.ErrBucketExists) { // another process was first
+			return err
+		}
+		st, err = c.JS.Stream(ctx, "KV_"+bucket)
+	}
+	if err != nil {
+		return err
+	}
+	cfg := st.CachedInfo().Config
+	if err := checkStream(cfg); err != nil {
+		return err
+	}
+	if alone := replicas == 1; cfg.Replicas != replicas || cfg.AllowDirect != alone {
+		cfg.Replicas, cfg.AllowDirect = replicas, alone
+		_, err = c.JS.UpdateStream(ctx, cfg)
+	}
+	return err
+}
+
 func (c *Client) ensureStream(ctx context.Context, cfg jetstream.StreamConfig) error {
 	if have, err := c.JS.Stream(ctx, cfg.Name); err == nil {
 		if err := checkStream(have.CachedInfo().Config); err != nil {
 			return err
+		}
+		if cfg.Metadata != nil { // what it says is decided when the stream is made, and by SetShards
+			cfg.Metadata = have.CachedInfo().Config.Metadata
 		}
 	} else if !errors.Is(err, jetstream.ErrStreamNotFound) {
 		return fmt.Errorf("look up stream %s: %w", cfg.Name, err)

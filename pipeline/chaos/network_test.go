@@ -107,6 +107,11 @@ func (n *network) lead(link, upstream string) error {
 	return p.Update(&toxiproxy.Proxy{Listen: p.Listen, Upstream: upstream, Enabled: true})
 }
 
+// cut ends a link's connections, and refuses new ones until it is mended.
+func (n *network) cut(link string) { n.links[link].Stop() }
+
+func (n *network) mend(link string) error { return n.links[link].Start() }
+
 func (n *network) close() {
 	for _, p := range n.links {
 		p.Stop()

@@ -18,16 +18,19 @@ import (
 	"testing"
 	"time"
 
+	"github.com/nats-io/nats-server/v2/server"
+
 	"github.com/kansa-audit/kansa/pipeline"
 	"github.com/kansa-audit/kansa/pipeline/broker"
 	"github.com/kansa-audit/kansa/pipeline/config"
 	"github.com/kansa-audit/kansa/pipeline/pipelinetest"
 )
 
-// The environment that makes the test binary one of the processes: a broker by directory and port, or the
-// roles of a configuration file, as kansa run has them.
+// The environment that makes the test binary one of the processes: a broker by directory and port, nats-server by its
+// configuration file, or the roles of a configuration file, as kansa run has them.
 const (
 	envBroker = "KANSA_CHAOS_BROKER"
+	envServer = "KANSA_CHAOS_SERVER"
 	envRoles  = "KANSA_CHAOS_ROLES"
 )
 
@@ -37,6 +40,8 @@ func TestMain(m *testing.M) {
 	switch {
 	case os.Getenv(envBroker) != "":
 		err = brokerMain(os.Getenv(envBroker))
+	case os.Getenv(envServer) != "":
+		err = serverMain(os.Getenv(envServer))
 	case os.Getenv(envRoles) != "":
 		err = rolesMain(os.Getenv(envRoles))
 	default:
@@ -72,6 +77,27 @@ func brokerMain(where string) error {
 	}
 	<-ctx.Done()
 	s.Close()
+	return nil
+}
+
+// serverMain is nats-server -c.
+func serverMain(path string) error {
+	ctx, stop := untilTerm()
+	defer stop()
+	o, err := server.ProcessConfigFile(path)
+	if err != nil {
+		return err
+	}
+	o.NoSigs = true
+	s, err := server.NewServer(o)
+	if err != nil {
+		return err
+	}
+	s.ConfigureLogger()
+	s.Start()
+	<-ctx.Done()
+	s.Shutdown()
+	s.WaitForShutdown()
 	return nil
 }
 

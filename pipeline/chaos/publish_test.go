@@ -37,7 +37,7 @@ type intake interface {
 
 func (s *stack) intake(ctx context.Context, p *plan) (intake, error) {
 	if p.http {
-		return &poster{url: s.gateway, each: p.perMessage, retryFor: p.retryFor, client: &http.Client{Transport: &http.Transport{}}}, nil
+		return &poster{url: s.gateway, each: p.perMessage, patience: 2 * time.Second, retryFor: p.retryFor, client: &http.Client{Transport: &http.Transport{}}}, nil
 	}
 	client, err := broker.Connect(ctx, broker.Options{URL: "nats://" + s.net.links["publisher-broker"].Listen, Name: "publisher", Logger: s.log})
 	if err != nil {
@@ -68,6 +68,7 @@ func (l *library) close(ctx context.Context) {
 type poster struct {
 	url      string
 	each     int
+	patience time.Duration // with one try
 	retryFor time.Duration
 	client   *http.Client
 
@@ -119,7 +120,7 @@ func (p *poster) send(ctx context.Context) {
 
 // post is one try. Only 202 says that all of it is on disk; 207 that some is.
 func (p *poster) post(ctx context.Context, key string, body []byte) error {
-	ctx, cancel := context.WithTimeout(ctx, 2*time.Second)
+	ctx, cancel := context.WithTimeout(ctx, p.patience)
 	defer cancel()
 	req, err := http.NewRequestWithContext(ctx, http.MethodPost, p.url, bytes.NewReader(body))
 	if err != nil {

@@ -207,7 +207,7 @@ func startStack(t *testing.T, r *rand.Rand, dir string) *stack {
 		defer cancel()
 		kv, err := s.client.JS.KeyValue(ctx, broker.BucketRollup)
 		if err == nil {
-			s.progress = rollup.Progress{KV: kv}
+			s.progress = rollup.Progress{JS: s.client.JS, KV: kv}
 			kv, err = s.client.JS.KeyValue(ctx, broker.BucketExports)
 			s.states = exporter.States{KV: kv}
 		}

@@ -13,6 +13,7 @@ import (
 	"path/filepath"
 	"regexp"
 	"slices"
+	"strings"
 	"time"
 
 	"github.com/goccy/go-yaml"
@@ -65,14 +66,19 @@ type Log struct {
 type NATS struct {
 	// URL of external servers: nats://host:4222, several separated by commas.
 	URL string `yaml:"url"`
-	// CredentialsFile has a user's JWT and seed (.creds).
+	// CredentialsFile has a user's JWT and seed (.creds), NKeyFile an NKey's seed, PasswordFile the password of Username,
+	// TokenFile a token: one of these ways to log in, or none. The files are read again at each connection.
 	CredentialsFile string `yaml:"credentials_file"`
+	NKeyFile        string `yaml:"nkey_file"`
+	Username        string `yaml:"username"`
+	PasswordFile    string `yaml:"password_file"`
+	TokenFile       string `yaml:"token_file"`
 	// CAFile has the PEM certificates to trust; CertFile and KeyFile are the client's own.
 	CAFile   string `yaml:"ca_file"`
 	CertFile string `yaml:"cert_file"`
 	KeyFile  string `yaml:"key_file"`
-	// MonitorURL is an external server's monitoring address, http://host:8222: there it tells whether
-	// it syncs to disk before it acknowledges. AssumeSyncAlways takes your word for it.
+	// MonitorURL are the external servers' monitoring addresses, http://host:8222, separated by commas: there they tell
+	// whether they sync to disk before they acknowledge. AssumeSyncAlways takes your word for it.
 	MonitorURL       string `yaml:"monitor_url"`
 	AssumeSyncAlways bool   `yaml:"assume_sync_always"`
 	// Listen and Port are where the embedded broker takes connections; port 0 chooses a free one.
@@ -84,6 +90,9 @@ type NATS struct {
 type Streams struct {
 	// Replicas of every stream: 3 in a cluster of three servers or more.
 	Replicas int `yaml:"replicas"`
+	// Shards is how many consumers a new stream of events is shared out among, for more writers than one consumer keeps
+	// busy; at most 60. Later, kansa shards changes it.
+	Shards int `yaml:"shards"`
 	// AuditMaxAge and AuditMaxBytes bound the stream of events: how far back a lost ClickHouse can be
 	// filled again, and when producers are pushed back. 0 is no bound.
 	AuditMaxAge   time.Duration `yaml:"audit_max_age"`
@@ -94,7 +103,8 @@ type Streams struct {
 
 // ClickHouse is the engine: embedded, unless URL is set.
 type ClickHouse struct {
-	// URL is http://host:8123, https://host:8443 or clickhouse://host:9000.
+	// URL is http://host:8123, https://host:8443 or clickhouse://host:9000. Several, separated by commas, are ways to the
+	// same data: the first that answers is used.
 	URL string `yaml:"url"`
 	// Username and the contents of PasswordFile log in. The embedded engine makes its own.
 	Username     string `yaml:"username"`
@@ -169,7 +179,8 @@ type Rollup struct {
 
 // Partitions are the stored hours.
 type Partitions struct {
-	// URL is a bucket: file:///path. A folder of data_dir if empty.
+	// URL is a bucket: file:///path, or s3://bucket?region=eu-central-1 with the credentials of the AWS SDK's usual places (endpoint=… and
+	// use_path_style=true for other servers of S3, which must know If-None-Match). A folder of data_dir if empty.
 	URL string `yaml:"url"`
 }
 
@@ -259,7 +270,7 @@ func Default() *Config {
 		DataDir:    "kansa-data",
 		Log:        Log{Level: slog.LevelInfo, Format: "text"},
 		NATS:       NATS{Listen: "127.0.0.1", Port: 4222},
-		Streams:    Streams{Replicas: 1, AuditMaxAge: 7 * 24 * time.Hour, DuplicateWindow: 10 * time.Minute},
+		Streams:    Streams{Replicas: 1, Shards: 1, AuditMaxAge: 7 * 24 * time.Hour, DuplicateWindow: 10 * time.Minute},
 		ClickHouse: ClickHouse{Database: "kansa"},
 		Writer: Writer{
 			MaxRows: 200_000, MaxBytes: 96 << 20, Linger: 50 * time.Millisecond, MaxLinger: 300 * time.Millisecond, Inserts: 2, Memory: 160 << 20,
@@ -310,6 +321,9 @@ func (c *Config) Check() error {
 	}
 	if c.Streams.Replicas < 1 || c.Streams.Replicas > 5 {
 		fault("streams.replicas is %d: use 1, 3 or 5", c.Streams.Replicas)
+	}
+	if c.Streams.Shards < 1 || c.Streams.Shards > schema.Slots {
+		fault("streams.shards is %d: give 1 to %d", c.Streams.Shards, schema.Slots)
 	}
 	if c.Streams.DuplicateWindow < 2*time.Minute {
 		fault("streams.duplicate_window is %s: producers try again for a minute, so give 2m at least", c.Streams.DuplicateWindow)
@@ -370,10 +384,14 @@ func (c *Config) Check() error {
 	if h := c.Rollup.Hour; h < time.Second || (24*time.Hour)%h != 0 {
 		fault("rollup.hour is %s: it has to be one second at least and divide a day", h)
 	}
-	for key, v := range map[string]string{"exports.public_url": c.Exports.PublicURL, "nats.monitor_url": c.NATS.MonitorURL} {
+	absolute := func(key, v string) {
 		if u, err := url.Parse(v); v != "" && (err != nil || u.Host == "" || u.Scheme != "http" && u.Scheme != "https") {
 			fault("%s is %q: give an absolute address such as https://audit.example.com", key, v)
 		}
+	}
+	absolute("exports.public_url", c.Exports.PublicURL)
+	for monitor := range strings.SplitSeq(c.NATS.MonitorURL, ",") {
+		absolute("nats.monitor_url", strings.TrimSpace(monitor))
 	}
 	for org := range c.Retention.Organizations {
 		if f := schema.CheckOrganization(org); f != nil {

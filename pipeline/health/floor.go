@@ -12,6 +12,8 @@ import (
 // Floor watches how far a consumer has come: if messages wait and none is settled for a while, it is stuck,
 // whatever the reason. It keeps nothing but the last look.
 type Floor struct {
+	// Name of the consumer, for whoever looks.
+	Name string
 	// Consumer tells.
 	Consumer interface {
 		Info(ctx context.Context) (*jetstream.ConsumerInfo, error)
@@ -91,8 +93,8 @@ func (f *Floor) Look(context.Context) error {
 	case err != nil:
 		return fmt.Errorf("how far it has come is not known: %w", err)
 	case age > f.StuckAfter:
-		return fmt.Errorf("it is stuck: %d messages wait, and none was settled for %s; the last that was is number %d of the stream",
-			waiting, age.Round(time.Second), floor)
+		return fmt.Errorf("it is stuck: %d messages wait for consumer %s, and none was settled for %s; the last that was is number %d of the stream",
+			waiting, f.Name, age.Round(time.Second), floor)
 	}
 	return nil
 }

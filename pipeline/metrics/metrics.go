@@ -16,6 +16,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus/promhttp"
 
 	"github.com/kansa-audit/kansa/consumers/exporter"
+	"github.com/kansa-audit/kansa/consumers/floor"
 	"github.com/kansa-audit/kansa/consumers/recording"
 	"github.com/kansa-audit/kansa/consumers/rollup"
 	"github.com/kansa-audit/kansa/consumers/writer"
@@ -35,9 +36,11 @@ type Sources struct {
 	// Recording knows which trails are off.
 	Recording *recording.Reader
 	Hour      time.Duration
-	// Floor is the writer's.
-	Floor *health.Floor
-	Disks []health.Disk
+	// Floor knows how far all writers have come.
+	Floor *floor.Floor
+	// Shards are those of this process' writer.
+	Shards []*health.Floor
+	Disks  []health.Disk
 	// Restarts counts, by role, how often it had to begin again.
 	Restarts map[string]func() uint64
 }
@@ -133,9 +136,13 @@ func (c *collector) Collect(out chan<- prometheus.Metric) {
 	if g := s.Gateway; g != nil {
 		count(gatewayUnrecorded, g.Stats().Unrecorded)
 	}
-	if s.Floor != nil {
-		age, _, _ := s.Floor.Age()
-		gauge(floorAge, age.Seconds())
+	if len(s.Shards) > 0 {
+		oldest := time.Duration(0)
+		for _, shard := range s.Shards {
+			age, _, _ := shard.Age()
+			oldest = max(oldest, age)
+		}
+		gauge(floorAge, oldest.Seconds())
 	}
 	for role, n := range s.Restarts {
 		count(restarts, n(), role)
@@ -174,44 +181,25 @@ func (s *Sources) streams(ctx context.Context, gauge gauger) error {
 }
 
 func (s *Sources) consumers(ctx context.Context, gauge gauger) error {
-	var errs []error
-	for stream, name := range map[string]string{
-		broker.StreamAudit: broker.ConsumerWriter, broker.StreamHours: broker.ConsumerRollup, broker.StreamExports: broker.ConsumerExporter,
-	} {
+	shards, age, err := s.Floor.Lag(ctx)
+	errs := []error{err}
+	if err == nil {
+		gauge(lagSeconds, age.Seconds())
+	}
+	all := shards
+	for stream, name := range map[string]string{broker.StreamHours: broker.ConsumerRollup, broker.StreamExports: broker.ConsumerExporter} {
 		consumer, err := s.JS.Consumer(ctx, stream, name)
 		if err != nil {
 			errs = append(errs, err)
 			continue
 		}
-		info := consumer.CachedInfo()
-		gauge(lagMessages, float64(info.NumPending)+float64(info.NumAckPending), name)
-		gauge(redelivered, float64(info.NumRedelivered), name)
-		if stream == broker.StreamAudit {
-			age, err := s.age(ctx, info)
-			errs = append(errs, err)
-			gauge(lagSeconds, age.Seconds())
-		}
+		all = append(all, consumer.CachedInfo())
+	}
+	for _, info := range all {
+		gauge(lagMessages, float64(info.NumPending)+float64(info.NumAckPending), info.Name)
+		gauge(redelivered, float64(info.NumRedelivered), info.Name)
 	}
 	return errors.Join(errs...)
-}
-
-// age is that of the first message that is not acknowledged.
-func (s *Sources) age(ctx context.Context, info *jetstream.ConsumerInfo) (time.Duration, error) {
-	if info.NumPending == 0 && info.NumAckPending == 0 {
-		return 0, nil
-	}
-	stream, err := s.JS.Stream(ctx, broker.StreamAudit)
-	if err != nil {
-		return 0, err
-	}
-	msg, err := stream.GetMsg(ctx, info.AckFloor.Stream+1, jetstream.WithGetMsgSubject(">"))
-	if errors.Is(err, jetstream.ErrMsgNotFound) {
-		return 0, nil
-	}
-	if err != nil {
-		return 0, err
-	}
-	return max(0, info.TimeStamp.Sub(msg.Time)), nil
 }
 
 func (s *Sources) trails(ctx context.Context, gauge gauger) error {

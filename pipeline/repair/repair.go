@@ -232,7 +232,7 @@ func (r *Repairer) part(ctx context.Context, p schema.Partition, seq uint64) (*c
 		ContentType: msg.Header.Get(schema.HeaderContentType), ContentEncoding: msg.Header.Get(schema.HeaderContentEncoding),
 		RecordedAt: msg.Time.UTC().Truncate(time.Microsecond),
 	}
-	if msg.Subject != schema.EventSubject(p.Organization, p.Trail) {
+	if organization, trail, err := schema.ParseEventSubject(msg.Subject); err != nil || organization != p.Organization || trail != p.Trail {
 		return nil, fmt.Errorf("message %d is on %s", seq, msg.Subject)
 	}
 	decoded, err := codec.Decode(&m, m.RecordedAt)

@@ -226,9 +226,10 @@ func (k *Keeper) remove(ctx context.Context, o *settings.Organization, t schema.
 	}
 	if last > 0 {
 		// Sealed hours are stored, so that nobody needs these messages any more.
-		err := k.Stream.Purge(ctx, jetstream.WithPurgeSubject(schema.EventSubject(o.Name, t)), jetstream.WithPurgeSequence(last+1))
-		if err != nil {
-			return fmt.Errorf("remove the messages of %s/%s up to %d: %w", o.Name, t, last, err)
+		for _, subject := range []string{schema.EventSubject(o.Name, t), schema.EventSubject(o.Name, t) + ".*"} {
+			if err := k.Stream.Purge(ctx, jetstream.WithPurgeSubject(subject), jetstream.WithPurgeSequence(last+1)); err != nil {
+				return fmt.Errorf("remove the messages of %s/%s up to %d: %w", o.Name, t, last, err)
+			}
 		}
 	}
 	data, err := json.Marshal(map[string]any{"partitions": len(old), "rows": rows, "from": old[0].partition.Hour, "to": end, "reason": reason})

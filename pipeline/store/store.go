@@ -22,6 +22,8 @@ import (
 type Options struct {
 	// URL is http://, https:// or clickhouse:// (the native protocol; clickhouses:// or ?secure=true
 	// with TLS), with host, port and, if not given below, user and password. Its path is the database.
+	// Several, separated by commas, are ways to the same data, of which the first that answers is used: what is
+	// stored by one has to be seen by the others at once, or what was stored would be stored again.
 	URL          string
 	Username     string
 	Password     string
@@ -86,33 +88,36 @@ func (s *Store) Ping(ctx context.Context) error { return s.conn.Ping(ctx) }
 func (s *Store) Conn() driver.Conn { return s.conn }
 
 func options(o Options) (*clickhouse.Options, error) {
-	u, err := url.Parse(o.URL)
-	if err != nil {
-		return nil, fmt.Errorf("clickhouse.url: %w", errors.Unwrap(err))
-	}
 	opt := &clickhouse.Options{
-		Settings: clusterSettings(o.Cluster),
-		Addr:     []string{u.Host}, MaxOpenConns: 16, MaxIdleConns: 8, DialTimeout: 10 * time.Second, ReadTimeout: 5 * time.Minute,
+		Settings:     clusterSettings(o.Cluster),
+		MaxOpenConns: 16, MaxIdleConns: 8, DialTimeout: 10 * time.Second, ReadTimeout: 5 * time.Minute,
 		Auth: clickhouse.Auth{Username: o.Username, Password: o.Password, Database: o.Database},
 	}
-	secure := u.Query().Get("secure") == "true"
-	switch u.Scheme {
-	case "http":
-		opt.Protocol = clickhouse.HTTP
-	case "https":
-		opt.Protocol, secure = clickhouse.HTTP, true
-	case "clickhouse", "tcp":
-		opt.Protocol = clickhouse.Native
-	case "clickhouses":
-		opt.Protocol, secure = clickhouse.Native, true
-	default:
-		return nil, fmt.Errorf("clickhouse.url %q: the scheme is not known: use http://, https:// or clickhouse://", u.Redacted())
+	var u *url.URL
+	secure := false
+	for n, text := range strings.Split(o.URL, ",") {
+		next, err := url.Parse(strings.TrimSpace(text))
+		if err != nil {
+			return nil, fmt.Errorf("clickhouse.url: %w", errors.Unwrap(err))
+		}
+		protocol, tls, err := protocolOf(next)
+		if err != nil {
+			return nil, err
+		}
+		if n > 0 && (protocol != opt.Protocol || tls != secure) {
+			return nil, fmt.Errorf("clickhouse.url names %q beside %q: give all the same scheme", next.Redacted(), u.Redacted())
+		}
+		if n == 0 {
+			u, opt.Protocol, secure = next, protocol, tls
+		}
+		host := next.Host
+		if next.Port() == "" {
+			host += ":" + defaultPort(protocol, tls)
+		}
+		opt.Addr = append(opt.Addr, host)
 	}
-	if u.Host == "" {
-		return nil, fmt.Errorf("clickhouse.url %q names no host: write http://host:8123 or clickhouse://host:9000", u.Redacted())
-	}
-	if u.Port() == "" {
-		opt.Addr[0] = u.Host + ":" + defaultPort(opt.Protocol, secure)
+	if len(opt.Addr) > 1 {
+		opt.DialStrategy = (&endpoints{}).dial
 	}
 	if o.MaxConnections > 0 {
 		opt.MaxOpenConns, opt.MaxIdleConns = o.MaxConnections, o.MaxConnections
@@ -150,6 +155,27 @@ func options(o Options) (*clickhouse.Options, error) {
 		}
 	}
 	return opt, nil
+}
+
+// protocolOf reads a URL's scheme.
+func protocolOf(u *url.URL) (p clickhouse.Protocol, secure bool, err error) {
+	secure = u.Query().Get("secure") == "true"
+	switch u.Scheme {
+	case "http":
+		p = clickhouse.HTTP
+	case "https":
+		p, secure = clickhouse.HTTP, true
+	case "clickhouse", "tcp":
+		p = clickhouse.Native
+	case "clickhouses":
+		p, secure = clickhouse.Native, true
+	default:
+		return p, false, fmt.Errorf("clickhouse.url %q: the scheme is not known: use http://, https:// or clickhouse://", u.Redacted())
+	}
+	if u.Host == "" {
+		return p, false, fmt.Errorf("clickhouse.url %q names no host: write http://host:8123 or clickhouse://host:9000", u.Redacted())
+	}
+	return p, secure, nil
 }
 
 func defaultPort(p clickhouse.Protocol, secure bool) string {

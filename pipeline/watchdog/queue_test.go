@@ -133,7 +133,9 @@ func TestDeletedConsumerIsRestored(t *testing.T) {
 	var floor broker.Floor
 	q := watchdog.Watch(t.Context(), consumer, watchdog.Config{
 		Role: "writer", Lease: lease, Logger: slog.New(slog.DiscardHandler),
-		Restore: func(ctx context.Context) error { return c.RestoreConsumer(ctx, broker.StreamAudit, floor) },
+		Restore: func(ctx context.Context) error {
+			return c.RestoreConsumer(ctx, broker.StreamAudit, broker.ConsumerWriter, floor)
+		},
 	})
 	publish(t, c, 10)
 	for round, want := range []struct {

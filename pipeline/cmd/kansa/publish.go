@@ -17,13 +17,22 @@ import (
 
 // natsFlags say how a tool reaches the broker.
 type natsFlags struct {
-	NATS        string `name:"nats" default:"nats://127.0.0.1:4222" env:"KANSA_NATS_URL" help:"Address of NATS (${default})."`
-	Credentials string `placeholder:"FILE" env:"KANSA_NATS_CREDENTIALS" help:"NATS credentials file."`
-	CAFile      string `name:"ca-file" placeholder:"FILE" help:"Certificates to trust (PEM)."`
+	NATS         string `name:"nats" default:"nats://127.0.0.1:4222" env:"KANSA_NATS_URL" help:"Address of NATS (${default}); several are separated by commas."`
+	Credentials  string `placeholder:"FILE" env:"KANSA_NATS_CREDENTIALS" help:"NATS credentials file: a JWT and its seed."`
+	NKey         string `name:"nkey" placeholder:"FILE" env:"KANSA_NATS_NKEY" help:"Seed of an NKey to log in with."`
+	User         string `placeholder:"NAME" env:"KANSA_NATS_USER" help:"User to log in as, with --password-file."`
+	PasswordFile string `placeholder:"FILE" env:"KANSA_NATS_PASSWORD_FILE" help:"File with the user's password."`
+	TokenFile    string `placeholder:"FILE" env:"KANSA_NATS_TOKEN_FILE" help:"File with a token to log in with."`
+	CA           string `name:"tls-ca" aliases:"ca-file" placeholder:"FILE" env:"KANSA_NATS_CA" help:"Certificates of NATS to trust (PEM)."`
+	Cert         string `name:"tls-cert" placeholder:"FILE" env:"KANSA_NATS_CERT" help:"Certificate to show to NATS (PEM)."`
+	Key          string `name:"tls-key" placeholder:"FILE" env:"KANSA_NATS_KEY" help:"Its key."`
 }
 
 func (f *natsFlags) connect(ctx context.Context, name string) (*broker.Client, error) {
-	c, err := broker.Connect(ctx, broker.Options{URL: f.NATS, Name: name, CredentialsFile: f.Credentials, CAFile: f.CAFile})
+	c, err := broker.Connect(ctx, broker.Options{
+		URL: f.NATS, Name: name, CredentialsFile: f.Credentials, NKeyFile: f.NKey, Username: f.User, PasswordFile: f.PasswordFile, TokenFile: f.TokenFile,
+		CAFile: f.CA, CertFile: f.Cert, KeyFile: f.Key,
+	})
 	if err != nil {
 		return nil, fmt.Errorf("%w\nIs kansa up running there? Name another address with --nats", err)
 	}

@@ -65,8 +65,10 @@ func (b *bench) search(ctx context.Context) (err error) {
 	t := table{
 		title:  fmt.Sprintf("Searches of one organization, %s events", number(float64(rows))),
 		header: []string{"filter", "newest 50, p50 ms", "p95 ms", "histogram of 28 days, p50 ms", "p95 ms"},
-		notes: []string{"Each time with the values of another event, drawn from all of them; what the console and the API ask, without HTTP.",
-			"The histogram is asked after the page, which for a text has remembered where it is not."},
+		notes: []string{
+			"Each time with the values of another event, drawn from all of them; what the console and the API ask, without HTTP.",
+			"The histogram is asked after the page, which for a text has remembered where it is not.",
+		},
 	}
 	times := scale(b, 40, 10)
 	some, err := s.some(ctx, times)

@@ -56,6 +56,8 @@ type Principal struct {
 	Role Role   `json:"role"`
 	// Organization is the one it may act for; empty is the operator's: all of them.
 	Organization string `json:"organization,omitempty"`
+	// Until is when a key expires.
+	Until time.Time `json:"-"`
 }
 
 // May says whether p may act in a role for an organization.
@@ -187,6 +189,32 @@ func (s *Store) RevokeKey(ctx context.Context, name string) (*Key, error) {
 	return &k.Key, errors.Join(s.KV.Delete(ctx, prefixKey+name), s.KV.Delete(ctx, "secret."+k.Hash))
 }
 
+// FollowKeys calls began when it follows, and then revoked whenever a key was, until ctx ends or something fails. What was revoked before
+// it began, Keys tells.
+func (s *Store) FollowKeys(ctx context.Context, began func() error, revoked func(name string)) error {
+	w, err := s.KV.Watch(ctx, prefixKey+"*", jetstream.UpdatesOnly(), jetstream.MetaOnly())
+	if err != nil {
+		return fmt.Errorf("follow the keys: %w", err)
+	}
+	defer func() { _ = w.Stop() }() // nothing depends on it any more
+	if err := began(); err != nil {
+		return err
+	}
+	for {
+		select {
+		case <-ctx.Done():
+			return nil
+		case entry, ok := <-w.Updates():
+			if !ok {
+				return errors.New("follow the keys: the watch has ended")
+			}
+			if entry != nil && entry.Operation() != jetstream.KeyValuePut {
+				revoked(strings.TrimPrefix(entry.Key(), prefixKey))
+			}
+		}
+	}
+}
+
 // Keys lists the keys of an organization, or all.
 func (s *Store) Keys(ctx context.Context, organization string) ([]Key, error) {
 	return list(ctx, s, prefixKey, organization, func(k *keptKey) (Key, string) { return k.Key, k.Organization })
@@ -212,7 +240,7 @@ func (s *Store) ByKey(ctx context.Context, secret string) (*Principal, error) {
 	case subtle.ConstantTimeCompare([]byte(k.Hash), []byte(h)) != 1:
 		return nil, ErrUnknown
 	}
-	p := &Principal{Kind: "key", ID: k.Name, Role: k.Role, Organization: k.Organization}
+	p := &Principal{Kind: "key", ID: k.Name, Role: k.Role, Organization: k.Organization, Until: k.Expires}
 	if !s.now().Before(k.Expires) {
 		return p, ErrUnknown
 	}

@@ -23,9 +23,9 @@ import (
 
 	"github.com/kansa-audit/kansa/consumers/exporter"
 	"github.com/kansa-audit/kansa/pipeline/access"
-	"github.com/kansa-audit/kansa/pipeline/rate"
 	"github.com/kansa-audit/kansa/pipeline/integrity"
 	"github.com/kansa-audit/kansa/pipeline/operator"
+	"github.com/kansa-audit/kansa/pipeline/rate"
 	"github.com/kansa-audit/kansa/pipeline/request"
 	"github.com/kansa-audit/kansa/pipeline/store"
 	"github.com/kansa-audit/kansa/pipeline/verify"

@@ -84,6 +84,14 @@ type NATS struct {
 	// Listen and Port are where the embedded broker takes connections; port 0 chooses a free one.
 	Listen string `yaml:"listen"`
 	Port   int    `yaml:"port"`
+	// TLSCertFile and TLSKeyFile are the embedded broker's own certificate (PEM), read again at each connection; without, it speaks in
+	// plain: then let nobody reach it but over a network that nobody reads.
+	TLSCertFile string `yaml:"tls_cert_file"`
+	TLSKeyFile  string `yaml:"tls_key_file"`
+	// RequireLogin has the embedded broker take nobody without an API key, as a token or password: of a publisher for the events of its
+	// organization, of an admin of all organizations for everything. It is always so where listen is more than this machine;
+	// else programs on this machine need none.
+	RequireLogin bool `yaml:"require_login"`
 }
 
 // Streams are the settings of the streams.
@@ -368,6 +376,7 @@ func (c *Config) Check() error {
 	if !c.Encryption.Streams.Set() && c.Encryption.StreamsBefore.Set() {
 		fault("encryption.streams_before is set without encryption.streams: give the new key, too; a broker can not go back to plain files")
 	}
+	c.NATS.check(fault)
 	if c.NATS.URL != "" && c.Encryption.Streams.Set() {
 		fault("encryption.streams is for the embedded broker: set jetstream.key on the servers of nats.url instead")
 	}
@@ -434,6 +443,15 @@ func (c *Config) Check() error {
 		}
 	})
 	return errors.Join(faults...)
+}
+
+func (n *NATS) check(fault func(format string, v ...any)) {
+	if (n.TLSCertFile == "") != (n.TLSKeyFile == "") {
+		fault("nats.tls_cert_file and nats.tls_key_file belong together: set both")
+	}
+	if n.URL != "" && (n.TLSCertFile != "" || n.RequireLogin) {
+		fault("nats.tls_cert_file and nats.require_login are for the embedded broker: the servers of nats.url have their own settings, see deploy/nats")
+	}
 }
 
 func (g *Gateway) check(fault func(format string, v ...any)) {

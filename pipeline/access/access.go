@@ -103,7 +103,18 @@ type User struct {
 	Role         Role      `json:"role"`
 	Created      time.Time `json:"created"`
 	By           string    `json:"by"`
+	// SignIn is how he signs in: by password, or openid. Neither opens to who has the other.
+	SignIn SignIn `json:"sign_in,omitempty" enum:"password,openid" doc:"By password if left out; openid needs api.oidc"`
 }
+
+// SignIn is a way to sign in.
+type SignIn string
+
+// The ways. The zero value is Password.
+const (
+	Password SignIn = "password"
+	OpenID   SignIn = "openid"
+)
 
 type keptKey struct {
 	Key
@@ -114,6 +125,9 @@ type keptUser struct {
 	User
 	Salt []byte `json:"salt"`
 	Hash []byte `json:"hash"` // argon2id
+	// Issuer and Subject are what the OpenID provider knows him by, from his first sign-in on: his name there may become another's.
+	Issuer  string `json:"issuer,omitempty"`
+	Subject string `json:"subject,omitempty"`
 }
 
 type session struct {
@@ -279,7 +293,20 @@ func (s *Store) SetUser(ctx context.Context, u User, password string) error {
 	if err != nil && !errors.Is(err, ErrNone) {
 		return err
 	}
-	if password != "" || !there {
+	switch {
+	case u.SignIn == "" && kept.SignIn == OpenID && password == "":
+		u.SignIn = OpenID // it stays
+	case u.SignIn == OpenID && password != "":
+		return &schema.Fault{Field: "password", Problem: "is given to who signs in by OpenID", Remedy: "leave it out"}
+	case u.SignIn == Password:
+		u.SignIn = ""
+	}
+	if u.SignIn == OpenID {
+		kept.Salt, kept.Hash = nil, nil
+	} else {
+		kept.Issuer, kept.Subject = "", ""
+	}
+	if u.SignIn != OpenID && (password != "" || !there || kept.Hash == nil) {
 		if n := len(password); n < shortestPassword || n > longestPassword {
 			return &schema.Fault{Field: "password", Problem: fmt.Sprintf("has %d bytes", n), Remedy: fmt.Sprintf("give %d to %d", shortestPassword, longestPassword)}
 		}
@@ -331,7 +358,7 @@ func (s *Store) SignIn(ctx context.Context, name, password string) (token string
 	if err != nil {
 		return "", nil, ErrUnknown
 	}
-	if subtle.ConstantTimeCompare(got, u.Hash) != 1 {
+	if u.SignIn == OpenID || subtle.ConstantTimeCompare(got, u.Hash) != 1 {
 		return "", u.principal(), ErrUnknown
 	}
 	return s.begin(ctx, &u.User)

@@ -37,6 +37,8 @@ import (
 // Audit are the parts behind the reading of events and the changing of settings; there is neither without them.
 type Audit struct {
 	Access *access.Store
+	// OpenID is another way to sign in; nil if there is none.
+	OpenID *OpenID
 	Store  *store.Store
 	Bucket *blob.Bucket
 	States exporter.States

@@ -218,6 +218,10 @@ type session struct {
 	Body      access.Principal
 }
 
+func (a *audit) sessionCookie(token string) http.Cookie {
+	return http.Cookie{Name: sessionCookie, Value: token, Path: "/", HttpOnly: true, Secure: a.o.Secure, SameSite: http.SameSiteLaxMode}
+}
+
 // signIn registers how a browser's session begins and ends.
 func (a *audit) signIn() {
 	open := huma.Middlewares{func(ctx huma.Context, next func(huma.Context)) {
@@ -239,7 +243,7 @@ func (a *audit) signIn() {
 		}
 		a.tell(ctx, w, "signin.allowed", "signin", schema.Success, p.Organization, "password", nil)
 		return &session{
-			SetCookie: http.Cookie{Name: sessionCookie, Value: token, Path: "/", HttpOnly: true, Secure: a.o.Secure, SameSite: http.SameSiteLaxMode},
+			SetCookie: a.sessionCookie(token),
 			Body:      *p,
 		}, nil
 	}
@@ -258,6 +262,7 @@ func (a *audit) signIn() {
 		}
 		return begin(ctx, in.Body.Name, in.Body.Password)
 	})
+	a.openID(open)
 	register(a, huma.Operation{
 		OperationID: "who-am-i", Method: http.MethodGet, Path: "/api/v1/session", Summary: "Who is signed in", Tags: []string{"access"},
 	}, func(ctx context.Context, _ *struct{}) (*struct{ Body access.Principal }, error) {

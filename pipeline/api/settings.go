@@ -359,9 +359,10 @@ func (a *audit) people() {
 			return &list[access.User]{all}, err
 		})
 	type userBody struct {
-		Organization string      `json:"organization,omitempty" maxLength:"64"`
-		Role         access.Role `json:"role" enum:"publisher,auditor,admin"`
-		Password     string      `json:"password,omitempty" maxLength:"1024" doc:"Stays if left out"`
+		Organization string        `json:"organization,omitempty" maxLength:"64"`
+		Role         access.Role   `json:"role" enum:"publisher,auditor,admin"`
+		Password     string        `json:"password,omitempty" maxLength:"1024" doc:"Stays if left out"`
+		SignIn       access.SignIn `json:"sign_in,omitempty" enum:"password,openid" doc:"Stays if left out; password for a new one"`
 	}
 	type putUser struct {
 		Name string `path:"name" maxLength:"64"`
@@ -390,7 +391,7 @@ func (a *audit) people() {
 			if err := mine(ctx, w, in.Name, access.ErrTaken); err != nil {
 				return nil, err
 			}
-			u := access.User{Name: in.Name, Organization: in.Body.Organization, Role: in.Body.Role, By: w.String()}
+			u := access.User{Name: in.Name, Organization: in.Body.Organization, Role: in.Body.Role, By: w.String(), SignIn: in.Body.SignIn}
 			if err := a.o.Access.SetUser(ctx, u, in.Body.Password); err != nil {
 				return nil, err
 			}

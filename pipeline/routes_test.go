@@ -157,7 +157,7 @@ const whoText = `
 Each route of the API as everybody asks it about the organization acme: nobody, who has not signed in (and may publish from the same machine alone); a key or user of acme; one of
 another organization, whose other roles get no more; and an operator's, which belongs to none. ` + "`yes`" + ` is an answer, a number the status of the refusal: 401 without a key or session that is known, 403 where the role is not enough
 or the organization another one, 404 where it could be told from the answer that there is something. What one of another organization is answered is the same whether there
-is what he asks for or not. Names of users and keys are of the whole system: a name that somebody else has is a 409 to who wants it. ` + "`TestEveryRouteAsEverybody`" + ` writes this page.
+is what he asks for or not. The routes of OpenID are a 404 for everybody where it is not configured. Names of users and keys are of the whole system: a name that somebody else has is a 409 to who wants it. ` + "`TestEveryRouteAsEverybody`" + ` writes this page.
 `
 
 func (r *route) id(t *testing.T) string {
@@ -329,10 +329,13 @@ func everyRoute(t *testing.T, s *pipeline.System, maker client, event string) ma
 		"POST /api/v1/keys":           {thing: fresh, absent: "absent", body: `{"name":"{id}","organization":"{organization}","role":"auditor"}`},
 		"DELETE /api/v1/keys/{name}":  {thing: key, absent: "absent"},
 
-		"POST /api/v1/session":   {body: `{"name":"` + signIn + `","password":"a long password"}`, open: true},
-		"GET /api/v1/session":    {},
-		"DELETE /api/v1/session": {},
-		"POST /api/v1/first":     {body: `{"token":"wrong","name":"first","password":"a long password"}`, open: true},
+		"POST /api/v1/session":                {body: `{"name":"` + signIn + `","password":"a long password"}`, open: true},
+		"GET /api/v1/session":                 {},
+		"DELETE /api/v1/session":              {},
+		"GET /api/v1/session/ways":            {open: true},
+		"GET /api/v1/session/openid":          {open: true, also: http.StatusNotFound},
+		"GET /api/v1/session/openid/callback": {open: true, also: http.StatusNotFound},
+		"POST /api/v1/first":                  {body: `{"token":"wrong","name":"first","password":"a long password"}`, open: true},
 	}
 }
 

@@ -252,9 +252,9 @@ type API struct {
 // OIDC is an OpenID provider; there is none without an issuer. It has to know exports.public_url followed by
 // /api/v1/session/openid/callback as where it may lead browsers back to.
 type OIDC struct {
-	Issuer   string `yaml:"issuer"` // https://login.example.com/realm
-	ClientID string `yaml:"client_id"`
-	// ClientSecret is read at the start.
+	Issuer string `yaml:"issuer"` // https://login.example.com/realm
+	// ClientID is what the provider calls us by; ClientSecret is read at the start.
+	ClientID     string `yaml:"client_id"`
 	ClientSecret Secret `yaml:"client_secret"`
 	// Scopes are asked for besides openid.
 	Scopes []string `yaml:"scopes"`
@@ -272,9 +272,9 @@ type OIDC struct {
 
 // GroupRole is what a group gives.
 type GroupRole struct {
-	Group        string `yaml:"group"`
-	Role         string `yaml:"role"` // auditor or admin
-	Organization string `yaml:"organization,omitempty"`
+	Group        string `yaml:"group"`                  // as the claim has it
+	Role         string `yaml:"role"`                   // auditor or admin
+	Organization string `yaml:"organization,omitempty"` // that the role is for
 }
 
 // Health is what the process says of itself.
@@ -480,7 +480,7 @@ func (c *Config) Check() error {
 func (c *Config) checkOIDC(fault func(format string, v ...any)) {
 	o := &c.API.OIDC
 	if o.Issuer == "" {
-		if o.ClientID != "" || o.ClientSecret.Set() || len(o.Roles) > 0 || o.Create {
+		if o.ClientID != "" || o.ClientSecret.Set() || o.Create {
 			fault("api.oidc has no issuer: give the address of the OpenID provider")
 		}
 		return

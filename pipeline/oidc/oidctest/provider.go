@@ -68,7 +68,7 @@ func (p *Provider) Is(claims map[string]any, change func(claims map[string]any))
 	p.claims, p.change, p.forge, p.deny = claims, change, false, false
 }
 
-// Forge has the next id_tokens signed by another key, Deny has people refused.
+// Forge has id_tokens signed by another key.
 func (p *Provider) Forge() { p.mu.Lock(); p.forge = true; p.mu.Unlock() }
 
 // Deny has people refused.

@@ -177,7 +177,7 @@ func TestOpenID(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	res.Body.Close()
+	defer res.Body.Close()
 	if at, _ := led.open(t, res.Header.Get("Location")); at != "/?sign-in=refused" || led.who(t).ID != "" {
 		t.Errorf("another browser is led to %s", at)
 	}

@@ -24,7 +24,7 @@ import (
 	"github.com/kansa-audit/kansa/schema/sample"
 )
 
-// Z11: the whole path with everything encrypted at rest: events are stored, rolled up and delivered, the archive is an
+// Requirements Z11, B10: the whole path with everything encrypted at rest: events are stored, rolled up and delivered, the archive is an
 // archive as any other, and whoever has the key can verify the store.
 func TestEncryptedSystem(t *testing.T) {
 	t.Parallel()

@@ -188,7 +188,8 @@ type Rollup struct {
 
 // Partitions are the stored hours.
 type Partitions struct {
-	// URL is a bucket: file:///path. A folder of data_dir if empty.
+	// URL is a bucket: file:///path, or s3://bucket?region=eu-central-1 with the credentials of the AWS SDK's usual places (endpoint=… and
+	// use_path_style=true for other servers of S3, which must know If-None-Match). A folder of data_dir if empty.
 	URL string `yaml:"url"`
 }
 

@@ -2,7 +2,7 @@
 import { h, field, badge, confirm, dialog, toast, copy, note } from './dom.js';
 import { t, time, ago } from './text.js';
 import { get, post, put, del } from './api.js';
-import { go } from './app.js';
+import { go } from './route.js';
 
 const roles = ['publisher', 'auditor', 'admin'];
 

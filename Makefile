@@ -80,7 +80,7 @@ PARALLEL ?= 3
 GENERATION ?= -1
 RACE ?=
 RESULT ?=
-HEAL ?= 1m
+HEAL ?= 3m
 CHAOS_DIR ?= $(if $(TMPDIR),$(TMPDIR),/tmp)
 chaos: engine test-tools ## break it at random points, and hold it to its promises (SEED=7 ITERATIONS=50)
 	@mkdir -p build

@@ -310,7 +310,7 @@ const scenes = {
       assert.ok(Math.abs(await bar.evaluate((b) => b.position) - value) < 0.01);
       await audit('exports, one under way');
       await shot('exports-under-way');
-      await page.unroute('**/organizations/acme/exports');
+      await page.unrouteAll({ behavior: 'wait' }); // one may be on its way
     };
     await doing((e) => ({ sent: Math.round(e.bytes * 0.42) }), /4[12] % · .* \/ /, 0.42);
     await doing(() => ({ bytes: undefined, rows_rendered: 2500, rows_to_render: 10000 }), 'Rendering: 25 % · 2,500 of 10,000 events', 0.25);

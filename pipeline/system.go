@@ -7,10 +7,12 @@ import (
 	"fmt"
 	"log/slog"
 	"maps"
+	"net"
 	"net/http"
 	"os"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"sync/atomic"
 	"time"
 
@@ -42,6 +44,7 @@ import (
 	"github.com/kansa-audit/kansa/pipeline/repair"
 	"github.com/kansa-audit/kansa/pipeline/retention"
 	"github.com/kansa-audit/kansa/pipeline/settings"
+	"github.com/kansa-audit/kansa/pipeline/status"
 	"github.com/kansa-audit/kansa/pipeline/store"
 	"github.com/kansa-audit/kansa/pipeline/watchdog"
 	"github.com/kansa-audit/kansa/producers"
@@ -55,7 +58,9 @@ type Options struct {
 	Roles  []Role
 	// EngineCommand runs the embedded engine's process: this program and its hidden subcommand.
 	EngineCommand []string
-	Logger        *slog.Logger
+	// Version of this program, for those who ask.
+	Version string
+	Logger  *slog.Logger
 }
 
 // System is a running pipeline. Its parts are there to be looked at; they are closed by Close.
@@ -87,6 +92,9 @@ type System struct {
 	verifications jetstream.KeyValue
 	measured      atomic.Pointer[metrics.Sources] // set when all roles have started
 	checks        atomic.Pointer[[]health.Check]  // set when all roles have started
+	registry      *metrics.Registry
+	lately        lately
+	certificates  *health.Certificates
 	watched       map[Role][]*watchdog.Queue
 	floor         *floor.Floor
 	shards        []*health.Floor // of the writer; none if the role is not here
@@ -102,6 +110,7 @@ type System struct {
 // published. ctx bounds the start only.
 func Start(ctx context.Context, o Options) (_ *System, err error) {
 	s := &System{Config: o.Config, log: o.Logger, watched: map[Role][]*watchdog.Queue{}, shared: make(chan error, 1)}
+	s.registry = metrics.New(s.measured.Load, s.log.With(slog.String("part", "metrics")))
 	defer func() {
 		if err != nil {
 			err = errors.Join(err, s.Close())
@@ -138,6 +147,13 @@ func Start(ctx context.Context, o Options) (_ *System, err error) {
 		return nil, err
 	}
 	s.roles.Go(func() error { return s.retentions.Follow(s.ended) })
+	s.certificates = s.certificatesOf()
+	names := make([]string, len(o.Roles))
+	for i, r := range o.Roles {
+		names[i] = string(r)
+	}
+	me := status.This(o.Version, names)
+	s.roles.Go(func() error { return status.Serve(s.ended, s.Client.NC, me, s.status) })
 	if e := s.Engine; e != nil {
 		// Its supervisor has tried and given up; what runs on without it would only look alive.
 		s.roles.Go(func() error {
@@ -222,14 +238,8 @@ func (s *System) Close() error {
 // connect reaches the broker, starting it if it is the embedded one, and sets it up.
 func (s *System) connect(ctx context.Context) (err error) {
 	c := s.Config
-	o := broker.Options{
-		URL: c.NATS.URL, Name: "pipeline", CredentialsFile: c.NATS.CredentialsFile, NKeyFile: c.NATS.NKeyFile, Username: c.NATS.Username,
-		PasswordFile: c.NATS.PasswordFile, TokenFile: c.NATS.TokenFile, CAFile: c.NATS.CAFile, CertFile: c.NATS.CertFile, KeyFile: c.NATS.KeyFile,
-		MonitorURL: c.NATS.MonitorURL, AssumeSyncAlways: c.NATS.AssumeSyncAlways, Logger: s.log,
-	}
-	if c.Streams.Replicas > 1 {
-		o.Timeout = clusterTimeout
-	}
+	o := brokerOptions(c)
+	o.Logger = s.log
 	if o.URL == "" {
 		var key, before []byte
 		if key, err = c.Encryption.Streams.Read(ctx); err != nil {
@@ -261,6 +271,29 @@ func (s *System) connect(ctx context.Context) (err error) {
 	}
 	s.floor = &floor.Floor{Broker: s.Client, Stream: stream, Grace: c.Rollup.Grace}
 	return nil
+}
+
+// brokerOptions say how a configuration reaches the broker; without a URL if it is the embedded one.
+func brokerOptions(c *config.Config) broker.Options {
+	o := broker.Options{
+		URL: c.NATS.URL, Name: "pipeline", CredentialsFile: c.NATS.CredentialsFile, NKeyFile: c.NATS.NKeyFile, Username: c.NATS.Username,
+		PasswordFile: c.NATS.PasswordFile, TokenFile: c.NATS.TokenFile, CAFile: c.NATS.CAFile, CertFile: c.NATS.CertFile, KeyFile: c.NATS.KeyFile,
+		MonitorURL: c.NATS.MonitorURL, AssumeSyncAlways: c.NATS.AssumeSyncAlways,
+	}
+	if c.Streams.Replicas > 1 {
+		o.Timeout = clusterTimeout
+	}
+	return o
+}
+
+// ConnectTool connects a tool to the broker of a configuration, the embedded one included, if it runs.
+func ConnectTool(ctx context.Context, c *config.Config, name string) (*broker.Client, error) {
+	o := brokerOptions(c)
+	o.Name = name
+	if o.URL == "" {
+		o.URL = "nats://" + net.JoinHostPort(c.NATS.Listen, strconv.Itoa(c.NATS.Port))
+	}
+	return broker.Connect(ctx, o)
 }
 
 // clusterTimeout is how long a request waits for a server that may be gone: less than an election takes.
@@ -600,7 +633,7 @@ func (s *System) serve(ctx context.Context, o api.Options, publisher *producers.
 	if o.Routes == nil {
 		o.Routes = map[string]http.Handler{}
 	}
-	o.Routes["GET /metrics"] = metrics.Handler(s.measured.Load, s.log.With(slog.String("part", "metrics")))
+	o.Routes["GET /metrics"] = s.registry.Handler()
 	o.Ready, o.Logger = health.Handler(s.currentChecks), s.log.With(slog.String("part", "api"))
 	if s.API, err = api.Start(ctx, o); err != nil {
 		return err

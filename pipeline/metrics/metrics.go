@@ -6,8 +6,10 @@ package metrics
 import (
 	"context"
 	"errors"
+	"fmt"
 	"log/slog"
 	"net/http"
+	"strings"
 	"time"
 
 	"github.com/nats-io/nats.go/jetstream"
@@ -48,13 +50,55 @@ type Sources struct {
 // scrapeTimeout bounds one look at everything.
 const scrapeTimeout = 5 * time.Second
 
-// Handler serves the metrics of this process, and of the sources once there are any.
-func Handler(sources func() *Sources, log *slog.Logger) http.Handler {
-	registry := prometheus.NewRegistry()
-	registry.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}), &collector{sources, log})
-	return promhttp.HandlerFor(registry, promhttp.HandlerOpts{
-		ErrorHandling: promhttp.ContinueOnError, ErrorLog: slog.NewLogLogger(log.Handler(), slog.LevelWarn),
+// Registry has the metrics of this process, and of the sources once there are any.
+type Registry struct {
+	registry *prometheus.Registry
+	log      *slog.Logger
+}
+
+// New returns a registry.
+func New(sources func() *Sources, log *slog.Logger) *Registry {
+	r := &Registry{prometheus.NewRegistry(), log}
+	r.registry.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}), &collector{sources: sources, log: log})
+	return r
+}
+
+// Handler serves them to Prometheus.
+func (r *Registry) Handler() http.Handler {
+	return promhttp.HandlerFor(r.registry, promhttp.HandlerOpts{
+		ErrorHandling: promhttp.ContinueOnError, ErrorLog: slog.NewLogLogger(r.log.Handler(), slog.LevelWarn),
 	})
+}
+
+// Figures are the counters and gauges of Kansa and of its process, by name and labels as Prometheus writes them.
+func (r *Registry) Figures() map[string]float64 {
+	families, err := r.registry.Gather()
+	if err != nil { // the others are there all the same
+		r.log.Warn("figures are not complete", slog.Any("error", err))
+	}
+	all := map[string]float64{}
+	for _, f := range families {
+		if !strings.HasPrefix(f.GetName(), "kansa_") && !strings.HasPrefix(f.GetName(), "process_") {
+			continue
+		}
+		for _, m := range f.GetMetric() {
+			var labels []string
+			for _, l := range m.GetLabel() {
+				labels = append(labels, fmt.Sprintf("%s=%q", l.GetName(), l.GetValue()))
+			}
+			name := f.GetName()
+			if len(labels) > 0 {
+				name += "{" + strings.Join(labels, ",") + "}"
+			}
+			switch {
+			case m.GetCounter() != nil:
+				all[name] = m.GetCounter().GetValue()
+			case m.GetGauge() != nil:
+				all[name] = m.GetGauge().GetValue()
+			}
+		}
+	}
+	return all
 }
 
 func desc(name, help string, labels ...string) *prometheus.Desc {

@@ -13,8 +13,10 @@ import (
 	"testing"
 	"time"
 
+	"github.com/kansa-audit/kansa/pipeline/access"
 	"github.com/kansa-audit/kansa/pipeline/pipelinetest"
 	"github.com/kansa-audit/kansa/producers"
+	"github.com/kansa-audit/kansa/producers/gateway"
 	"github.com/kansa-audit/kansa/schema"
 )
 
@@ -101,6 +103,17 @@ scrape_configs:
 		t.Fatal(err)
 	}
 	if _, err := s.Client.JS.Publish(t.Context(), schema.EventSubject("acme", schema.Activity), []byte("no event")); err != nil {
+		t.Fatal(err)
+	}
+
+	// A request, and a key that expires one day.
+	event := fmt.Sprintf(`{"occurred_at":%q,"organization":"acme","trail":"activity","source":"test","event":"thing.done","action":"do"}`, time.Now().UTC().Format(time.RFC3339))
+	res, err := http.Post(s.API.URL()+gateway.Path, "application/json", strings.NewReader(event))
+	if err != nil {
+		t.Fatal(err)
+	}
+	res.Body.Close()
+	if _, err := s.Access.CreateKey(t.Context(), &access.Key{Name: "bi", Role: access.Auditor, By: "a test", Expires: time.Now().AddDate(0, 3, 0)}); err != nil {
 		t.Fatal(err)
 	}
 

@@ -19,13 +19,19 @@ import (
 
 // status answers those who ask all processes at once.
 func (s *System) status(ctx context.Context, q status.Question) *status.Status {
-	st := &status.Status{Figures: s.registry.Figures()}
-	st.Health = s.lately.run(ctx, s.currentChecks())
+	st := &status.Status{}
+	var asking sync.WaitGroup
+	asking.Go(func() { st.Figures = s.registry.Figures() })
 	if q.Checks {
-		st.Facts = s.facts(ctx)
+		asking.Go(func() { st.Facts = s.facts(ctx) })
 	}
+	st.Health = s.lately.run(ctx, s.currentChecks())
+	asking.Wait()
 	return st
 }
+
+// factsWithin bounds the search for facts: what does not answer is a finding of the checks.
+const factsWithin = 3 * time.Second
 
 // lately is what the checks found, for all who need not know it to the second: a scrape and a question may come together.
 type lately struct {
@@ -48,6 +54,8 @@ func (l *lately) run(ctx context.Context, checks []health.Check) health.Report {
 
 // facts are what is neither good nor bad.
 func (s *System) facts(ctx context.Context) []status.Fact {
+	ctx, cancel := context.WithTimeout(ctx, factsWithin)
+	defer cancel()
 	c := s.Config
 	all := []status.Fact{{Name: "broker", Value: s.Client.NC.ConnectedServerVersion() + " at " + s.NATSURL()}}
 	switch {

@@ -189,10 +189,21 @@ func Start(ctx context.Context, o Options) (_ *System, err error) {
 	if err != nil {
 		return nil, err
 	}
-	s.measured.Store(&metrics.Sources{
+	measured := &metrics.Sources{
 		JS: s.Client.JS, Floor: s.floor, Writer: s.Writer, Rollup: s.Rollup, Exporter: s.Exporter, Progress: progress, Hour: o.Config.Rollup.Hour,
 		Gateway: s.Gateway, Recording: recording.New(s.Client.JS), Shards: s.shards, Disks: s.disks(), Restarts: s.restarts(),
-	})
+		Certificates: s.certificates, Report: func(ctx context.Context) health.Report { return s.lately.run(ctx, s.currentChecks()) },
+	}
+	if s.Engine != nil {
+		measured.Engine = s.Engine
+	}
+	if s.Settings != nil {
+		measured.Destinations = s.Settings
+	}
+	if has(RoleAPI) {
+		measured.Keys = &s.Access
+	}
+	s.measured.Store(measured)
 	checks := s.allChecks(o.Roles, progress)
 	s.checks.Store(&checks)
 	return s, nil

@@ -140,7 +140,6 @@ func (x *Exporter) export(ctx context.Context, r Request) error {
 	e.Updated, e.Sent, e.Error = now, 0, ""
 	err = x.attempt(ctx, &e)
 	e.Updated = x.cfg.Now().UTC()
-	x.failing.note(e.ID, nil)
 	switch {
 	case err == nil:
 		e.State = Done
@@ -156,11 +155,14 @@ func (x *Exporter) export(ctx context.Context, r Request) error {
 	default:
 		// What a schedule asks for is never given up: it is delivered when the destination is mended.
 		x.stats.failed.Add(1)
-		x.failing.note(e.ID, err)
 		e.State, e.Error = Retrying, err.Error()
+		x.failing.note(e.ID, err)
 		if errors.Is(err, consumers.ErrPermanent) {
 			err = consumers.Later(err, waitForMending)
 		}
+	}
+	if e.State != Retrying {
+		x.failing.note(e.ID, nil)
 	}
 	// Even when we are told to stop, what happened is kept.
 	keep, cancel := context.WithTimeout(context.WithoutCancel(ctx), 5*time.Second)

@@ -83,6 +83,9 @@ type Rollup struct {
 	partitions atomic.Uint64
 	rows       atomic.Uint64
 	alarms     atomic.Uint64
+	hours      atomic.Uint64
+	spent      atomic.Int64 // on hours
+	last       atomic.Int64 // of it, on the last one
 
 	// first is the first hour of each series, as far as it was asked for.
 	mu    sync.Mutex
@@ -111,10 +114,19 @@ func New(table Table, ledger Ledger, floor Floor, progress Progress, bucket *blo
 }
 
 // Stats counts since the rollup was made.
-type Stats struct{ Partitions, Rows, Alarms uint64 }
+type Stats struct {
+	Partitions, Rows, Alarms uint64
+	Hours                    uint64        // that were sealed
+	Spent, Last              time.Duration // on all of them, and on the last one
+}
 
 // Stats returns the counts.
-func (r *Rollup) Stats() Stats { return Stats{r.partitions.Load(), r.rows.Load(), r.alarms.Load()} }
+func (r *Rollup) Stats() Stats {
+	return Stats{
+		Partitions: r.partitions.Load(), Rows: r.rows.Load(), Alarms: r.alarms.Load(), Hours: r.hours.Load(),
+		Spent: time.Duration(r.spent.Load()), Last: time.Duration(r.last.Load()),
+	}
+}
 
 // Tick does what is due: a consumers.Handler for the ticks of HOURS.
 func (r *Rollup) Tick(ctx context.Context, _ jetstream.Msg) error {
@@ -160,6 +172,7 @@ func (r *Rollup) Advance(ctx context.Context) (time.Time, error) {
 		}
 	}
 	for !at.next.Add(r.cfg.Hour).After(until) {
+		began := time.Now()
 		h, err := r.account(ctx, at, floor)
 		if err == nil {
 			err = r.hour(ctx, h)
@@ -174,6 +187,10 @@ func (r *Rollup) Advance(ctx context.Context) (time.Time, error) {
 		if err := r.progress.setPosition(ctx, at); err != nil {
 			return at.next, err
 		}
+		took := int64(time.Since(began))
+		r.hours.Add(1)
+		r.spent.Add(took)
+		r.last.Store(took)
 	}
 	return at.next, r.retry(ctx, at.next)
 }

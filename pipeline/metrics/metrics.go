@@ -9,6 +9,7 @@ import (
 	"fmt"
 	"log/slog"
 	"net/http"
+	"strconv"
 	"strings"
 	"time"
 
@@ -22,8 +23,10 @@ import (
 	"github.com/kansa-audit/kansa/consumers/recording"
 	"github.com/kansa-audit/kansa/consumers/rollup"
 	"github.com/kansa-audit/kansa/consumers/writer"
+	"github.com/kansa-audit/kansa/pipeline/access"
 	"github.com/kansa-audit/kansa/pipeline/broker"
 	"github.com/kansa-audit/kansa/pipeline/health"
+	"github.com/kansa-audit/kansa/pipeline/settings"
 	"github.com/kansa-audit/kansa/producers/gateway"
 )
 
@@ -45,6 +48,19 @@ type Sources struct {
 	Disks  []health.Disk
 	// Restarts counts, by role, how often it had to begin again.
 	Restarts map[string]func() uint64
+	// Engine tells how often the embedded engine was started again.
+	Engine interface{ Restarts() int64 }
+	// Destinations are those of the exporter.
+	Destinations interface {
+		Destinations(ctx context.Context, organization string) ([]settings.Destination, error)
+	}
+	// Keys are the API keys.
+	Keys interface {
+		Keys(ctx context.Context, organization string) ([]access.Key, error)
+	}
+	Certificates *health.Certificates
+	// Report is what the checks of this process find.
+	Report func(ctx context.Context) health.Report
 }
 
 // scrapeTimeout bounds one look at everything.
@@ -135,18 +151,38 @@ var (
 	diskFree = desc("disk_free_bytes", "Bytes that are free on the disk of a directory that this process writes to.", "directory")
 
 	deliveries = desc("exporter_deliveries_total", "Attempts of this process to deliver an archive.", "result")
+
+	deliveryAge = desc("exporter_failing_delivery_age_seconds", "Time since the first failure of the delivery that this process has failed at for longest; 0 if none fails.")
+	paused      = desc("exporter_destinations_paused", "Destinations that somebody has paused.")
+
+	deadReasons     = desc("dead_letters_by_reason", "Dead letters by what is wrong with them, without the values; rare ones together.", "reason")
+	gatewayRequests = desc("gateway_requests_total", "Requests that this gateway answered, by status.", "code")
+	gatewayEvents   = desc("gateway_events_total", "Events of these requests: accepted, or rejected.", "result")
+
+	rollupHours    = desc("rollup_hours_total", "Hours that this process sealed.")
+	rollupSpent    = desc("rollup_seconds_total", "Seconds that it took to seal them.")
+	rollupLast     = desc("rollup_last_hour_seconds", "Seconds that the last one took.")
+	engineRestarts = desc("engine_restarts_total", "Times that the embedded ClickHouse of this process had to be started again.")
+
+	roleReady = desc("role_ready", "1 while a role of this process does its work, 0 while a check of it is failing: what /readyz says.", "role")
+	diskBytes = desc("disk_bytes", "Bytes of the disk of a directory that this process writes to.", "directory")
+
+	certificateEnds = desc("certificate_expiry_timestamp_seconds", "When a certificate expires that this process shows, is shown or trusts.", "certificate")
+	keyEnds         = desc("api_key_expiry_timestamp_seconds", "When an API key expires.", "key")
 )
 
 type collector struct {
 	sources func() *Sources
 	log     *slog.Logger
+	reasons reasons
 }
 
 func (c *collector) Describe(out chan<- *prometheus.Desc) {
 	for _, d := range []*prometheus.Desc{
 		streamMessages, streamBytes, streamLimit, lagMessages, lagSeconds, redelivered, deadLetters, stored, skipped, rejected, inserts,
 		insertErrors, rolledUpUntil, rollupLag, partitions, alarms, blocked, deliveries, floorAge, restarts, diskFree, unrecorded, gatewayUnrecorded,
-		trailsOff,
+		trailsOff, deliveryAge, paused, deadReasons, gatewayRequests, gatewayEvents, rollupHours, rollupSpent, rollupLast, engineRestarts, roleReady,
+		diskBytes, certificateEnds, keyEnds,
 	} {
 		out <- d
 	}
@@ -165,7 +201,8 @@ func (c *collector) Collect(out chan<- prometheus.Metric) {
 	count := func(d *prometheus.Desc, v uint64, labels ...string) {
 		out <- prometheus.MustNewConstMetric(d, prometheus.CounterValue, float64(v), labels...)
 	}
-	if err := errors.Join(s.streams(ctx, gauge), s.consumers(ctx, gauge), s.rollup(ctx, gauge), s.trails(ctx, gauge)); err != nil {
+	if err := errors.Join(s.streams(ctx, gauge), s.consumers(ctx, gauge), s.rollup(ctx, gauge), s.trails(ctx, gauge),
+		s.expiries(ctx, gauge), s.paused(ctx, gauge), c.reasons.collect(ctx, s.JS, gauge)); err != nil {
 		c.log.Warn("metrics are not complete", slog.Any("error", err))
 	}
 	if w := s.Writer; w != nil {
@@ -178,7 +215,13 @@ func (c *collector) Collect(out chan<- prometheus.Metric) {
 		count(insertErrors, st.Failures)
 	}
 	if g := s.Gateway; g != nil {
-		count(gatewayUnrecorded, g.Stats().Unrecorded)
+		st := g.Stats()
+		count(gatewayUnrecorded, st.Unrecorded)
+		count(gatewayEvents, st.Accepted, "accepted")
+		count(gatewayEvents, st.Rejected, "rejected")
+		for code, n := range st.Answers {
+			count(gatewayRequests, n, strconv.Itoa(code))
+		}
 	}
 	if len(s.Shards) > 0 {
 		oldest := time.Duration(0)
@@ -192,15 +235,33 @@ func (c *collector) Collect(out chan<- prometheus.Metric) {
 		count(restarts, n(), role)
 	}
 	for _, d := range s.Disks {
-		if free, _, err := d.Free(); err == nil {
+		if free, all, err := d.Free(); err == nil {
 			gauge(diskFree, float64(free), d.Name)
+			gauge(diskBytes, float64(all), d.Name)
 		}
 	}
 	if r := s.Rollup; r != nil {
-		count(partitions, r.Stats().Partitions)
-		count(alarms, r.Stats().Alarms)
+		st := r.Stats()
+		count(partitions, st.Partitions)
+		count(alarms, st.Alarms)
+		count(rollupHours, st.Hours)
+		out <- prometheus.MustNewConstMetric(rollupSpent, prometheus.CounterValue, st.Spent.Seconds())
+		gauge(rollupLast, st.Last.Seconds())
+	}
+	if s.Engine != nil {
+		count(engineRestarts, uint64(s.Engine.Restarts()))
+	}
+	if s.Report != nil {
+		for _, r := range s.Report(ctx).Roles {
+			works := 1.0
+			if r.State == string(health.Failing) {
+				works = 0
+			}
+			gauge(roleReady, works, r.Role)
+		}
 	}
 	if x := s.Exporter; x != nil {
+		gauge(deliveryAge, x.FailingFor().Seconds())
 		count(deliveries, x.Stats().Delivered, "delivered")
 		count(deliveries, x.Stats().Failed, "failed")
 		count(deliveries, x.Stats().GivenUp, "given_up")
@@ -255,6 +316,44 @@ func (s *Sources) trails(ctx context.Context, gauge gauger) error {
 		return err
 	}
 	gauge(trailsOff, float64(now.Trails()))
+	return nil
+}
+
+// expiries tells of what expires: once the keys and certificates are known that there are.
+func (s *Sources) expiries(ctx context.Context, gauge gauger) error {
+	var errs []error
+	if s.Certificates != nil {
+		ends, err := s.Certificates.Ends(ctx)
+		errs = append(errs, err)
+		for who, end := range ends {
+			gauge(certificateEnds, float64(end.Unix()), who)
+		}
+	}
+	if s.Keys != nil {
+		all, err := s.Keys.Keys(ctx, "")
+		errs = append(errs, err)
+		for i := range all {
+			gauge(keyEnds, float64(all[i].Expires.Unix()), all[i].Name)
+		}
+	}
+	return errors.Join(errs...)
+}
+
+func (s *Sources) paused(ctx context.Context, gauge gauger) error {
+	if s.Destinations == nil {
+		return nil
+	}
+	all, err := s.Destinations.Destinations(ctx, "")
+	if err != nil {
+		return err
+	}
+	n := 0
+	for i := range all {
+		if all[i].Paused {
+			n++
+		}
+	}
+	gauge(paused, float64(n))
 	return nil
 }
 

@@ -18,6 +18,7 @@ import (
 
 	"github.com/nats-io/nats.go"
 	"github.com/nats-io/nats.go/jetstream"
+	oteltrace "go.opentelemetry.io/otel/trace"
 	"gocloud.dev/blob"
 	"golang.org/x/sync/errgroup"
 
@@ -46,6 +47,7 @@ import (
 	"github.com/kansa-audit/kansa/pipeline/settings"
 	"github.com/kansa-audit/kansa/pipeline/status"
 	"github.com/kansa-audit/kansa/pipeline/store"
+	"github.com/kansa-audit/kansa/pipeline/tracing"
 	"github.com/kansa-audit/kansa/pipeline/watchdog"
 	"github.com/kansa-audit/kansa/producers"
 	"github.com/kansa-audit/kansa/producers/gateway"
@@ -60,6 +62,8 @@ type Options struct {
 	EngineCommand []string
 	// Version of this program, for those who ask.
 	Version string
+	// Tracing takes the spans, in place of what tracing.endpoint and the environment name.
+	Tracing oteltrace.TracerProvider
 	Logger  *slog.Logger
 }
 
@@ -93,6 +97,8 @@ type System struct {
 	measured      atomic.Pointer[metrics.Sources] // set when all roles have started
 	checks        atomic.Pointer[[]health.Check]  // set when all roles have started
 	registry      *metrics.Registry
+	tracing       oteltrace.TracerProvider // nil if there is none
+	endTracing    func(context.Context) error
 	lately        lately
 	certificates  *health.Certificates
 	watched       map[Role][]*watchdog.Queue
@@ -119,6 +125,15 @@ func Start(ctx context.Context, o Options) (_ *System, err error) {
 	if err := os.MkdirAll(o.Config.DataDir, 0o700); err != nil {
 		return nil, fmt.Errorf("create data_dir: %w", err)
 	}
+	if s.tracing = o.Tracing; s.tracing == nil {
+		provider, err := tracing.Start(ctx, o.Config.Tracing.Endpoint, o.Version)
+		if err != nil {
+			return nil, err
+		}
+		if provider != nil {
+			s.tracing, s.endTracing = provider, provider.Shutdown
+		}
+	}
 	if err := s.connect(ctx); err != nil {
 		return nil, err
 	}
@@ -134,7 +149,7 @@ func Start(ctx context.Context, o Options) (_ *System, err error) {
 	if err := s.buckets(ctx); err != nil {
 		return nil, err
 	}
-	publisher, err := producers.New(s.Client.JS, producers.Config{Logger: o.Logger})
+	publisher, err := producers.New(s.Client.JS, producers.Config{Tracing: s.tracing, Logger: o.Logger})
 	if err != nil {
 		return nil, err
 	}
@@ -242,6 +257,13 @@ func (s *System) Close() error {
 	}
 	if s.server != nil {
 		s.server.Close()
+	}
+	if s.endTracing != nil {
+		ctx, cancel := context.WithTimeout(context.Background(), 3*time.Second)
+		if err := s.endTracing(ctx); err != nil { // a collector that is away fails nothing
+			s.log.Warn("the last spans were not sent", slog.Any("error", err))
+		}
+		cancel()
 	}
 	return errors.Join(errs...)
 }
@@ -443,7 +465,8 @@ func (s *System) startWriter(ctx context.Context) error {
 	w, err := writer.New(queues, s.Client.NC, s.Store, tally.Ledger{JS: s.Client.JS}, consumers.DeadLetters{JS: s.Client.JS}, writer.Config{
 		MaxRows: c.MaxRows, MaxBytes: c.MaxBytes, Linger: c.Linger, MaxLinger: c.MaxLinger, Inserts: c.Inserts, Memory: c.Memory,
 		AckWait: c.AckWait, InsertTimeout: c.InsertTimeout, Retention: s.retentions.Expires,
-		Recording: recording.New(s.Client.JS), Window: stream.CachedInfo().Config.Duplicates, Settled: settled, Logger: s.log.With(slog.String("part", "writer")),
+		Recording: recording.New(s.Client.JS), Window: stream.CachedInfo().Config.Duplicates, Settled: settled, Tracing: s.tracing,
+		Logger: s.log.With(slog.String("part", "writer")),
 	})
 	if err != nil {
 		return err
@@ -515,7 +538,7 @@ func (s *System) startRollup(ctx context.Context) error {
 	}
 	log := s.log.With(slog.String("part", "rollup"))
 	s.Rollup, err = rollup.New(s.Store, tally.Ledger{JS: s.Client.JS}, s.floor, *progress, s.Bucket, s.Keys, s.Client.JS, rollup.Config{
-		Hour: s.Config.Rollup.Hour, Parallel: s.Config.Rollup.Parallel, Recording: recording.New(s.Client.JS), Logger: log, Alarm: s.alarm,
+		Hour: s.Config.Rollup.Hour, Parallel: s.Config.Rollup.Parallel, Recording: recording.New(s.Client.JS), Logger: log, Alarm: s.alarm, Tracing: s.tracing,
 	})
 	if err != nil {
 		return err
@@ -587,7 +610,7 @@ func (s *System) startExporter(ctx context.Context) error {
 	s.Settings = kept
 	s.Exporter = exporter.New(s.Bucket, s.States, s.Links, mailer, s.Client.JS, exporter.Config{
 		Settings: kept, PublicURL: s.publicURL(), LinkTTL: c.LinkTTL(), AlertAfter: c.Exports.AlertAfter, Closed: progress.Sealed, Record: s.own.Record, Logger: log,
-		Receipts: &keys.Receipts{Dir: c.DataDir, Bucket: s.Bucket},
+		Receipts: &keys.Receipts{Dir: c.DataDir, Bucket: s.Bucket}, Tracing: s.tracing,
 	})
 	s.Intake = &exporter.Intake{
 		JS: s.Client.JS, Bucket: s.Bucket, States: s.States, Settings: kept, Closed: progress.Sealed, Began: progress.Began, Linger: c.LinkTTL(), Record: s.own.Record,
@@ -667,7 +690,7 @@ const drainRequests = 10 * time.Second
 
 func (s *System) newGateway() (*producers.Publisher, error) {
 	c, log := s.Config.Gateway, s.log.With(slog.String("part", "gateway"))
-	publisher, err := producers.New(s.Client.JS, producers.Config{Spread: true, RetryFor: c.RetryFor, AckTimeout: min(5*time.Second, c.RetryFor), Logger: log})
+	publisher, err := producers.New(s.Client.JS, producers.Config{Spread: true, Tracing: s.tracing, RetryFor: c.RetryFor, AckTimeout: min(5*time.Second, c.RetryFor), Logger: log})
 	if err != nil {
 		return nil, err
 	}

@@ -13,6 +13,10 @@ import (
 
 	"github.com/nats-io/nats.go"
 	"github.com/nats-io/nats.go/jetstream"
+	"go.opentelemetry.io/otel/attribute"
+	"go.opentelemetry.io/otel/codes"
+	"go.opentelemetry.io/otel/trace"
+	"go.opentelemetry.io/otel/trace/noop"
 	"gocloud.dev/blob"
 	"golang.org/x/sync/errgroup"
 
@@ -66,8 +70,10 @@ type Config struct {
 	Recording Recording
 	// Alarm is told of every hour that can't be sealed because its counts disagree, or because the stream
 	// has lost messages; p is then without an organization. Default: the log has it.
-	Alarm  func(ctx context.Context, p schema.Partition, err error)
-	Logger *slog.Logger
+	Alarm func(ctx context.Context, p schema.Partition, err error)
+	// Tracing has each hour be a span. Default: none.
+	Tracing trace.TracerProvider
+	Logger  *slog.Logger
 }
 
 // Rollup makes partitions. Any number may run; those of one hour made twice are the same.
@@ -80,6 +86,7 @@ type Rollup struct {
 	bucket     *blob.Bucket
 	sealer     Sealer
 	js         jetstream.JetStream
+	tracer     trace.Tracer
 	partitions atomic.Uint64
 	rows       atomic.Uint64
 	alarms     atomic.Uint64
@@ -107,10 +114,14 @@ func New(table Table, ledger Ledger, floor Floor, progress Progress, bucket *blo
 	if cfg.Logger == nil {
 		cfg.Logger = slog.New(slog.DiscardHandler)
 	}
+	if cfg.Tracing == nil {
+		cfg.Tracing = noop.NewTracerProvider()
+	}
 	if cfg.Alarm == nil {
 		cfg.Alarm = func(context.Context, schema.Partition, error) {}
 	}
-	return &Rollup{cfg: cfg, table: table, ledger: ledger, floor: floor, progress: progress, bucket: bucket, sealer: sealer, js: js}, nil
+	return &Rollup{cfg: cfg, table: table, ledger: ledger, floor: floor, progress: progress, bucket: bucket, sealer: sealer, js: js,
+		tracer: cfg.Tracing.Tracer("github.com/kansa-audit/kansa/consumers/rollup")}, nil
 }
 
 // Stats counts since the rollup was made.
@@ -173,10 +184,15 @@ func (r *Rollup) Advance(ctx context.Context) (time.Time, error) {
 	}
 	for !at.next.Add(r.cfg.Hour).After(until) {
 		began := time.Now()
-		h, err := r.account(ctx, at, floor)
+		sealing, span := r.tracer.Start(ctx, "seal hour", trace.WithAttributes(attribute.String("kansa.hour", at.next.Format(time.RFC3339))))
+		h, err := r.account(sealing, at, floor)
 		if err == nil {
-			err = r.hour(ctx, h)
+			err = r.hour(sealing, h)
 		}
+		if err != nil {
+			span.SetStatus(codes.Error, err.Error())
+		}
+		span.End()
 		if errors.Is(err, ErrLost) {
 			r.alarm(ctx, schema.Partition{Hour: at.next, Length: r.cfg.Hour}, err)
 		}

@@ -52,8 +52,14 @@ build/browser/.installed: $(CONSOLE)/browser/package.json $(CONSOLE)/browser/pac
 run: build ## the main job in half a minute: build/kansa demo
 	build/kansa demo $(DEMO)
 
-test: engine console browser test-tools ## every test, with the real parts
+test: engine console browser build/versitygw test-tools ## every test, with the real parts
 	go test -race -timeout 25m $(GOTESTFLAGS) $(if $(T),-run '$(T)') $(PKG)
+
+# The S3 server of the tests: a module of its own, for it has many dependencies.
+S3SERVER := pipeline/partitions/s3server
+build/versitygw: $(S3SERVER)/go.mod $(S3SERVER)/go.sum
+	@mkdir -p build
+	go build -C $(S3SERVER) -o $(CURDIR)/$@ github.com/versity/versitygw/cmd/versitygw
 
 # What the tests need besides Go: command:Debian package.
 TEST_TOOLS := sshd:openssh-server unzip:unzip python3:python3 clickhouse-server:clickhouse-server promtool:prometheus openssl:openssl strace:strace chromium:chromium
@@ -74,7 +80,7 @@ PARALLEL ?= 3
 GENERATION ?= -1
 RACE ?=
 RESULT ?=
-HEAL ?= 1m
+HEAL ?= 3m
 CHAOS_DIR ?= $(if $(TMPDIR),$(TMPDIR),/tmp)
 chaos: engine test-tools ## break it at random points, and hold it to its promises (SEED=7 ITERATIONS=50)
 	@mkdir -p build

@@ -135,7 +135,7 @@ func (c client) untilRead(t *testing.T, path string, want int) {
 }
 
 // Requirements Q6, Q7, Q8: the calls of the original, the 14 columns, each filter by itself, and a 400 that names what
-// is not known. Requirement Q10: who may read, and that reading is told.
+// is not known. Requirements Q10, Z12, B5: who may read, and that reading is told.
 func TestAuditLogs(t *testing.T) {
 	t.Parallel()
 	s := pipelinetest.Start(t, pipelinetest.Config(t))
@@ -343,7 +343,7 @@ func TestCursor(t *testing.T) {
 	}
 }
 
-// Requirements Q9, N3: one event, its proof, the histogram and the catalogue.
+// Requirements Q9, Q12, N3: one event, its proof, the histogram and the catalogue.
 func TestOneEvent(t *testing.T) {
 	t.Parallel()
 	s := pipelinetest.Start(t, pipelinetest.Config(t))

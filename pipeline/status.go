@@ -98,7 +98,7 @@ func SecretFiles(c *config.Config, roles []Role) health.Secrets {
 	all := health.Secrets{}
 	for key, path := range map[string]string{
 		"nats.credentials_file": c.NATS.CredentialsFile, "nats.nkey_file": c.NATS.NKeyFile, "nats.password_file": c.NATS.PasswordFile,
-		"nats.token_file": c.NATS.TokenFile, "nats.key_file": c.NATS.KeyFile, "clickhouse.password_file": c.ClickHouse.PasswordFile,
+		"nats.token_file": c.NATS.TokenFile, "nats.key_file": c.NATS.KeyFile, "nats.tls_key_file": c.NATS.TLSKeyFile, "clickhouse.password_file": c.ClickHouse.PasswordFile,
 		"encryption.streams.file": c.Encryption.Streams.File, "encryption.streams_before.file": c.Encryption.StreamsBefore.File,
 		"encryption.clickhouse.file": c.Encryption.ClickHouse.File, "encryption.partitions.file": c.Encryption.Partitions.File,
 	} {
@@ -123,7 +123,9 @@ func SecretFiles(c *config.Config, roles []Role) health.Secrets {
 // CertificateFiles are the certificates that a configuration names.
 func CertificateFiles(c *config.Config) map[string]string {
 	all := map[string]string{}
-	for key, path := range map[string]string{"nats.ca_file": c.NATS.CAFile, "nats.cert_file": c.NATS.CertFile, "clickhouse.ca_file": c.ClickHouse.CAFile} {
+	for key, path := range map[string]string{
+		"nats.ca_file": c.NATS.CAFile, "nats.cert_file": c.NATS.CertFile, "nats.tls_cert_file": c.NATS.TLSCertFile, "clickhouse.ca_file": c.ClickHouse.CAFile,
+	} {
 		if path != "" {
 			all[key] = path
 		}

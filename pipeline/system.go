@@ -7,12 +7,10 @@ import (
 	"fmt"
 	"log/slog"
 	"maps"
-	"net"
 	"net/http"
 	"os"
 	"path/filepath"
 	"slices"
-	"strconv"
 	"sync/atomic"
 	"time"
 
@@ -107,6 +105,7 @@ type System struct {
 	shared        chan error      // that the stream is shared out anew
 	log           *slog.Logger
 	server        *broker.Server
+	logins        *logins // of server
 	roles         *errgroup.Group
 	stop          context.CancelFunc
 	ended         context.Context // done when a role has failed
@@ -158,6 +157,10 @@ func Start(ctx context.Context, o Options) (_ *System, err error) {
 	run, stop := context.WithCancel(context.Background())
 	s.stop = stop
 	s.roles, s.ended = errgroup.WithContext(run)
+	if s.server != nil {
+		s.logins.begin(s.ended, &s.Access, s.own.Record)
+		s.roles.Go(func() error { return s.logins.follow(s.ended, s.server) })
+	}
 	if s.retentions, err = s.openSettings().Retentions(ctx); err != nil {
 		return nil, err
 	}
@@ -274,20 +277,10 @@ func (s *System) connect(ctx context.Context) (err error) {
 	o := brokerOptions(c)
 	o.Logger = s.log
 	if o.URL == "" {
-		var key, before []byte
-		if key, err = c.Encryption.Streams.Read(ctx); err != nil {
-			return fmt.Errorf("encryption.streams: %w", err)
-		}
-		if before, err = c.Encryption.StreamsBefore.Read(ctx); err != nil {
-			return fmt.Errorf("encryption.streams_before: %w", err)
-		}
-		s.server, err = broker.StartServer(ctx, broker.ServerOptions{
-			Dir: filepath.Join(c.DataDir, "nats"), Listen: c.NATS.Listen, Port: c.NATS.Port, Key: string(key), KeyBefore: string(before), Logger: s.log,
-		})
-		if err != nil {
+		if s.server, err = s.startServer(ctx); err != nil {
 			return err
 		}
-		o.URL, o.AssumeSyncAlways = s.server.URL(), true // we set it ourselves
+		o = broker.Options{Embedded: s.server, Name: o.Name, AssumeSyncAlways: true, Timeout: o.Timeout, Logger: s.log} // we set it ourselves
 	}
 	if s.Client, err = broker.Connect(ctx, o); err != nil {
 		return err
@@ -319,14 +312,29 @@ func brokerOptions(c *config.Config) broker.Options {
 	return o
 }
 
-// ConnectTool connects a tool to the broker of a configuration, the embedded one included, if it runs.
+// ConnectTool connects a tool to the external broker of a configuration, as a process with it does.
 func ConnectTool(ctx context.Context, c *config.Config, name string) (*broker.Client, error) {
 	o := brokerOptions(c)
 	o.Name = name
-	if o.URL == "" {
-		o.URL = "nats://" + net.JoinHostPort(c.NATS.Listen, strconv.Itoa(c.NATS.Port))
-	}
 	return broker.Connect(ctx, o)
+}
+
+// startServer starts the embedded broker.
+func (s *System) startServer(ctx context.Context) (*broker.Server, error) {
+	c := s.Config
+	key, err := c.Encryption.Streams.Read(ctx)
+	if err != nil {
+		return nil, fmt.Errorf("encryption.streams: %w", err)
+	}
+	before, err := c.Encryption.StreamsBefore.Read(ctx)
+	if err != nil {
+		return nil, fmt.Errorf("encryption.streams_before: %w", err)
+	}
+	s.logins = newLogins(c.API.SignInsPerMinute, s.log.With(slog.String("part", "logins")))
+	return broker.StartServer(ctx, broker.ServerOptions{
+		Dir: filepath.Join(c.DataDir, "nats"), Listen: c.NATS.Listen, Port: c.NATS.Port, CertFile: c.NATS.TLSCertFile, KeyFile: c.NATS.TLSKeyFile,
+		LogIn: s.logins.LogIn, RequireLogin: c.NATS.RequireLogin, Key: string(key), KeyBefore: string(before), Logger: s.log,
+	})
 }
 
 // clusterTimeout is how long a request waits for a server that may be gone: less than an election takes.

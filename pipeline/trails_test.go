@@ -226,7 +226,7 @@ func TestTrailIsSwitchedOff(t *testing.T) {
 	operator := newClient(t, s, "operator", "", access.Auditor)
 	pipelinetest.Until(t, time.Minute, func() (bool, any) {
 		var p struct{ Events []schema.Event }
-		operator.json(t, "/api/v1/audit/events?organization="+owntrail.Organization+"&event=trails.updated", &p)
+		operator.json(t, "/api/v1/audit/events?organization=acme&event=trails.updated", &p)
 		if len(p.Events) != 2 {
 			return false, len(p.Events)
 		}

@@ -51,7 +51,7 @@ type Destination struct {
 	SFTP *sftp.Config `yaml:"sftp,omitempty" json:"sftp,omitempty"`
 	// Mail are the addresses that get a link instead.
 	Mail []string `yaml:"mail,omitempty" json:"mail,omitempty"`
-	// Bucket is the URL of an object store, as gocloud.dev has them: file:///srv/archives.
+	// Bucket is the URL of an object store, as gocloud.dev has them: file:///srv/archives, s3://archives?region=eu-central-1.
 	Bucket string `yaml:"bucket,omitempty" json:"bucket,omitempty"`
 	// Schedule delivers by itself; without it, only when someone asks.
 	Schedule *Schedule `yaml:"schedule,omitempty" json:"schedule,omitempty"`

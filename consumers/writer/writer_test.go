@@ -208,7 +208,7 @@ func (f *fixture) settled(t *testing.T) {
 	}
 }
 
-// Whatever an insert's error means, each event is stored once.
+// Requirement Q5: whatever an insert's error means, it is counted and tried again, and each event is stored once.
 func TestInsertsThatFail(t *testing.T) {
 	t.Parallel()
 	for name, next := range map[string][]outcome{

@@ -56,6 +56,8 @@ type Principal struct {
 	Role Role   `json:"role"`
 	// Organization is the one it may act for; empty is the operator's: all of them.
 	Organization string `json:"organization,omitempty"`
+	// Until is when a key expires.
+	Until time.Time `json:"-"`
 }
 
 // May says whether p may act in a role for an organization.
@@ -101,7 +103,18 @@ type User struct {
 	Role         Role      `json:"role"`
 	Created      time.Time `json:"created"`
 	By           string    `json:"by"`
+	// SignIn is how he signs in: by password, or openid. Neither opens to who has the other.
+	SignIn SignIn `json:"sign_in,omitempty" enum:"password,openid" doc:"By password if left out; openid needs api.oidc"`
 }
+
+// SignIn is a way to sign in.
+type SignIn string
+
+// The ways. The zero value is Password.
+const (
+	Password SignIn = "password"
+	OpenID   SignIn = "openid"
+)
 
 type keptKey struct {
 	Key
@@ -112,6 +125,9 @@ type keptUser struct {
 	User
 	Salt []byte `json:"salt"`
 	Hash []byte `json:"hash"` // argon2id
+	// Issuer and Subject are what the OpenID provider knows him by, from his first sign-in on: his name there may become another's.
+	Issuer  string `json:"issuer,omitempty"`
+	Subject string `json:"subject,omitempty"`
 }
 
 type session struct {
@@ -187,6 +203,32 @@ func (s *Store) RevokeKey(ctx context.Context, name string) (*Key, error) {
 	return &k.Key, errors.Join(s.KV.Delete(ctx, prefixKey+name), s.KV.Delete(ctx, "secret."+k.Hash))
 }
 
+// FollowKeys calls began when it follows, and then revoked whenever a key was, until ctx ends or something fails. What was revoked before
+// it began, Keys tells.
+func (s *Store) FollowKeys(ctx context.Context, began func() error, revoked func(name string)) error {
+	w, err := s.KV.Watch(ctx, prefixKey+"*", jetstream.UpdatesOnly(), jetstream.MetaOnly())
+	if err != nil {
+		return fmt.Errorf("follow the keys: %w", err)
+	}
+	defer func() { _ = w.Stop() }() // nothing depends on it any more
+	if err := began(); err != nil {
+		return err
+	}
+	for {
+		select {
+		case <-ctx.Done():
+			return nil
+		case entry, ok := <-w.Updates():
+			if !ok {
+				return errors.New("follow the keys: the watch has ended")
+			}
+			if entry != nil && entry.Operation() != jetstream.KeyValuePut {
+				revoked(strings.TrimPrefix(entry.Key(), prefixKey))
+			}
+		}
+	}
+}
+
 // Keys lists the keys of an organization, or all.
 func (s *Store) Keys(ctx context.Context, organization string) ([]Key, error) {
 	return list(ctx, s, prefixKey, organization, func(k *keptKey) (Key, string) { return k.Key, k.Organization })
@@ -212,7 +254,7 @@ func (s *Store) ByKey(ctx context.Context, secret string) (*Principal, error) {
 	case subtle.ConstantTimeCompare([]byte(k.Hash), []byte(h)) != 1:
 		return nil, ErrUnknown
 	}
-	p := &Principal{Kind: "key", ID: k.Name, Role: k.Role, Organization: k.Organization}
+	p := &Principal{Kind: "key", ID: k.Name, Role: k.Role, Organization: k.Organization, Until: k.Expires}
 	if !s.now().Before(k.Expires) {
 		return p, ErrUnknown
 	}
@@ -251,7 +293,20 @@ func (s *Store) SetUser(ctx context.Context, u User, password string) error {
 	if err != nil && !errors.Is(err, ErrNone) {
 		return err
 	}
-	if password != "" || !there {
+	switch {
+	case u.SignIn == "" && kept.SignIn == OpenID && password == "":
+		u.SignIn = OpenID // it stays
+	case u.SignIn == OpenID && password != "":
+		return &schema.Fault{Field: "password", Problem: "is given to who signs in by OpenID", Remedy: "leave it out"}
+	case u.SignIn == Password:
+		u.SignIn = ""
+	}
+	if u.SignIn == OpenID {
+		kept.Salt, kept.Hash = nil, nil
+	} else {
+		kept.Issuer, kept.Subject = "", ""
+	}
+	if u.SignIn != OpenID && (password != "" || !there || kept.Hash == nil) {
 		if n := len(password); n < shortestPassword || n > longestPassword {
 			return &schema.Fault{Field: "password", Problem: fmt.Sprintf("has %d bytes", n), Remedy: fmt.Sprintf("give %d to %d", shortestPassword, longestPassword)}
 		}
@@ -303,7 +358,7 @@ func (s *Store) SignIn(ctx context.Context, name, password string) (token string
 	if err != nil {
 		return "", nil, ErrUnknown
 	}
-	if subtle.ConstantTimeCompare(got, u.Hash) != 1 {
+	if u.SignIn == OpenID || subtle.ConstantTimeCompare(got, u.Hash) != 1 {
 		return "", u.principal(), ErrUnknown
 	}
 	return s.begin(ctx, &u.User)

@@ -25,6 +25,7 @@ import (
 	"github.com/kansa-audit/kansa/pipeline/access"
 	"github.com/kansa-audit/kansa/pipeline/integrity"
 	"github.com/kansa-audit/kansa/pipeline/operator"
+	"github.com/kansa-audit/kansa/pipeline/rate"
 	"github.com/kansa-audit/kansa/pipeline/request"
 	"github.com/kansa-audit/kansa/pipeline/store"
 	"github.com/kansa-audit/kansa/pipeline/verify"
@@ -36,6 +37,8 @@ import (
 // Audit are the parts behind the reading of events and the changing of settings; there is neither without them.
 type Audit struct {
 	Access *access.Store
+	// OpenID is another way to sign in; nil if there is none.
+	OpenID *OpenID
 	Store  *store.Store
 	Bucket *blob.Bucket
 	States exporter.States
@@ -61,7 +64,7 @@ type audit struct {
 	limits *limits
 	known  known
 	// again counts questions that are the same.
-	again *rate
+	again *rate.Limiter
 }
 
 // version of the API as it stands in its document.
@@ -82,7 +85,7 @@ func newAudit(mux *http.ServeMux, o *Audit, bounds *limits) {
 	}
 	config.Components.Schemas = huma.NewMapRegistry("#/components/schemas/", schemaName)
 	config.Components.Schemas.RegisterTypeAlias(reflect.TypeFor[exporter.Schedule](), reflect.TypeFor[Schedule]())
-	a := &audit{o: o, api: humago.New(mux, config), limits: bounds, known: known{list: o.Store.Organizations, now: time.Now}, again: newRate(1, readAgain, 1, time.Now)}
+	a := &audit{o: o, api: humago.New(mux, config), limits: bounds, known: known{list: o.Store.Organizations, now: time.Now}, again: rate.New(1, readAgain, 1, time.Now)}
 	a.api.UseMiddleware(a.bounded)
 	a.signIn()
 	a.reads()
@@ -159,7 +162,7 @@ func (a *audit) question(ctx context.Context, p *FilterParams, what string) (*st
 const readAgain = time.Minute
 
 func (a *audit) tellRead(ctx context.Context, w *who, code, organization, what, name, value string) {
-	if wait, _ := a.again.take(strings.Join([]string{w.String(), w.ip, code, organization, what, value}, "\x00")); wait == 0 {
+	if wait, _ := a.again.Take(strings.Join([]string{w.String(), w.ip, code, organization, what, value}, "\x00")); wait == 0 {
 		a.tell(ctx, w, code, "read", schema.Success, organization, what, map[string]string{name: value})
 	}
 }

@@ -15,6 +15,7 @@ import (
 	"github.com/danielgtaylor/huma/v2"
 
 	"github.com/kansa-audit/kansa/pipeline/access"
+	"github.com/kansa-audit/kansa/pipeline/rate"
 	"github.com/kansa-audit/kansa/schema"
 )
 
@@ -74,14 +75,14 @@ func from(ctx huma.Context) *who {
 // bounded answers 429 where an address asks too often.
 func (a *audit) bounded(ctx huma.Context, next func(huma.Context)) {
 	w := from(ctx)
-	if !a.limit(ctx, a.limits.address, network(w.ip), w, "requests from this address") {
+	if !a.limit(ctx, a.limits.address, rate.Network(w.ip), w, "requests from this address") {
 		next(ctx)
 	}
 }
 
 // limit answers 429 if that is one of key too many. Of those in a row, the first is told to the trail.
-func (a *audit) limit(ctx huma.Context, r *rate, key string, w *who, of string) bool {
-	wait, first := r.take(key)
+func (a *audit) limit(ctx huma.Context, r *rate.Limiter, key string, w *who, of string) bool {
+	wait, first := r.Take(key)
 	if wait == 0 {
 		return false
 	}
@@ -105,7 +106,7 @@ func (a *audit) authenticate(ctx huma.Context, next func(huma.Context)) {
 	w := from(ctx)
 	switch {
 	case errors.Is(err, access.ErrUnknown):
-		if a.limit(ctx, a.limits.signIn, "key "+network(w.ip), w, "requests with a key or session that is not known") {
+		if a.limit(ctx, a.limits.signIn, "key "+rate.Network(w.ip), w, "requests with a key or session that is not known") {
 			return
 		}
 		if p != nil {
@@ -217,11 +218,15 @@ type session struct {
 	Body      access.Principal
 }
 
+func (a *audit) sessionCookie(token string) http.Cookie {
+	return http.Cookie{Name: sessionCookie, Value: token, Path: "/", HttpOnly: true, Secure: a.o.Secure, SameSite: http.SameSiteLaxMode}
+}
+
 // signIn registers how a browser's session begins and ends.
 func (a *audit) signIn() {
 	open := huma.Middlewares{func(ctx huma.Context, next func(huma.Context)) {
 		w := from(ctx)
-		if !a.limit(ctx, a.limits.signIn, network(w.ip), w, "attempts to sign in") {
+		if !a.limit(ctx, a.limits.signIn, rate.Network(w.ip), w, "attempts to sign in") {
 			next(huma.WithValue(ctx, whoKey{}, w))
 		}
 	}}
@@ -238,7 +243,7 @@ func (a *audit) signIn() {
 		}
 		a.tell(ctx, w, "signin.allowed", "signin", schema.Success, p.Organization, "password", nil)
 		return &session{
-			SetCookie: http.Cookie{Name: sessionCookie, Value: token, Path: "/", HttpOnly: true, Secure: a.o.Secure, SameSite: http.SameSiteLaxMode},
+			SetCookie: a.sessionCookie(token),
 			Body:      *p,
 		}, nil
 	}
@@ -257,6 +262,7 @@ func (a *audit) signIn() {
 		}
 		return begin(ctx, in.Body.Name, in.Body.Password)
 	})
+	a.openID(open)
 	register(a, huma.Operation{
 		OperationID: "who-am-i", Method: http.MethodGet, Path: "/api/v1/session", Summary: "Who is signed in", Tags: []string{"access"},
 	}, func(ctx context.Context, _ *struct{}) (*struct{ Body access.Principal }, error) {

@@ -359,37 +359,39 @@ func (a *audit) people() {
 			return &list[access.User]{all}, err
 		})
 	type userBody struct {
-		Organization string      `json:"organization,omitempty" maxLength:"64"`
-		Role         access.Role `json:"role" enum:"publisher,auditor,admin"`
-		Password     string      `json:"password,omitempty" maxLength:"1024" doc:"Stays if left out"`
+		Organization string        `json:"organization,omitempty" maxLength:"64"`
+		Role         access.Role   `json:"role" enum:"publisher,auditor,admin"`
+		Password     string        `json:"password,omitempty" maxLength:"1024" doc:"Stays if left out"`
+		SignIn       access.SignIn `json:"sign_in,omitempty" enum:"password,openid" doc:"Stays if left out; password for a new one"`
 	}
 	type putUser struct {
 		Name string `path:"name" maxLength:"64"`
 		Body userBody
 	}
-	// An admin of one organization does not take over somebody of another.
-	mine := func(ctx context.Context, w *who, name string) error {
+	// An admin of one organization does not take over somebody of another, nor learn that there is somebody: what he is told, instead
+	// says.
+	mine := func(ctx context.Context, w *who, name string, instead error) error {
 		all, err := a.o.Access.Users(ctx, "")
 		if err != nil {
 			return err
 		}
 		for i := range all {
 			if all[i].Name == name && w.Organization != "" && all[i].Organization != w.Organization {
-				return fmt.Errorf("%w: %s is not of your organization", access.ErrForbidden, name)
+				return instead
 			}
 		}
 		return nil
 	}
-	register(a, huma.Operation{OperationID: "put-user", Method: http.MethodPut, Path: "/api/v1/users/{name}", Summary: "Make or change a user", Tags: tags, Errors: []int{422}},
+	register(a, huma.Operation{OperationID: "put-user", Method: http.MethodPut, Path: "/api/v1/users/{name}", Summary: "Make or change a user", Tags: tags, Errors: []int{409, 422}},
 		func(ctx context.Context, in *putUser) (*struct{ Body access.User }, error) {
 			w, err := admin(ctx, in.Body.Organization)
 			if err != nil {
 				return nil, err
 			}
-			if err := mine(ctx, w, in.Name); err != nil {
+			if err := mine(ctx, w, in.Name, access.ErrTaken); err != nil {
 				return nil, err
 			}
-			u := access.User{Name: in.Name, Organization: in.Body.Organization, Role: in.Body.Role, By: w.String()}
+			u := access.User{Name: in.Name, Organization: in.Body.Organization, Role: in.Body.Role, By: w.String(), SignIn: in.Body.SignIn}
 			if err := a.o.Access.SetUser(ctx, u, in.Body.Password); err != nil {
 				return nil, err
 			}
@@ -405,7 +407,7 @@ func (a *audit) people() {
 			if err != nil {
 				return nil, err
 			}
-			if err := mine(ctx, w, in.Name); err != nil {
+			if err := mine(ctx, w, in.Name, access.ErrNone); err != nil {
 				return nil, err
 			}
 			u, err := a.o.Access.RemoveUser(ctx, in.Name)
@@ -454,7 +456,10 @@ func (a *audit) people() {
 	})
 	register(a, huma.Operation{OperationID: "revoke-key", Method: http.MethodDelete, Path: "/api/v1/keys/{name}", Summary: "Have a key open nothing any more", Tags: tags, Errors: []int{404}},
 		func(ctx context.Context, in *named) (*struct{}, error) {
-			w := asking(ctx)
+			w, err := admin(ctx, asking(ctx).Organization) // before he learns which keys there are
+			if err != nil {
+				return nil, err
+			}
 			keys, err := a.o.Access.Keys(ctx, w.Organization)
 			if err != nil {
 				return nil, err
@@ -462,9 +467,6 @@ func (a *audit) people() {
 			for i := range keys {
 				if keys[i].Name != in.Name {
 					continue
-				}
-				if _, err := admin(ctx, keys[i].Organization); err != nil {
-					return nil, err
 				}
 				if _, err := a.o.Access.RevokeKey(ctx, in.Name); err != nil {
 					return nil, err

@@ -21,8 +21,10 @@ var ErrUnsafe = errors.New("unsafe NATS server")
 
 // Options say how to reach NATS.
 type Options struct {
-	URL  string // several servers of a cluster are separated by commas
-	Name string // of the connection, for the server's lists
+	URL string // several servers of a cluster are separated by commas
+	// Embedded is the server of this process, in place of a URL; it knows us.
+	Embedded *Server
+	Name     string // of the connection, for the server's lists
 
 	// Who we are: one of a JWT and its seed, an NKey's seed, a user with a password, and a token. Each file is
 	// read again whenever a connection is made.
@@ -89,6 +91,10 @@ func Connect(ctx context.Context, o Options) (*Client, error) {
 		return nil, err
 	}
 	options = append(options, who...)
+	if o.Embedded != nil {
+		o.URL = o.Embedded.URL()
+		options = append(options, o.Embedded.options()...)
+	}
 	if o.CAFile != "" || o.CertFile != "" || o.KeyFile != "" {
 		tc, err := tlsConfig(o)
 		if err != nil {

@@ -62,7 +62,7 @@ func (c *Client) RestoreConsumer(ctx context.Context, stream, name string, after
 			return err
 		}
 		if !slices.ContainsFunc(l.consumers(0), func(c jetstream.ConsumerConfig) bool { return c.Durable == name }) {
-			return fmt.Errorf("%w: stream %s has %d now, and consumer %s is none of theirs", ErrShards, stream, l.shards, name)
+			return fmt.Errorf("%w: stream %s has %d shards now, and consumer %s is none of theirs", ErrShards, stream, l.shards, name)
 		}
 	}
 	if info := st.CachedInfo(); after.Seq > 0 && info.Created.Equal(after.Created) && after.Seq <= info.State.LastSeq {

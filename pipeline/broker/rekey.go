@@ -72,8 +72,8 @@ func inPlain(dir string) bool {
 // that in its place.
 func (s *Server) copyStreams(ctx context.Context, from string) error {
 	began := time.Now()
-	old := &Server{o: ServerOptions{Dir: s.o.Dir, Key: from, NoListen: true}, log: s.log, broken: make(chan string, 1)}
-	to := &Server{o: ServerOptions{Dir: s.o.Dir + copySuffix, Key: s.o.Key, NoListen: true}, log: s.log, broken: make(chan string, 1)}
+	old := &Server{o: ServerOptions{Dir: s.o.Dir, Key: from, NoListen: true}, log: s.log, broken: make(chan string, 1), token: newToken()}
+	to := &Server{o: ServerOptions{Dir: s.o.Dir + copySuffix, Key: s.o.Key, NoListen: true}, log: s.log, broken: make(chan string, 1), token: newToken()}
 	if err := os.RemoveAll(to.o.Dir); err != nil {
 		return err
 	}

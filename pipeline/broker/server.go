@@ -29,6 +29,13 @@ type ServerOptions struct {
 	// Key encrypts what is stored, by XChaCha20-Poly1305 and a key of each stream's; in plain without. KeyBefore is the one
 	// it takes the place of: the server re-encrypts as it starts.
 	Key, KeyBefore string
+	// CertFile and KeyFile are the server's certificate; without, it speaks in plain.
+	CertFile, KeyFile string
+	// LogIn says who shows a secret, as a token or a password, and comes from an address; or who shows none where one is needed. It answers
+	// ErrNotLetIn, too. Without it nobody is let in but those on this machine who show nothing.
+	LogIn func(ctx context.Context, secret, ip string) (*Login, error)
+	// RequireLogin lets nobody in without, but this process. It is so where Listen is not this machine alone.
+	RequireLogin bool
 	// NoListen takes connections from this process only.
 	NoListen bool
 	Logger   *slog.Logger
@@ -48,6 +55,8 @@ type Server struct {
 	restarts atomic.Int64
 	cutOff   atomic.Int64
 	ns       *server.Server // the supervisor's, until done
+	token    string         // that we log in with
+	door     atomic.Pointer[door]
 }
 
 // noLimit is more than any disk has; the streams have limits of their own.
@@ -57,6 +66,7 @@ const (
 	firstPause = 200 * time.Millisecond // before a server that broke is started again
 	lastPause  = 10 * time.Second
 	soundFor   = 30 * time.Second // after so long without a fault the pause is short again
+	tlsTimeout = 10 * time.Second // of a handshake
 )
 
 // StartServer starts a server that syncs every write to disk before it acknowledges it, and returns
@@ -68,7 +78,7 @@ func StartServer(ctx context.Context, o ServerOptions) (*Server, error) {
 	if o.Port == 0 {
 		o.Port = server.RANDOM_PORT
 	}
-	s := &Server{o: o, log: o.Logger, done: make(chan struct{}), broken: make(chan string, 1)}
+	s := &Server{o: o, log: o.Logger, done: make(chan struct{}), broken: make(chan string, 1), token: newToken()}
 	if s.log == nil {
 		s.log = slog.New(slog.DiscardHandler)
 	}
@@ -81,6 +91,10 @@ func StartServer(ctx context.Context, o ServerOptions) (*Server, error) {
 	if a, ok := s.ns.Addr().(*net.TCPAddr); ok {
 		s.o.Port = a.Port // clients come back to it
 	}
+	if s.o.CertFile == "" && !s.o.NoListen && !loopback(s.o.Listen) {
+		s.log.Warn("the broker listens to other machines in plain: keys and events can be read on the way; set nats.tls_cert_file and nats.tls_key_file",
+			slog.String("listen", s.o.Listen))
+	}
 	running, stop := context.WithCancel(context.WithoutCancel(ctx))
 	s.stop = stop
 	go s.supervise(running)
@@ -89,6 +103,11 @@ func StartServer(ctx context.Context, o ServerOptions) (*Server, error) {
 
 func (s *Server) start(ctx context.Context) (*server.Server, error) {
 	newest := newestBlock(s.o.Dir)
+	certificate, err := s.o.serverTLS()
+	if err != nil {
+		return nil, err
+	}
+	door := newDoor(s)
 	ns, err := server.NewServer(&server.Options{
 		ServerName: "kansa", Host: s.o.Listen, Port: s.o.Port, DontListen: s.o.NoListen,
 		JetStream: true, StoreDir: s.o.Dir, SyncAlways: true, SyncInterval: 2 * time.Minute,
@@ -96,15 +115,21 @@ func (s *Server) start(ctx context.Context) (*server.Server, error) {
 		// By itself it takes for its limit what is free at its start: after a start on a full disk, nothing, for good.
 		JetStreamMaxStore: noLimit,
 		JetStreamKey:      s.o.Key, JetStreamCipher: server.ChaCha,
+		CustomClientAuthentication: door, TLS: certificate != nil, TLSConfig: certificate, TLSTimeout: tlsTimeout.Seconds(),
 	})
 	if err != nil {
+		door.close()
 		return nil, fmt.Errorf("start the embedded NATS server: %w", err)
+	}
+	door.ns = ns
+	if before := s.door.Swap(door); before != nil {
+		before.close()
 	}
 	ns.SetLoggerV2(serverLog{s.log, s.broken}, false, false, false)
 	ns.Start()
 	for !ns.ReadyForConnections(100 * time.Millisecond) {
 		if err := ctx.Err(); err != nil {
-			ns.Shutdown()
+			door.shut()
 			return nil, fmt.Errorf("wait for the embedded NATS server: %w", err)
 		}
 		if !ns.Running() {
@@ -112,13 +137,11 @@ func (s *Server) start(ctx context.Context) (*server.Server, error) {
 		}
 	}
 	if !ns.JetStreamEnabled() {
-		ns.Shutdown()
-		ns.WaitForShutdown()
+		door.shut()
 		return nil, errors.New("the embedded NATS server started without its streams: see its log")
 	}
 	if err := allRecovered(ns, s.o.Dir); err != nil {
-		ns.Shutdown()
-		ns.WaitForShutdown()
+		door.shut()
 		return nil, err
 	}
 	if n := newest.cutOff(); n > 0 {
@@ -181,8 +204,7 @@ func (s *Server) supervise(ctx context.Context) {
 			pause = firstPause
 		}
 		s.log.Error("the embedded NATS server can not write, starting it again", slog.String("reason", why), slog.Duration("after", pause))
-		s.ns.Shutdown()
-		s.ns.WaitForShutdown()
+		s.door.Load().shut()
 		for {
 			select {
 			case <-ctx.Done():
@@ -243,8 +265,7 @@ func (s *Server) Restarts() int64 { return s.restarts.Load() }
 func (s *Server) Close() {
 	s.stop()
 	<-s.done
-	s.ns.Shutdown()
-	s.ns.WaitForShutdown()
+	s.door.Load().shut()
 }
 
 // serverLog hands the server's log on; its information is debugging to us. A fault that ends all writing is
@@ -262,6 +283,14 @@ func (l serverLog) Tracef(format string, v ...any)  { l.log.Debug(fmt.Sprintf(fo
 
 func (l serverLog) Errorf(format string, v ...any) {
 	text := fmt.Sprintf(format, v...)
+	switch {
+	case strings.Contains(text, server.ErrAuthentication.Error()):
+		l.log.Debug(text) // LogIn has seen it, and tells what is worth telling
+		return
+	case strings.Contains(text, " Violation - "): // what one who logged in may not do
+		l.log.Warn(text)
+		return
+	}
 	l.log.Error(text)
 	if strings.Contains(strings.ToLower(text), "critical write error") {
 		select {

@@ -4,9 +4,9 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"regexp"
 	"slices"
 	"strconv"
-	"strings"
 	"time"
 
 	"github.com/nats-io/nats.go"
@@ -28,14 +28,15 @@ import (
 // MaxShards is the most there can be.
 const MaxShards = schema.Slots
 
-// ErrShards means that the stream has another number of shards than this process set out with.
-var ErrShards = errors.New("the number of shards has changed")
+// ErrShards means that the stream has other consumers than those this process set out with.
+var ErrShards = errors.New("the stream is shared out anew")
 
 // What the stream's metadata say of shards.
 const (
 	metaShards = "kansa.shards" // how many; 1 if absent
 	metaFrom   = "kansa.shards.from"
 	metaAfter  = "kansa.shards.after"
+	metaReplay = "kansa.replays" // how often all of it was given out from the beginning again; 0 if absent
 )
 
 // layout is how the stream is shared out.
@@ -43,14 +44,16 @@ type layout struct {
 	shards int
 	// from is the message at which the consumers begin, and after when they may: nobody works any more by then on what
 	// the consumers before them gave out. Both are zero if there were none before them.
-	from  uint64
-	after time.Time
+	from    uint64
+	after   time.Time
+	replays int
 }
 
 func layoutOf(cfg *jetstream.StreamConfig) (l layout, err error) {
 	l.shards = 1
 	for key, to := range map[string]func(string) error{
 		metaShards: func(v string) (err error) { l.shards, err = strconv.Atoi(v); return err },
+		metaReplay: func(v string) (err error) { l.replays, err = strconv.Atoi(v); return err },
 		metaFrom:   func(v string) (err error) { l.from, err = strconv.ParseUint(v, 10, 64); return err },
 		metaAfter:  func(v string) (err error) { l.after, err = time.Parse(time.RFC3339Nano, v); return err },
 	} {
@@ -71,6 +74,9 @@ func (l layout) into(cfg *jetstream.StreamConfig) {
 		cfg.Metadata = map[string]string{}
 	}
 	cfg.Metadata[metaShards] = strconv.Itoa(l.shards)
+	if l.replays > 0 {
+		cfg.Metadata[metaReplay] = strconv.Itoa(l.replays)
+	}
 	delete(cfg.Metadata, metaFrom)
 	delete(cfg.Metadata, metaAfter)
 	if l.from > 0 {
@@ -81,19 +87,25 @@ func (l layout) into(cfg *jetstream.StreamConfig) {
 	}
 }
 
-// WriterName is the name of a shard's consumer. The number of shards is part of it, so that nobody who knows of
-// another number finds it.
-func WriterName(shard, shards int) string {
-	if shards == 1 {
-		return ConsumerWriter
+// writer is the name of a shard's consumer. The number of shards and of replays is part of it, so that nobody who knows of
+// others finds it.
+func (l layout) writer(shard int) string {
+	name := ConsumerWriter
+	if l.shards > 1 {
+		name = fmt.Sprintf("%s-%d-of-%d", name, shard, l.shards)
 	}
-	return fmt.Sprintf("%s-%d-of-%d", ConsumerWriter, shard, shards)
+	if l.replays > 0 {
+		name = fmt.Sprintf("%s-r%d", name, l.replays)
+	}
+	return name
 }
+
+var writerNames = regexp.MustCompile(`^` + ConsumerWriter + `(-\d+-of-\d+)?(-r\d+)?$`)
 
 func (l layout) consumers(ackWait time.Duration) []jetstream.ConsumerConfig {
 	all := make([]jetstream.ConsumerConfig, l.shards)
 	for shard := range all {
-		c := jetstream.ConsumerConfig{Durable: WriterName(shard, l.shards), AckWait: ackWait, MaxAckPending: 50_000}
+		c := jetstream.ConsumerConfig{Durable: l.writer(shard), AckWait: ackWait, MaxAckPending: 50_000}
 		if l.shards > 1 {
 			for slot := shard; slot < schema.Slots; slot += l.shards {
 				c.FilterSubjects = append(c.FilterSubjects, slotted(slot))
@@ -151,9 +163,9 @@ func (c *Client) Writers(ctx context.Context) (*jetstream.StreamInfo, []*jetstre
 	var asking errgroup.Group
 	for shard := range all {
 		asking.Go(func() error {
-			consumer, err := c.JS.Consumer(ctx, StreamAudit, WriterName(shard, l.shards))
+			consumer, err := c.JS.Consumer(ctx, StreamAudit, l.writer(shard))
 			if err != nil {
-				return fmt.Errorf("look up consumer %s: %w", WriterName(shard, l.shards), err)
+				return fmt.Errorf("look up consumer %s: %w", l.writer(shard), err)
 			}
 			all[shard] = consumer.CachedInfo()
 			return nil
@@ -194,7 +206,7 @@ func (c *Client) SetShards(ctx context.Context, shards int) error {
 		if err != nil {
 			return fmt.Errorf("find out how far the writers have come: %w", err)
 		}
-		next := layout{shards: shards, from: ^uint64(0)}
+		next := layout{shards: shards, from: ^uint64(0), replays: l.replays}
 		for _, w := range all {
 			next.from = min(next.from, w.AckFloor.Stream+1)
 		}
@@ -205,10 +217,24 @@ func (c *Client) SetShards(ctx context.Context, shards int) error {
 	return c.setWriters(ctx, 0)
 }
 
+// Replay has all that the stream holds given to the writers once more, after ClickHouse has lost what they stored: what they
+// find there they leave out. Like SetShards, it ends the writers that run, and may be cut off.
+func (c *Client) Replay(ctx context.Context) error {
+	l, info, err := c.layout(ctx)
+	if err != nil {
+		return err
+	}
+	next := layout{shards: l.shards, from: max(info.State.FirstSeq, 1), replays: l.replays + 1}
+	if err := c.keepLayout(ctx, info.Config, next); err != nil {
+		return err
+	}
+	return c.setWriters(ctx, 0)
+}
+
 func (c *Client) keepLayout(ctx context.Context, cfg jetstream.StreamConfig, l layout) error {
 	l.into(&cfg)
 	if _, err := c.JS.UpdateStream(ctx, cfg); err != nil {
-		return fmt.Errorf("keep the number of shards: %w", err)
+		return fmt.Errorf("keep how the stream is shared out: %w", err)
 	}
 	return nil
 }
@@ -283,7 +309,7 @@ func writersOf(ctx context.Context, st jetstream.Stream) (map[string]time.Durati
 	all := map[string]time.Duration{}
 	list := st.ListConsumers(ctx)
 	for info := range list.Info() {
-		if info.Name == ConsumerWriter || strings.HasPrefix(info.Name, ConsumerWriter+"-") && strings.Contains(info.Name, "-of-") {
+		if writerNames.MatchString(info.Name) {
 			all[info.Name] = info.Config.AckWait
 		}
 	}

@@ -30,7 +30,7 @@ var (
 	under      = flag.String("dir", "", "where the directories of generations are made; those that fail stay")
 	keepAll    = flag.Bool("keep", false, "keep the directories of generations that went well, too")
 	resultFile = flag.String("result", "", "where to write what came of it, as JSON, after each generation anew")
-	healWithin = flag.Duration("heal", time.Minute, "bounds the wait after a round, but for what faults themselves take; more on a machine that does other work")
+	healWithin = flag.Duration("heal", 3*time.Minute, "bounds the wait after a round, but for what faults themselves take; more on a machine that does other work")
 )
 
 // result is what a run comes to.

@@ -8,6 +8,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"net"
 	"net/url"
 	"os"
 	"path/filepath"
@@ -85,6 +86,14 @@ type NATS struct {
 	// Listen and Port are where the embedded broker takes connections; port 0 chooses a free one.
 	Listen string `yaml:"listen"`
 	Port   int    `yaml:"port"`
+	// TLSCertFile and TLSKeyFile are the embedded broker's own certificate (PEM), read again at each connection; without, it speaks in
+	// plain: then let nobody reach it but over a network that nobody reads.
+	TLSCertFile string `yaml:"tls_cert_file"`
+	TLSKeyFile  string `yaml:"tls_key_file"`
+	// RequireLogin has the embedded broker take nobody without an API key, as a token or password: of a publisher for the events of its
+	// organization, of an admin of all organizations for everything. It is always so where listen is more than this machine;
+	// else programs on this machine need none.
+	RequireLogin bool `yaml:"require_login"`
 }
 
 // Streams are the settings of the streams.
@@ -180,7 +189,8 @@ type Rollup struct {
 
 // Partitions are the stored hours.
 type Partitions struct {
-	// URL is a bucket: file:///path. A folder of data_dir if empty.
+	// URL is a bucket: file:///path, or s3://bucket?region=eu-central-1 with the credentials of the AWS SDK's usual places (endpoint=… and
+	// use_path_style=true for other servers of S3, which must know If-None-Match). A folder of data_dir if empty.
 	URL string `yaml:"url"`
 }
 
@@ -237,6 +247,36 @@ type API struct {
 	AddressRequestsPerSecond int `yaml:"address_requests_per_second"`
 	// SignInsPerMinute bounds an address's attempts to sign in, and its requests with a key that is not known.
 	SignInsPerMinute int `yaml:"sign_ins_per_minute"`
+	// OIDC lets people sign in by an OpenID provider, beside passwords.
+	OIDC OIDC `yaml:"oidc"`
+}
+
+// OIDC is an OpenID provider; there is none without an issuer. It has to know exports.public_url followed by
+// /api/v1/session/openid/callback as where it may lead browsers back to.
+type OIDC struct {
+	Issuer string `yaml:"issuer"` // https://login.example.com/realm
+	// ClientID is what the provider calls us by; ClientSecret is read at the start.
+	ClientID     string `yaml:"client_id"`
+	ClientSecret Secret `yaml:"client_secret"`
+	// Scopes are asked for besides openid.
+	Scopes []string `yaml:"scopes"`
+	// Title is what the button on the sign-in page calls it.
+	Title string `yaml:"title"`
+	// NameClaim of the id_token is the user's name, GroupsClaim the groups that he is in.
+	NameClaim   string `yaml:"name_claim"`
+	GroupsClaim string `yaml:"groups_claim"`
+	// Roles are what groups give at each sign-in, {group, role, organization}: the first that fits holds, and who is in none is refused. An organization
+	// left out is all of them. Without any, users have the roles that they are given here.
+	Roles []GroupRole `yaml:"roles,omitempty"`
+	// Create makes users at their first sign-in; else an admin makes them, with sign_in openid. It needs roles.
+	Create bool `yaml:"create"`
+}
+
+// GroupRole is what a group gives.
+type GroupRole struct {
+	Group        string `yaml:"group"`                  // as the claim has it
+	Role         string `yaml:"role"`                   // auditor or admin
+	Organization string `yaml:"organization,omitempty"` // that the role is for
 }
 
 // Health is what the process says of itself.
@@ -286,7 +326,7 @@ func Default() *Config {
 		Retention: Retention{Every: time.Hour, Days: 730},
 		Rollup:    Rollup{Hour: time.Hour, Grace: 500 * time.Millisecond},
 		Exports:   Exports{LinkDays: 7, Parallel: 4, AckWait: 30 * time.Second, PerDay: 3, AlertAfter: 15 * time.Minute},
-		API:       API{Listen: "127.0.0.1:8080", RequestsPerSecond: 100, AddressRequestsPerSecond: 500, SignInsPerMinute: 10},
+		API:       API{Listen: "127.0.0.1:8080", RequestsPerSecond: 100, AddressRequestsPerSecond: 500, SignInsPerMinute: 10, OIDC: OIDC{Scopes: []string{"profile"}, Title: "OpenID", NameClaim: "preferred_username", GroupsClaim: "groups"}},
 		Gateway: Gateway{
 			MaxBody: 32 << 20, MaxEvents: schema.MaxMessageEvents, Memory: 192 << 20, ClientMemory: 128 << 20, MaxRequests: 1024,
 			Timeout: 30 * time.Second, RetryFor: 10 * time.Second,
@@ -376,6 +416,8 @@ func (c *Config) Check() error {
 	if !c.Encryption.Streams.Set() && c.Encryption.StreamsBefore.Set() {
 		fault("encryption.streams_before is set without encryption.streams: give the new key, too; a broker can not go back to plain files")
 	}
+	c.NATS.check(fault)
+	c.checkOIDC(fault)
 	if c.NATS.URL != "" && c.Encryption.Streams.Set() {
 		fault("encryption.streams is for the embedded broker: set jetstream.key on the servers of nats.url instead")
 	}
@@ -448,6 +490,57 @@ func (c *Config) Check() error {
 		}
 	})
 	return errors.Join(faults...)
+}
+
+func (c *Config) checkOIDC(fault func(format string, v ...any)) {
+	o := &c.API.OIDC
+	if o.Issuer == "" {
+		if o.ClientID != "" || o.ClientSecret.Set() || o.Create {
+			fault("api.oidc has no issuer: give the address of the OpenID provider")
+		}
+		return
+	}
+	u, err := url.Parse(o.Issuer)
+	if err != nil || u.Host == "" || u.RawQuery != "" || u.Fragment != "" || u.Scheme != "https" && !(u.Scheme == "http" && net.ParseIP(u.Hostname()).IsLoopback()) {
+		fault("api.oidc.issuer is %q: give an address such as https://login.example.com/realm", o.Issuer)
+	}
+	for key, v := range map[string]string{"client_id": o.ClientID, "title": o.Title, "name_claim": o.NameClaim} {
+		if v == "" {
+			fault("api.oidc.%s is empty: set it", key)
+		}
+	}
+	switch s := o.ClientSecret; {
+	case !s.Set():
+		fault("api.oidc.client_secret is not set: give a file or a command")
+	case s.File != "" && len(s.Command) > 0:
+		fault("api.oidc.client_secret has a file and a command: give one of them")
+	}
+	if o.Create && len(o.Roles) == 0 {
+		fault("api.oidc.create is set without roles: say what groups give")
+	}
+	for i, r := range o.Roles {
+		if r.Group == "" {
+			fault("api.oidc.roles[%d].group is empty: name a group", i)
+		}
+		if r.Role != "auditor" && r.Role != "admin" {
+			fault("api.oidc.roles[%d].role is %q: use auditor or admin", i, r.Role)
+		}
+		if r.Organization == "" {
+			continue
+		}
+		if f := schema.CheckOrganization(r.Organization); f != nil {
+			fault("api.oidc.roles[%d].organization: %w", i, f)
+		}
+	}
+}
+
+func (n *NATS) check(fault func(format string, v ...any)) {
+	if (n.TLSCertFile == "") != (n.TLSKeyFile == "") {
+		fault("nats.tls_cert_file and nats.tls_key_file belong together: set both")
+	}
+	if n.URL != "" && (n.TLSCertFile != "" || n.RequireLogin) {
+		fault("nats.tls_cert_file and nats.require_login are for the embedded broker: the servers of nats.url have their own settings, see deploy/nats")
+	}
 }
 
 func (g *Gateway) check(fault func(format string, v ...any)) {

@@ -103,6 +103,7 @@ func TestKilledAmidInserts(t *testing.T) {
 	t.Logf("%d blocks answered, %d tried, %d restarts", answered.Load(), next.Load(), e.Restarts())
 }
 
+// Requirement Q4: a database, a user and a random password of its own, made at the first start.
 func TestReopenKeepsDataAndPassword(t *testing.T) {
 	t.Parallel()
 	dir := t.TempDir()

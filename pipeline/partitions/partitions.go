@@ -18,6 +18,7 @@ import (
 	"strings"
 
 	"gocloud.dev/blob"
+	_ "gocloud.dev/blob/s3blob" // s3://bucket, with the credentials of the AWS SDK's usual places
 )
 
 // Open opens the bucket at a URL. The directory of a file:// URL is made where there is none; other

@@ -111,7 +111,7 @@ func TestBrokerStops(t *testing.T) {
 	s.wantOnce(t, events)
 }
 
-// The same request with the same key is stored once, also through another gateway, and though others publish the
+// Requirement B2: the same request with the same key is stored once, also through another gateway, and though others publish the
 // while; another body is refused.
 func TestIdempotencyKey(t *testing.T) {
 	t.Parallel()

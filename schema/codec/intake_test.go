@@ -100,6 +100,7 @@ const cloudEventText = `{"specversion":"1.0","id":"A-1","source":"/billing","typ
  "subject":"inv-9","dataschema":"https://example.com/s","data":{"n": 1},"organization":"acme","trail":"activity","actorid":"u-7",
  "traceparent":"00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01","partition":7,"flag":true,"nothing":null}`
 
+// Requirement B7.
 func TestCloudEvents(t *testing.T) {
 	in, got := newIntake(t)
 	second := strings.Replace(cloudEventText, `"data":{"n": 1}`, `"datacontenttype":"image/png","data_base64":"AAEC","action":"pay"`, 1)

@@ -138,7 +138,7 @@ func TestPublish(t *testing.T) {
 	pipelinetest.UntilStored(t, s.store, 4, time.Minute)
 }
 
-// The demo, as a person and as a program runs it.
+// Requirement N7: the demo, as a person and as a program runs it, with the real engines inside.
 func TestDemo(t *testing.T) {
 	t.Parallel()
 	cmd, out := start(t, "demo", "--exit", "--json", "--events", "5000", "--hour", "1s", "--dir", t.TempDir())

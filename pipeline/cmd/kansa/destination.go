@@ -72,7 +72,7 @@ const fieldHelp = `Fields, as YAML or with --set:
   sftp.checksum_file, sftp.receipt                    true: NAME.sha256 beside each file; a signed receipt of what was read back
   sftp.connect_timeout, .idle_timeout, .keepalive, .concurrency
   mail                                                [who@example.com]: gets a link instead of a file
-  bucket                                              file:///srv/archives
+  bucket                                              file:///srv/archives, s3://archives?region=eu-central-1
   trails                                              [activity, access]
   schedule.cron, schedule.time_zone                   0 15 1 * * * (seconds first), Asia/Tokyo
   schedule.period, schedule.since                     24h: what one archive holds; 2026-11-01T00:00:00Z

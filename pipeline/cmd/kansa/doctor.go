@@ -5,6 +5,8 @@ import (
 	"encoding/json"
 	"fmt"
 	"io"
+	"net"
+	"strconv"
 	"strings"
 
 	"github.com/kansa-audit/kansa/pipeline"
@@ -30,7 +32,19 @@ func (f *watchFlags) reach(ctx context.Context, name string) (*broker.Client, *c
 	if err != nil {
 		return nil, nil, err
 	}
-	client, err := pipeline.ConnectTool(ctx, cfg, name)
+	if cfg.NATS.URL != "" {
+		client, err := pipeline.ConnectTool(ctx, cfg, name)
+		return client, cfg, err
+	}
+	// The embedded one: the configuration says where it listens, and the flags who asks, if it wants to know.
+	host := cfg.NATS.Listen
+	if ip := net.ParseIP(host); ip != nil && ip.IsUnspecified() {
+		host = "127.0.0.1"
+	}
+	if cfg.NATS.Port != 0 {
+		f.NATS = "nats://" + net.JoinHostPort(host, strconv.Itoa(cfg.NATS.Port))
+	}
+	client, err := f.connect(ctx, name)
 	return client, cfg, err
 }
 

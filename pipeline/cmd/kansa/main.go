@@ -37,6 +37,7 @@ type cli struct {
 	Doctor       doctorCmd       `cmd:"" help:"Look at a running system: what is wrong, where, and what to do."`
 	Top          topCmd          `cmd:"" help:"Watch a running system: what is stored, how far it is behind, what its checks find."`
 	Plan         planCmd         `cmd:"" help:"Work out what a number of events a second takes, from what was measured."`
+	Replay       replayCmd       `cmd:"" help:"Store again what the stream holds, after ClickHouse has lost it."`
 	CheckConfig  checkConfigCmd  `cmd:"" name:"check-config" help:"Check a configuration file and print what it amounts to."`
 	Demo         demoCmd         `cmd:"" help:"Show the main job in half a minute, with real parts under a fresh directory."`
 	Version      versionCmd      `cmd:"" help:"Print the version."`

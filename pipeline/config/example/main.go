@@ -52,6 +52,7 @@ const head = `# Every key of Kansa's configuration, with its default. What is le
 func samples() map[string]any {
 	return map[string]any{
 		"retention.organizations": map[string]int{"acme": 90},
+		"api.oidc.roles":          []config.GroupRole{{Group: "acme-auditors", Role: "auditor", Organization: "acme"}},
 		"mail": &mail.Config{
 			Host: "smtp.example.com", Port: 587, Username: "kansa", PasswordFile: "/etc/kansa/smtp-password", TLS: "starttls",
 			From: "Kansa <audit@example.com>", Timeout: 30 * time.Second,

@@ -2,13 +2,13 @@
 import { h, field, badge, confirm, dialog, toast, copy, note } from './dom.js';
 import { t, time, ago } from './text.js';
 import { get, post, put, del } from './api.js';
-import { go } from './app.js';
+import { go } from './route.js';
 
 const roles = ['publisher', 'auditor', 'admin'];
 
 export async function render(main, { org, who, signal, admin }) {
   if (!admin) return main.append(note('info', t('access.admins')));
-  const [users, keys] = await Promise.all([get('/api/v1/users', signal), get('/api/v1/keys', signal)]);
+  const [users, keys, ways] = await Promise.all([get('/api/v1/users', signal), get('/api/v1/keys', signal), get('/api/v1/session/ways', signal)]);
   const again = () => go(location.pathname + location.search, { replace: true });
   const scope = (v) => v.organization || t('access.everywhere');
   const chooseRole = (value) => {
@@ -25,16 +25,23 @@ export async function render(main, { org, who, signal, admin }) {
 
   async function user(u) {
     const c = { name: h('input', { value: u?.name ?? '', readonly: !!u, autocomplete: 'off', autocapitalize: 'none', spellcheck: 'false', maxlength: 64, autofocus: !u }), role: chooseRole(u?.role), organization: chooseScope(u?.organization ?? (u ? '' : undefined)),
-      password: h('input', { type: 'password', autocomplete: 'new-password', maxlength: 1024 }) };
+      password: h('input', { type: 'password', autocomplete: 'new-password', maxlength: 1024 }),
+      way: h('select', {}, ['password', 'openid'].map((w) => h('option', { value: w }, t('sign.way.' + w)))) };
+    c.way.value = u?.sign_in ?? 'password';
+    const password = field('password', t('sign.password'), c.password, t(u ? 'user.password.stays' : 'first.password.hint'));
+    const choose = () => { password.hidden = c.way.value === 'openid'; };
+    c.way.addEventListener('change', choose);
+    choose();
+    const byOpenID = () => c.way.value === 'openid';
     const done = await dialog(u ? t('user.edit', { name: u.name }) : t('user.new'), [field('name', t('sign.name'), c.name, !u && t('first.name.hint')), field('role', t('role'), c.role), field('organization', t('access.of'), c.organization),
-      field('password', t('sign.password'), c.password, t(u ? 'user.password.stays' : 'first.password.hint'))], { action: t('save'), submit: async () => {
+      (ways.openid || u?.sign_in === 'openid') && field('way', t('sign.way'), c.way), password], { action: t('save'), submit: async () => {
       const faults = [];
       if (!named(c.name.value.trim())) faults.push({ field: 'name', text: t('name.wrong', { value: c.name.value }) });
-      if ((!u || c.password.value) && new TextEncoder().encode(c.password.value).length < 12) faults.push({ field: 'password', text: t('first.password.short') });
+      if (!byOpenID() && (!u || u.sign_in === 'openid' || c.password.value) && new TextEncoder().encode(c.password.value).length < 12) faults.push({ field: 'password', text: t('first.password.short') });
       if (faults.length) throw Object.assign(new Error(), { faults });
-      const body = { role: c.role.value };
+      const body = { role: c.role.value, sign_in: c.way.value };
       if (c.organization.value) body.organization = c.organization.value;
-      if (c.password.value) body.password = c.password.value;
+      if (c.password.value && !byOpenID()) body.password = c.password.value;
       await put(`/api/v1/users/${encodeURIComponent(c.name.value.trim())}`, body);
     } });
     if (done) {

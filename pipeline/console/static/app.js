@@ -3,6 +3,7 @@ import { h, fill, note, field, menu, dialog, toast } from './dom.js';
 import { t, look, loadMessages } from './text.js';
 import { get, del } from './api.js';
 import { signIn } from './signin.js';
+import { address, go, framed } from './route.js';
 
 const pages = {
   events: () => import('./events.js'),
@@ -27,21 +28,6 @@ const pageName = () => location.pathname.slice(1) || 'events';
 function organization() {
   if (who.organization) return who.organization;
   return params().get('org') || sessionStorage.getItem('kansa.org') || localStorage.getItem('kansa.org') || organizations.find((o) => o !== 'kansa') || organizations[0] || '';
-}
-
-// address is that of a page with its parameters; an operator's says which organization.
-export function address(page, values = {}) {
-  const q = new URLSearchParams();
-  if (!who.organization) q.set('org', values.org ?? organization());
-  for (const [k, v] of Object.entries(values)) if (k !== 'org' && v !== undefined && v !== null && v !== '') q.set(k, v);
-  const text = q.toString();
-  return `/${page}${text ? '?' + text : ''}`;
-}
-
-export function go(url, { replace } = {}) {
-  if (replace) history.replaceState(null, '', url);
-  else history.pushState(null, '', url);
-  return show();
 }
 
 async function show() {
@@ -201,5 +187,5 @@ async function start() {
   return show();
 }
 
-// Not awaited here: the pages import this module, and would wait for it for ever.
+framed({ show, organization, chooses: () => !who.organization });
 loadMessages().then(start);

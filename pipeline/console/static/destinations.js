@@ -2,7 +2,7 @@
 import { h, fill, note, field, check, badge, confirm, toast, showFaults, debounce } from './dom.js';
 import { t, word, bytes, time, ago, duration, hours, toInput, fromInput, iso, weekday } from './text.js';
 import { get, post, put, del, of } from './api.js';
-import { address, go } from './app.js';
+import { address, go } from './route.js';
 
 const kinds = { ok: 'ok', failing: 'bad', paused: 'warn', waiting: 'busy', manual: 'quiet' };
 let known;

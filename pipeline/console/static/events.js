@@ -2,7 +2,7 @@
 import { h, fill, note, field, check, menu, dialog, toast, copy, save, badge, debounce } from './dom.js';
 import { t, word, number, time, iso, toInput, fromInput, zoneName, ago } from './text.js';
 import { get, request } from './api.js';
-import { address, go } from './app.js';
+import { address, go } from './route.js';
 import { chart } from './chart.js';
 import { changes } from './diff.js';
 

@@ -2,7 +2,7 @@
 import { h, note, field, check, badge, toast, showFaults } from './dom.js';
 import { t, word, time } from './text.js';
 import { get, put, of } from './api.js';
-import { go } from './app.js';
+import { go } from './route.js';
 import { trails as switches } from './trails.js';
 
 const gib = 1024 ** 3;

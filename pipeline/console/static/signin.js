@@ -1,7 +1,7 @@
 // Sign-in, and the making of the first admin with the link that the first start printed.
 import { h, fill, field, showFaults } from './dom.js';
 import { t } from './text.js';
-import { post } from './api.js';
+import { get, post } from './api.js';
 
 // signIn shows the form until somebody is signed in.
 export function signIn(token) {
@@ -13,6 +13,7 @@ export function signIn(token) {
     const again = h('input', { type: 'password', autocomplete: 'new-password', required: true, maxlength: 1024 });
     const button = h('button', { class: 'primary', type: 'submit' }, t(first ? 'first.do' : 'sign.in'));
     const box = h('div', {});
+    const other = h('div', {});
     const form = h('form', { novalidate: true, onsubmit: async (ev) => {
       ev.preventDefault();
       const faults = [];
@@ -35,11 +36,19 @@ export function signIn(token) {
       }
     } },
     box, field('name', t('sign.name'), name, first && t('first.name.hint')), field('password', t('sign.password'), password, first && t('first.password.hint')),
-    first && field('again', t('first.again'), again), button);
+    first && field('again', t('first.again'), again), button, other);
     fill(document.body, h('main', { class: 'sign' },
       h('img', { src: new URL('icon.svg', import.meta.url).pathname, alt: '', width: 44, height: 44 }),
       h('h1', {}, first ? t('first') : 'Kansa'), h('p', { class: 'muted' }, t(first ? 'first.hint' : 'sign.hint')),
       first && !token ? h('div', { class: 'note error', role: 'alert' }, t('first.no.token')) : form));
     name.focus();
+    if (first) return;
+    // How a sign-in at the provider ended stands in the address.
+    const ended = { refused: 'sign.openid.refused', failed: 'sign.openid.failed' }[new URLSearchParams(location.search).get('sign-in')];
+    if (ended) {
+      showFaults(form, box, { faults: [{ text: t(ended) }] });
+      history.replaceState(null, '', location.pathname);
+    }
+    get('/api/v1/session/ways').then((ways) => ways.openid && fill(other, h('a', { class: 'button', href: '/api/v1/session/openid' }, t('sign.openid', { title: ways.openid }))), () => {});
   });
 }

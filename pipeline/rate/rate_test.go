@@ -1,4 +1,4 @@
-package api
+package rate
 
 import (
 	"fmt"
@@ -10,37 +10,37 @@ import (
 func TestRate(t *testing.T) {
 	t.Parallel()
 	now := time.Date(2026, 11, 22, 4, 0, 0, 0, time.UTC)
-	r := newRate(10, time.Minute, 10, func() time.Time { return now })
+	r := New(10, time.Minute, 10, func() time.Time { return now })
 	for n := range 10 {
-		if wait, _ := r.take("a"); wait != 0 {
+		if wait, _ := r.Take("a"); wait != 0 {
 			t.Fatalf("number %d has to wait %s", n, wait)
 		}
 	}
-	if wait, first := r.take("a"); wait != 6*time.Second || !first {
+	if wait, first := r.Take("a"); wait != 6*time.Second || !first {
 		t.Errorf("one too many: %s, %t", wait, first)
 	}
-	if wait, first := r.take("a"); wait != 6*time.Second || first {
+	if wait, first := r.Take("a"); wait != 6*time.Second || first {
 		t.Errorf("another: %s, %t", wait, first)
 	}
-	if wait, _ := r.take("b"); wait != 0 {
+	if wait, _ := r.Take("b"); wait != 0 {
 		t.Errorf("somebody else waits %s", wait)
 	}
 	now = now.Add(6 * time.Second)
-	if wait, _ := r.take("a"); wait != 0 {
+	if wait, _ := r.Take("a"); wait != 0 {
 		t.Errorf("after its time: %s", wait)
 	}
-	if wait, first := r.take("a"); wait == 0 || !first {
+	if wait, first := r.Take("a"); wait == 0 || !first {
 		t.Errorf("the next: %s, %t", wait, first)
 	}
 	// Who is long gone takes no memory.
 	for n := range 5000 {
 		now = now.Add(time.Second)
-		r.take(fmt.Sprint(n))
+		r.Take(fmt.Sprint(n))
 	}
 	if n := len(r.of); n > 1200 {
 		t.Errorf("%d are remembered", n)
 	}
-	if wait, _ := newRate(0, time.Second, 0, nil).take("a"); wait != 0 {
+	if wait, _ := New(0, time.Second, 0, nil).Take("a"); wait != 0 {
 		t.Errorf("no bound: %s", wait)
 	}
 }
@@ -50,7 +50,7 @@ func TestNetwork(t *testing.T) {
 	for ip, want := range map[string]string{
 		"192.0.2.1": "192.0.2.1", "2001:db8:1:2:3:4:5:6": "2001:db8:1:2::/64", "fe80::1%eth0": "fe80::/64", "::ffff:192.0.2.1": "::ffff:192.0.2.1", "": "",
 	} {
-		if got := network(ip); got != want {
+		if got := Network(ip); got != want {
 			t.Errorf("%s: %s, want %s", ip, got, want)
 		}
 	}

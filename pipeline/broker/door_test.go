@@ -1,0 +1,94 @@
+package broker_test
+
+import (
+	"context"
+	"errors"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/nats-io/nats.go"
+
+	"github.com/kansa-audit/kansa/pipeline/broker"
+)
+
+// A server that listens to others takes nobody without a login, not even from this machine: a proxy may be there. What can't be
+// looked up for the moment is not refused, since clients give up then.
+func TestDoor(t *testing.T) {
+	t.Parallel()
+	var asked atomic.Int64
+	logIn := func(_ context.Context, secret, ip string) (*broker.Login, error) {
+		switch {
+		case secret != "right" || ip != "127.0.0.1":
+			return nil, broker.ErrNotLetIn
+		case asked.Add(1) < 3:
+			return nil, errors.New("not now")
+		}
+		return &broker.Login{Name: "key:right", Organization: "acme"}, nil
+	}
+	for name, o := range map[string]broker.ServerOptions{"everywhere": {Listen: "0.0.0.0", LogIn: logIn}, "as set": {RequireLogin: true, LogIn: logIn}} {
+		asked.Store(0)
+		o.Dir = t.TempDir()
+		s, err := broker.StartServer(t.Context(), o)
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(s.Close)
+		for _, options := range [][]nats.Option{nil, {nats.Token("wrong")}, {nats.UserInfo("right", "")}, {nats.UserInfo("kansa", "wrong")}} {
+			if nc, err := nats.Connect(s.URL(), options...); !errors.Is(err, nats.ErrAuthorization) {
+				t.Errorf("%s: let in, or %v", name, err)
+				nc.Close()
+			}
+		}
+		nc, err := nats.Connect(s.URL(), nats.UserInfo("anybody", "right"), nats.RetryOnFailedConnect(true), nats.ReconnectWait(time.Millisecond), nats.MaxReconnects(-1))
+		if err != nil {
+			t.Fatalf("%s: %v", name, err)
+		}
+		if err := nc.FlushTimeout(time.Minute); err != nil || asked.Load() != 3 {
+			t.Errorf("%s: %v after %d questions", name, err, asked.Load())
+		}
+		closed := nc.StatusChanged(nats.RECONNECTING, nats.CLOSED)
+		if err := s.LogOut(func(name string) bool { return name == "key:right" }); err != nil {
+			t.Error(err)
+		}
+		<-closed
+		nc.Close()
+		ours, err := broker.Connect(t.Context(), broker.Options{Embedded: s})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := ours.Setup(t.Context(), broker.Settings{DuplicateWindow: time.Minute, AckWait: time.Minute, Hour: time.Hour}); err != nil {
+			t.Error(err)
+		}
+		ours.Close()
+	}
+}
+
+// A server with a certificate speaks with nobody in plain, and knows itself though its certificate is nobody's.
+func TestServerCertificate(t *testing.T) {
+	t.Parallel()
+	cert, key := certificate(t, "kansa")
+	o := broker.ServerOptions{Dir: t.TempDir(), CertFile: write(t, "cert.pem", cert), KeyFile: write(t, "key.pem", key)}
+	s, err := broker.StartServer(t.Context(), o)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(s.Close)
+	for _, c := range []struct {
+		o  broker.Options
+		ok bool
+	}{{broker.Options{Embedded: s}, true}, {broker.Options{URL: s.URL(), CAFile: o.CertFile}, true}, {broker.Options{URL: s.URL()}, false}} {
+		client, err := broker.Connect(t.Context(), c.o)
+		if (err == nil) != c.ok {
+			t.Errorf("%+v: %v", c.o, err)
+		}
+		if err == nil {
+			client.Close()
+		}
+	}
+	o.KeyFile = write(t, "key.pem", "none")
+	if s, err := broker.StartServer(t.Context(), o); err == nil {
+		s.Close()
+		t.Error("a key that is none is taken")
+	}
+}

@@ -1,0 +1,39 @@
+package main
+
+import "fmt"
+
+type replayCmd struct {
+	natsFlags
+	Yes bool `help:"Do it. Without it, only say what would be given out again."`
+}
+
+func (*replayCmd) Help() string {
+	return `For when ClickHouse has lost events: restore its backup first, if there is one. All that the stream still holds (streams.audit_max_age)
+is given to the writers once more; what they find in the table they leave out, so nothing is stored twice. Writers end when they
+notice, and have to be started again, as a service manager does. Nothing is stored for as long as writer.ack_wait. Hours that
+are sealed stay as they are. Dead letters appear once more.
+
+  kansa replay --yes`
+}
+
+func (c *replayCmd) Run(e *env) error {
+	client, err := c.connect(e.ctx, "replay")
+	if err != nil {
+		return err
+	}
+	defer client.Close()
+	info, _, err := client.Writers(e.ctx)
+	if err != nil {
+		return err
+	}
+	fmt.Fprintf(e.stdout, "the stream holds %s messages, from %s to %s\n", grouped(info.State.Msgs),
+		info.State.FirstTime.UTC().Format("2006-01-02T15:04:05Z"), info.State.LastTime.UTC().Format("2006-01-02T15:04:05Z"))
+	if !c.Yes {
+		fmt.Fprintln(e.stdout, "kansa replay --yes gives them to the writers once more")
+		return nil
+	}
+	if err := client.Replay(e.ctx); err != nil {
+		return err
+	}
+	return printShards(e.ctx, e, client)
+}

@@ -120,8 +120,10 @@ func New(table Table, ledger Ledger, floor Floor, progress Progress, bucket *blo
 	if cfg.Alarm == nil {
 		cfg.Alarm = func(context.Context, schema.Partition, error) {}
 	}
-	return &Rollup{cfg: cfg, table: table, ledger: ledger, floor: floor, progress: progress, bucket: bucket, sealer: sealer, js: js,
-		tracer: cfg.Tracing.Tracer("github.com/kansa-audit/kansa/consumers/rollup")}, nil
+	return &Rollup{
+		cfg: cfg, table: table, ledger: ledger, floor: floor, progress: progress, bucket: bucket, sealer: sealer, js: js,
+		tracer: cfg.Tracing.Tracer("github.com/kansa-audit/kansa/consumers/rollup"),
+	}, nil
 }
 
 // Stats counts since the rollup was made.

@@ -73,7 +73,7 @@ func (c *doctorCmd) Run(e *env) error {
 		enc.SetIndent("", "  ")
 		err = enc.Encode(r)
 	} else {
-		err = printFindings(e.stdout, r)
+		printFindings(e.stdout, r)
 	}
 	if err == nil && !r.OK {
 		return errFailed
@@ -93,7 +93,7 @@ func (c *doctorCmd) look(ctx context.Context) (*doctor.Report, error) {
 	return doctor.Look(ctx, doctor.System{Client: client, Config: cfg})
 }
 
-func printFindings(w io.Writer, r *doctor.Report) error {
+func printFindings(w io.Writer, r *doctor.Report) {
 	for i := range r.Processes {
 		p := &r.Processes[i]
 		fmt.Fprintf(w, "%s  %s  %s, since %s\n", p.Name(), strings.Join(p.Roles, ","), p.Version, p.Since.Local().Format("2006-01-02 15:04:05"))
@@ -122,5 +122,4 @@ func printFindings(w io.Writer, r *doctor.Report) error {
 	default:
 		fmt.Fprintf(w, "\n%d failing, %d to look at.\n", failing, len(r.Findings)-failing)
 	}
-	return nil
 }

@@ -154,9 +154,12 @@ func sleep(ctx context.Context, d time.Duration) error {
 
 // Rates that are shown, and the counters that they are of.
 var topRates = []struct{ name, metric string }{
-	{"published", `kansa_gateway_events_total{result="accepted"}`}, {"stored", "kansa_writer_events_stored_total"},
-	{"dead_lettered", "kansa_writer_events_rejected_total"}, {"skipped", "kansa_writer_events_skipped_total"},
-	{"inserts", "kansa_writer_inserts_total"}, {"partitions", "kansa_rollup_partitions_total"},
+	{"published", `kansa_gateway_events_total{result="accepted"}`},
+	{"stored", "kansa_writer_events_stored_total"},
+	{"dead_lettered", "kansa_writer_events_rejected_total"},
+	{"skipped", "kansa_writer_events_skipped_total"},
+	{"inserts", "kansa_writer_inserts_total"},
+	{"partitions", "kansa_rollup_partitions_total"},
 }
 
 // Figures that are shown. Those of one process are added up; the others are the same from every process, or the worst counts.
@@ -164,11 +167,17 @@ var topFigures = []struct {
 	name, metric string
 	sum          bool
 }{
-	{"writer_lag_seconds", "kansa_writer_lag_seconds", false}, {"ack_floor_age_seconds", "kansa_writer_ack_floor_age_seconds", false},
-	{"rollup_lag_seconds", "kansa_rollup_lag_seconds", false}, {"sealed_until", "kansa_rollup_done_until_timestamp_seconds", false},
-	{"hours_sealed", "kansa_rollup_hours_total", true}, {"last_hour_seconds", "kansa_rollup_last_hour_seconds", false},
-	{"trails_in_alarm", "kansa_rollup_blocked_trails", false}, {"dead_letters", "kansa_dead_letters", false}, {"trails_off", "kansa_trails_off", false},
-	{"delivered", `kansa_exporter_deliveries_total{result="delivered"}`, true}, {"deliveries_failed", `kansa_exporter_deliveries_total{result="failed"}`, true},
+	{"writer_lag_seconds", "kansa_writer_lag_seconds", false},
+	{"ack_floor_age_seconds", "kansa_writer_ack_floor_age_seconds", false},
+	{"rollup_lag_seconds", "kansa_rollup_lag_seconds", false},
+	{"sealed_until", "kansa_rollup_done_until_timestamp_seconds", false},
+	{"hours_sealed", "kansa_rollup_hours_total", true},
+	{"last_hour_seconds", "kansa_rollup_last_hour_seconds", false},
+	{"trails_in_alarm", "kansa_rollup_blocked_trails", false},
+	{"dead_letters", "kansa_dead_letters", false},
+	{"trails_off", "kansa_trails_off", false},
+	{"delivered", `kansa_exporter_deliveries_total{result="delivered"}`, true},
+	{"deliveries_failed", `kansa_exporter_deliveries_total{result="failed"}`, true},
 	{"deliveries_given_up", `kansa_exporter_deliveries_total{result="given_up"}`, true},
 	{"exports_waiting", `kansa_consumer_lag_messages{consumer="exporter"}`, false},
 	{"failing_delivery_age_seconds", "kansa_exporter_failing_delivery_age_seconds", false},

@@ -8,6 +8,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"sync"
 	"time"
 
 	"github.com/kansa-audit/kansa/consumers/rollup"
@@ -37,6 +38,9 @@ func (s *System) allChecks(roles []Role, progress *rollup.Progress) []health.Che
 		if r == RoleWriter || r == RoleRollup {
 			add("engine", health.Failing, s.engineAnswers)
 		}
+		if r == RoleRollup || r == RoleExporter {
+			add("partitions", health.Failing, seldom(s.partitionsAnswer))
+		}
 		for _, q := range s.watched[r] {
 			add("consumer", health.Failing, q.Look)
 		}
@@ -53,12 +57,121 @@ func (s *System) allChecks(roles []Role, progress *rollup.Progress) []health.Che
 			add("deliveries", health.Warning, s.deliveriesSucceed)
 		case RoleGateway:
 			add("stream", health.Warning, s.streamHasRoom)
+		case RoleAPI:
+			add("keys", health.Warning, s.apiKeysLast)
 		}
 	}
+	own := func(name string, look func(context.Context) error) {
+		all = append(all, health.Check{Role: "kansa", Name: name, Severity: health.Warning, Look: look})
+	}
 	for _, d := range s.disks() {
-		all = append(all, health.Check{Role: "kansa", Name: "disk", Severity: health.Warning, Look: d.Look})
+		own("disk", d.Look)
+	}
+	own("files", SecretFiles(s.Config, roles).Look)
+	own("certificates", s.certificates.Look)
+	if s.server == nil {
+		own("broker", seldom(s.brokerIsSafe))
+	}
+	if s.Store != nil {
+		own("clickhouse", seldom(s.engineIsWell))
 	}
 	return all
+}
+
+// seldomEvery is how often is looked at what changes slowly and costs more than a question.
+const seldomEvery = 10 * time.Second
+
+// seldom repeats what a look found before, for a while.
+func seldom(look func(context.Context) error) func(context.Context) error {
+	var mu sync.Mutex
+	var at time.Time
+	var found error
+	return func(ctx context.Context) error {
+		mu.Lock()
+		defer mu.Unlock()
+		if !at.IsZero() && time.Since(at) < seldomEvery {
+			return found
+		}
+		err := look(ctx)
+		if ctx.Err() == nil { // or who asked is gone
+			at, found = time.Now(), err
+		}
+		return err
+	}
+}
+
+// brokerIsSafe asks what was asked at the start, for servers are upgraded and set up anew.
+func (s *System) brokerIsSafe(ctx context.Context) error {
+	if !s.Client.NC.IsConnected() {
+		return nil // which is another check's
+	}
+	return s.Client.CheckServer(ctx, brokerOptions(s.Config))
+}
+
+func (s *System) partitionsAnswer(ctx context.Context) error {
+	ok, err := s.Bucket.IsAccessible(ctx)
+	switch {
+	case err != nil:
+		err = fmt.Errorf("the store of the partitions does not answer: %w", err)
+	case !ok:
+		err = errors.New("the store of the partitions is not there")
+	}
+	return health.Do(err, "see to it that partitions.url, or the folder of data_dir, can be reached and written to")
+}
+
+func (s *System) apiKeysLast(ctx context.Context) error {
+	all, err := s.Access.Keys(ctx, "")
+	if err != nil {
+		return err
+	}
+	var errs []error
+	for i := range all {
+		errs = append(errs, health.Expiry("the API key "+all[i].Name, all[i].Expires))
+	}
+	return health.Do(errors.Join(errs...), "make another key (POST /api/v1/keys, or the console's page Access), give it to who has the old one, and revoke that")
+}
+
+// Bounds beyond which ClickHouse is not well, before it refuses anything: it slows inserts down at 1,000 parts.
+const (
+	manyParts = 300
+	longQueue = 1000
+	longDelay = 300 // seconds
+)
+
+func (s *System) engineIsWell(ctx context.Context) error {
+	c, err := s.Store.Condition(ctx)
+	if err != nil {
+		return err
+	}
+	var errs []error
+	fault := func(remedy, format string, v ...any) {
+		errs = append(errs, health.Do(fmt.Errorf(format, v...), "%s", remedy))
+	}
+	if c.Migration != c.Wanted {
+		fault("run one version of Kansa everywhere", "its tables are of migration %d, this program is of %d", c.Migration, c.Wanted)
+	}
+	if c.MostParts > manyParts {
+		fault("give ClickHouse more cores, or raise writer.linger: inserts are too many or too small for its merges",
+			"%s is in %d parts: merges do not keep up", c.PartsOf, c.MostParts)
+	}
+	if c.Broken > 0 {
+		fault("kansa repair says whether events are missing, and --fix takes them from the stream; then ALTER TABLE … DROP DETACHED PART",
+			"%d parts were set aside because they are broken, such as %s", c.Broken, c.BrokenExample)
+	}
+	if c.ReadOnly > 0 {
+		fault("look at ClickHouse Keeper: system.replicas names the table", "%d replicas are read-only", c.ReadOnly)
+	}
+	if c.Queue > longQueue || c.Delay > longDelay {
+		fault("system.replication_queue says what it waits for", "a replica is behind: %d entries in its queue, %d seconds", c.Queue, c.Delay)
+	}
+	if s.Engine == nil { // an embedded one's is among the disks of this machine
+		for _, d := range c.Disks {
+			if d.Free < uint64(s.Config.Health.DiskFree) {
+				fault("make room: deploy/RUNBOOK.md, Full disk", "the disk %s of ClickHouse (%s) is nearly full: %s of %s are free", d.Name, d.Path, health.Size(d.Free), health.Size(d.Total))
+			}
+		}
+	}
+	return errors.Join(errs...)
 }
 
 func (s *System) brokerAnswers(context.Context) error {
@@ -68,14 +181,14 @@ func (s *System) brokerAnswers(context.Context) error {
 		}
 	}
 	if !s.Client.NC.IsConnected() {
-		return errors.New("no connection to NATS")
+		return health.Do(errors.New("no connection to NATS"), "start NATS, or look at its log and at nats.url")
 	}
 	return nil
 }
 
 func (s *System) engineAnswers(ctx context.Context) error {
 	if err := s.Store.Ping(ctx); err != nil {
-		return fmt.Errorf("ClickHouse does not answer: %w", err)
+		return health.Do(fmt.Errorf("ClickHouse does not answer: %w", err), "start it, or look at its log; meanwhile events wait in the stream")
 	}
 	return nil
 }
@@ -89,7 +202,8 @@ func rollupKeepsUp(ctx context.Context, progress *rollup.Progress, hour time.Dur
 		return err
 	}
 	if behind := time.Since(next); !next.IsZero() && behind > 2*hour+late {
-		return fmt.Errorf("it is behind: rolled up is until %s, %s ago", next.Format(time.RFC3339), behind.Round(time.Second))
+		return health.Do(fmt.Errorf("it is behind: rolled up is until %s, %s ago", next.Format(time.RFC3339), behind.Round(time.Second)),
+			"if the writers are behind, that first; or the log of part=rollup says which hour, and why")
 	}
 	return nil
 }
@@ -103,12 +217,12 @@ func nothingBlocked(ctx context.Context, progress *rollup.Progress, hour time.Du
 	for i, p := range blocked {
 		paths[i] = p.Path()
 	}
-	return fmt.Errorf("accounts disagree, and these wait for kansa repair: %s", strings.Join(paths, ", "))
+	return health.Do(fmt.Errorf("accounts disagree, and these wait for kansa repair: %s", strings.Join(paths, ", ")), "kansa repair, and find out why before --fix")
 }
 
 func (s *System) deliveriesSucceed(context.Context) error {
 	if failing := s.Exporter.Failing(); len(failing) > 0 {
-		return fmt.Errorf("%d are to be tried again: %s", len(failing), strings.Join(failing, "; "))
+		return health.Do(fmt.Errorf("%d are to be tried again: %s", len(failing), strings.Join(failing, "; ")), "kansa export list; kansa destination test ORGANIZATION/NAME")
 	}
 	return nil
 }
@@ -121,7 +235,8 @@ func (s *System) streamHasRoom(ctx context.Context) error {
 	}
 	info := stream.CachedInfo()
 	if most := info.Config.MaxBytes; most > 0 && info.State.Bytes > uint64(most)/10*9 {
-		return fmt.Errorf("stream %s is nearly full: %d bytes of %d (streams.audit_max_bytes)", info.Config.Name, info.State.Bytes, most)
+		return health.Do(fmt.Errorf("stream %s is nearly full: %d bytes of %d (streams.audit_max_bytes)", info.Config.Name, info.State.Bytes, most),
+			"see to the writers if they are behind; or raise streams.audit_max_bytes, or lower streams.audit_max_age")
 	}
 	return nil
 }

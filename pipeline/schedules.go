@@ -10,6 +10,7 @@ import (
 
 	"github.com/kansa-audit/kansa/consumers/exporter"
 	"github.com/kansa-audit/kansa/pipeline/broker"
+	"github.com/kansa-audit/kansa/pipeline/config"
 	"github.com/kansa-audit/kansa/pipeline/settings"
 )
 
@@ -21,13 +22,17 @@ func (s *System) openSettings() *settings.Store {
 	}
 }
 
+// settingsKey is the file of the key that seals secrets.
+func settingsKey(c *config.Config) string {
+	if c.Settings.KeyFile != "" {
+		return c.Settings.KeyFile
+	}
+	return filepath.Join(c.DataDir, settings.KeyFile)
+}
+
 // openSecrets opens them with the key.
 func (s *System) openSecrets() (*settings.Store, error) {
-	path := s.Config.Settings.KeyFile
-	if path == "" {
-		path = filepath.Join(s.Config.DataDir, settings.KeyFile)
-	}
-	box, err := settings.OpenBox(path)
+	box, err := settings.OpenBox(settingsKey(s.Config))
 	if err != nil {
 		return nil, err
 	}

@@ -16,6 +16,7 @@ import (
 
 	"github.com/nats-io/nats.go"
 	"github.com/nats-io/nats.go/jetstream"
+	oteltrace "go.opentelemetry.io/otel/trace"
 	"gocloud.dev/blob"
 	"golang.org/x/sync/errgroup"
 
@@ -42,7 +43,9 @@ import (
 	"github.com/kansa-audit/kansa/pipeline/repair"
 	"github.com/kansa-audit/kansa/pipeline/retention"
 	"github.com/kansa-audit/kansa/pipeline/settings"
+	"github.com/kansa-audit/kansa/pipeline/status"
 	"github.com/kansa-audit/kansa/pipeline/store"
+	"github.com/kansa-audit/kansa/pipeline/tracing"
 	"github.com/kansa-audit/kansa/pipeline/watchdog"
 	"github.com/kansa-audit/kansa/producers"
 	"github.com/kansa-audit/kansa/producers/gateway"
@@ -55,7 +58,11 @@ type Options struct {
 	Roles  []Role
 	// EngineCommand runs the embedded engine's process: this program and its hidden subcommand.
 	EngineCommand []string
-	Logger        *slog.Logger
+	// Version of this program, for those who ask.
+	Version string
+	// Tracing takes the spans, in place of what tracing.endpoint and the environment name.
+	Tracing oteltrace.TracerProvider
+	Logger  *slog.Logger
 }
 
 // System is a running pipeline. Its parts are there to be looked at; they are closed by Close.
@@ -87,6 +94,11 @@ type System struct {
 	verifications jetstream.KeyValue
 	measured      atomic.Pointer[metrics.Sources] // set when all roles have started
 	checks        atomic.Pointer[[]health.Check]  // set when all roles have started
+	registry      *metrics.Registry
+	tracing       oteltrace.TracerProvider // nil if there is none
+	endTracing    func(context.Context) error
+	lately        lately
+	certificates  *health.Certificates
 	watched       map[Role][]*watchdog.Queue
 	floor         *floor.Floor
 	shards        []*health.Floor // of the writer; none if the role is not here
@@ -103,6 +115,7 @@ type System struct {
 // published. ctx bounds the start only.
 func Start(ctx context.Context, o Options) (_ *System, err error) {
 	s := &System{Config: o.Config, log: o.Logger, watched: map[Role][]*watchdog.Queue{}, shared: make(chan error, 1)}
+	s.registry = metrics.New(s.measured.Load, s.log.With(slog.String("part", "metrics")))
 	defer func() {
 		if err != nil {
 			err = errors.Join(err, s.Close())
@@ -110,6 +123,15 @@ func Start(ctx context.Context, o Options) (_ *System, err error) {
 	}()
 	if err := os.MkdirAll(o.Config.DataDir, 0o700); err != nil {
 		return nil, fmt.Errorf("create data_dir: %w", err)
+	}
+	if s.tracing = o.Tracing; s.tracing == nil {
+		provider, err := tracing.Start(ctx, o.Config.Tracing.Endpoint, o.Version)
+		if err != nil {
+			return nil, err
+		}
+		if provider != nil {
+			s.tracing, s.endTracing = provider, provider.Shutdown
+		}
 	}
 	if err := s.connect(ctx); err != nil {
 		return nil, err
@@ -126,7 +148,7 @@ func Start(ctx context.Context, o Options) (_ *System, err error) {
 	if err := s.buckets(ctx); err != nil {
 		return nil, err
 	}
-	publisher, err := producers.New(s.Client.JS, producers.Config{Logger: o.Logger})
+	publisher, err := producers.New(s.Client.JS, producers.Config{Tracing: s.tracing, Logger: o.Logger})
 	if err != nil {
 		return nil, err
 	}
@@ -143,6 +165,13 @@ func Start(ctx context.Context, o Options) (_ *System, err error) {
 		return nil, err
 	}
 	s.roles.Go(func() error { return s.retentions.Follow(s.ended) })
+	s.certificates = s.certificatesOf()
+	names := make([]string, len(o.Roles))
+	for i, r := range o.Roles {
+		names[i] = string(r)
+	}
+	me := status.This(o.Version, names)
+	s.roles.Go(func() error { return status.Serve(s.ended, s.Client.NC, me, s.status) })
 	if e := s.Engine; e != nil {
 		// Its supervisor has tried and given up; what runs on without it would only look alive.
 		s.roles.Go(func() error {
@@ -178,10 +207,21 @@ func Start(ctx context.Context, o Options) (_ *System, err error) {
 	if err != nil {
 		return nil, err
 	}
-	s.measured.Store(&metrics.Sources{
+	measured := &metrics.Sources{
 		JS: s.Client.JS, Floor: s.floor, Writer: s.Writer, Rollup: s.Rollup, Exporter: s.Exporter, Progress: progress, Hour: o.Config.Rollup.Hour,
 		Gateway: s.Gateway, Recording: recording.New(s.Client.JS), Shards: s.shards, Disks: s.disks(), Restarts: s.restarts(),
-	})
+		Certificates: s.certificates, Report: func(ctx context.Context) health.Report { return s.lately.run(ctx, s.currentChecks()) },
+	}
+	if s.Engine != nil {
+		measured.Engine = s.Engine
+	}
+	if s.Settings != nil {
+		measured.Destinations = s.Settings
+	}
+	if has(RoleAPI) {
+		measured.Keys = &s.Access
+	}
+	s.measured.Store(measured)
 	checks := s.allChecks(o.Roles, progress)
 	s.checks.Store(&checks)
 	return s, nil
@@ -221,20 +261,21 @@ func (s *System) Close() error {
 	if s.server != nil {
 		s.server.Close()
 	}
+	if s.endTracing != nil {
+		ctx, cancel := context.WithTimeout(context.Background(), 3*time.Second)
+		if err := s.endTracing(ctx); err != nil { // a collector that is away fails nothing
+			s.log.Warn("the last spans were not sent", slog.Any("error", err))
+		}
+		cancel()
+	}
 	return errors.Join(errs...)
 }
 
 // connect reaches the broker, starting it if it is the embedded one, and sets it up.
 func (s *System) connect(ctx context.Context) (err error) {
 	c := s.Config
-	o := broker.Options{
-		URL: c.NATS.URL, Name: "pipeline", CredentialsFile: c.NATS.CredentialsFile, NKeyFile: c.NATS.NKeyFile, Username: c.NATS.Username,
-		PasswordFile: c.NATS.PasswordFile, TokenFile: c.NATS.TokenFile, CAFile: c.NATS.CAFile, CertFile: c.NATS.CertFile, KeyFile: c.NATS.KeyFile,
-		MonitorURL: c.NATS.MonitorURL, AssumeSyncAlways: c.NATS.AssumeSyncAlways, Logger: s.log,
-	}
-	if c.Streams.Replicas > 1 {
-		o.Timeout = clusterTimeout
-	}
+	o := brokerOptions(c)
+	o.Logger = s.log
 	if o.URL == "" {
 		if s.server, err = s.startServer(ctx); err != nil {
 			return err
@@ -256,6 +297,26 @@ func (s *System) connect(ctx context.Context) (err error) {
 	}
 	s.floor = &floor.Floor{Broker: s.Client, Stream: stream, Grace: c.Rollup.Grace}
 	return nil
+}
+
+// brokerOptions say how a configuration reaches the broker; without a URL if it is the embedded one.
+func brokerOptions(c *config.Config) broker.Options {
+	o := broker.Options{
+		URL: c.NATS.URL, Name: "pipeline", CredentialsFile: c.NATS.CredentialsFile, NKeyFile: c.NATS.NKeyFile, Username: c.NATS.Username,
+		PasswordFile: c.NATS.PasswordFile, TokenFile: c.NATS.TokenFile, CAFile: c.NATS.CAFile, CertFile: c.NATS.CertFile, KeyFile: c.NATS.KeyFile,
+		MonitorURL: c.NATS.MonitorURL, AssumeSyncAlways: c.NATS.AssumeSyncAlways,
+	}
+	if c.Streams.Replicas > 1 {
+		o.Timeout = clusterTimeout
+	}
+	return o
+}
+
+// ConnectTool connects a tool to the external broker of a configuration, as a process with it does.
+func ConnectTool(ctx context.Context, c *config.Config, name string) (*broker.Client, error) {
+	o := brokerOptions(c)
+	o.Name = name
+	return broker.Connect(ctx, o)
 }
 
 // startServer starts the embedded broker.
@@ -412,7 +473,8 @@ func (s *System) startWriter(ctx context.Context) error {
 	w, err := writer.New(queues, s.Client.NC, s.Store, tally.Ledger{JS: s.Client.JS}, consumers.DeadLetters{JS: s.Client.JS}, writer.Config{
 		MaxRows: c.MaxRows, MaxBytes: c.MaxBytes, Linger: c.Linger, MaxLinger: c.MaxLinger, Inserts: c.Inserts, Memory: c.Memory,
 		AckWait: c.AckWait, InsertTimeout: c.InsertTimeout, Retention: s.retentions.Expires,
-		Recording: recording.New(s.Client.JS), Window: stream.CachedInfo().Config.Duplicates, Settled: settled, Logger: s.log.With(slog.String("part", "writer")),
+		Recording: recording.New(s.Client.JS), Window: stream.CachedInfo().Config.Duplicates, Settled: settled, Tracing: s.tracing,
+		Logger: s.log.With(slog.String("part", "writer")),
 	})
 	if err != nil {
 		return err
@@ -484,7 +546,7 @@ func (s *System) startRollup(ctx context.Context) error {
 	}
 	log := s.log.With(slog.String("part", "rollup"))
 	s.Rollup, err = rollup.New(s.Store, tally.Ledger{JS: s.Client.JS}, s.floor, *progress, s.Bucket, s.Keys, s.Client.JS, rollup.Config{
-		Hour: s.Config.Rollup.Hour, Parallel: s.Config.Rollup.Parallel, Recording: recording.New(s.Client.JS), Logger: log, Alarm: s.alarm,
+		Hour: s.Config.Rollup.Hour, Parallel: s.Config.Rollup.Parallel, Recording: recording.New(s.Client.JS), Logger: log, Alarm: s.alarm, Tracing: s.tracing,
 	})
 	if err != nil {
 		return err
@@ -556,7 +618,7 @@ func (s *System) startExporter(ctx context.Context) error {
 	s.Settings = kept
 	s.Exporter = exporter.New(s.Bucket, s.States, s.Links, mailer, s.Client.JS, exporter.Config{
 		Settings: kept, PublicURL: s.publicURL(), LinkTTL: c.LinkTTL(), AlertAfter: c.Exports.AlertAfter, Closed: progress.Sealed, Record: s.own.Record, Logger: log,
-		Receipts: &keys.Receipts{Dir: c.DataDir, Bucket: s.Bucket},
+		Receipts: &keys.Receipts{Dir: c.DataDir, Bucket: s.Bucket}, Tracing: s.tracing,
 	})
 	s.Intake = &exporter.Intake{
 		JS: s.Client.JS, Bucket: s.Bucket, States: s.States, Settings: kept, Closed: progress.Sealed, Began: progress.Began, Linger: c.LinkTTL(), Record: s.own.Record,
@@ -613,7 +675,7 @@ func (s *System) serve(ctx context.Context, o api.Options, publisher *producers.
 	if o.Routes == nil {
 		o.Routes = map[string]http.Handler{}
 	}
-	o.Routes["GET /metrics"] = metrics.Handler(s.measured.Load, s.log.With(slog.String("part", "metrics")))
+	o.Routes["GET /metrics"] = s.registry.Handler()
 	o.Ready, o.Logger = health.Handler(s.currentChecks), s.log.With(slog.String("part", "api"))
 	if s.API, err = api.Start(ctx, o); err != nil {
 		return err
@@ -636,7 +698,7 @@ const drainRequests = 10 * time.Second
 
 func (s *System) newGateway() (*producers.Publisher, error) {
 	c, log := s.Config.Gateway, s.log.With(slog.String("part", "gateway"))
-	publisher, err := producers.New(s.Client.JS, producers.Config{Spread: true, RetryFor: c.RetryFor, AckTimeout: min(5*time.Second, c.RetryFor), Logger: log})
+	publisher, err := producers.New(s.Client.JS, producers.Config{Spread: true, Tracing: s.tracing, RetryFor: c.RetryFor, AckTimeout: min(5*time.Second, c.RetryFor), Logger: log})
 	if err != nil {
 		return nil, err
 	}

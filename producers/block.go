@@ -50,6 +50,9 @@ func (p *Publisher) PublishBlock(ctx context.Context, b Block) (Ack, error) {
 	}
 	l := p.laneLocked(key)
 	own := &batch{lane: key, block: b.Events, held: size, waited: true, alone: b.Alone, done: make(chan struct{})}
+	if p.tracer != nil {
+		own.calledBy(ctx)
+	}
 	if b.Alone {
 		p.dispatch(key, l, own)
 		return Ack{own}, nil
@@ -62,6 +65,9 @@ func (p *Publisher) PublishBlock(ctx context.Context, b Block) (Ack, error) {
 		p.lingerLocked(key, l)
 	} else {
 		p.awaited(l)
+		if p.tracer != nil {
+			l.open.calledBy(ctx)
+		}
 		l.open.block.AppendBlock(b.Events)
 		l.open.held += size
 		b.Events.GiveBack()

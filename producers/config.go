@@ -6,6 +6,8 @@ import (
 	"log/slog"
 	"time"
 
+	"go.opentelemetry.io/otel/trace"
+
 	"github.com/kansa-audit/kansa/schema"
 	"github.com/kansa-audit/kansa/schema/codec"
 )
@@ -53,6 +55,9 @@ type Config struct {
 	// What was published before the publisher heard of the switch, or could not ask, the writer leaves out; and what is
 	// in the spool is judged by the time at which it reaches the broker.
 	Unrecorded func(organization string, trail schema.Trail, events int)
+	// Tracing has each message be a span, a child of the spans in which its events were published or linked to them, whose
+	// context goes along with it. Default: none, which costs nothing.
+	Tracing trace.TracerProvider
 	// Logger is told of retries; default none.
 	Logger *slog.Logger
 	// Now is the clock; default time.Now.

@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"github.com/nats-io/nats.go/jetstream"
+	"go.opentelemetry.io/otel/trace"
 	"golang.org/x/sync/semaphore"
 
 	"github.com/kansa-audit/kansa/producers/recording"
@@ -43,7 +44,8 @@ type Publisher struct {
 
 	switches *recording.Follower
 
-	spool *spool.Spool // nil if there is none
+	spool  *spool.Spool // nil if there is none
+	tracer trace.Tracer // nil if there is none
 }
 
 type lane struct {
@@ -66,8 +68,10 @@ type batch struct {
 	async  bool  // some of its events have nobody waiting
 	waited bool  // some have
 	alone  bool  // no other events may join
-	done   chan struct{}
-	err    error // valid once done is closed
+	// callers are the spans in which its events were published.
+	callers []trace.SpanContext
+	done    chan struct{}
+	err     error // valid once done is closed
 }
 
 // New returns a publisher on js. The stream has to exist.
@@ -82,6 +86,9 @@ func New(js jetstream.JetStream, cfg Config) (*Publisher, error) {
 		buffer: semaphore.NewWeighted(int64(cfg.MaxBuffered)),
 		inFly:  semaphore.NewWeighted(int64(cfg.MaxInFlight)),
 		lanes:  map[lane]*laneState{}, pending: map[*batch]struct{}{},
+	}
+	if cfg.Tracing != nil {
+		p.tracer = cfg.Tracing.Tracer("github.com/kansa-audit/kansa/producers")
 	}
 	if err := p.openSpool(); err != nil {
 		stop()
@@ -197,6 +204,9 @@ func (p *Publisher) add(ctx context.Context, e *schema.Event, async bool) (Ack, 
 	b := l.open
 	if !async {
 		p.awaited(l)
+	}
+	if p.tracer != nil {
+		b.calledBy(ctx)
 	}
 	b.block.Append(e)
 	b.held += size

@@ -20,7 +20,7 @@ import (
 
 // send publishes b and returns nil when it is on the broker's disk, or in the spool if there is one. Every attempt
 // has the same message id, so that one whose acknowledgement was lost is not stored again.
-func (p *Publisher) send(b *batch) error {
+func (p *Publisher) send(b *batch) (err error) {
 	if err := p.inFly.Acquire(p.ctx, 1); err == nil {
 		defer p.inFly.Release(1)
 	} else if p.spool == nil {
@@ -28,6 +28,8 @@ func (p *Publisher) send(b *batch) error {
 	}
 	msg, buf := p.message(b)
 	rows, first := b.block.Rows(), p.cfg.Now()
+	end := p.trace(b, msg)
+	defer func() { end(err) }()
 	var unkept error // why the message is not in the spool
 	if p.away() {
 		if unkept = p.keep(msg, first, rows); unkept == nil {

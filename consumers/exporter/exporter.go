@@ -13,12 +13,16 @@ import (
 
 	"github.com/nats-io/nats.go"
 	"github.com/nats-io/nats.go/jetstream"
+	"go.opentelemetry.io/otel/codes"
+	"go.opentelemetry.io/otel/trace"
+	"go.opentelemetry.io/otel/trace/noop"
 	"gocloud.dev/blob"
 
 	"github.com/kansa-audit/kansa/consumers"
 	"github.com/kansa-audit/kansa/consumers/exporter/mail"
 	"github.com/kansa-audit/kansa/consumers/exporter/sftp"
 	"github.com/kansa-audit/kansa/schema"
+	"github.com/kansa-audit/kansa/schema/tracecontext"
 )
 
 // ErrNotClosed means that hours of the range are not rolled up yet.
@@ -44,6 +48,8 @@ type Config struct {
 	Record func(ctx context.Context, e schema.Event)
 	// Receipts signs them; nil refuses destinations that want some.
 	Receipts Receipts
+	// Tracing has each attempt to deliver be a span, in the trace of its request. Default: none.
+	Tracing trace.TracerProvider
 	// KeepStates is how long the state of an export that is over is kept; default 90 days, and no less than LinkTTL.
 	KeepStates time.Duration
 	Logger     *slog.Logger
@@ -60,6 +66,7 @@ type Exporter struct {
 	js      jetstream.JetStream
 	log     *slog.Logger
 	failing failing
+	tracer  trace.Tracer
 	stats   struct{ delivered, failed, givenUp atomic.Uint64 }
 }
 
@@ -96,14 +103,25 @@ func New(bucket *blob.Bucket, states States, links Links, mailer Mailer, js jets
 	if cfg.Record == nil {
 		cfg.Record = func(context.Context, schema.Event) {}
 	}
+	if cfg.Tracing == nil {
+		cfg.Tracing = noop.NewTracerProvider()
+	}
 	return &Exporter{
-		cfg: cfg, bucket: bucket, states: states, links: links, mailer: mailer, js: js, log: cfg.Logger,
+		tracer: cfg.Tracing.Tracer("github.com/kansa-audit/kansa/consumers/exporter"),
+		cfg:    cfg, bucket: bucket, states: states, links: links, mailer: mailer, js: js, log: cfg.Logger,
 		failing: failing{now: cfg.Now, of: map[string]failure{}},
 	}
 }
 
 // Handle is a consumers.Handler for EXPORTS.
-func (x *Exporter) Handle(ctx context.Context, msg jetstream.Msg) error {
+func (x *Exporter) Handle(ctx context.Context, msg jetstream.Msg) (err error) {
+	ctx, span := x.tracer.Start(tracecontext.From(ctx, msg.Headers()), "deliver", trace.WithSpanKind(trace.SpanKindConsumer))
+	defer func() {
+		if err != nil {
+			span.SetStatus(codes.Error, err.Error())
+		}
+		span.End()
+	}()
 	var t task
 	if err := json.Unmarshal(msg.Data(), &t); err != nil {
 		return consumers.Permanent(fmt.Errorf("read the export request: %w", err))
@@ -140,7 +158,6 @@ func (x *Exporter) export(ctx context.Context, r Request) error {
 	e.Updated, e.Sent, e.Error = now, 0, ""
 	err = x.attempt(ctx, &e)
 	e.Updated = x.cfg.Now().UTC()
-	x.failing.note(e.ID, nil)
 	switch {
 	case err == nil:
 		e.State = Done
@@ -156,11 +173,14 @@ func (x *Exporter) export(ctx context.Context, r Request) error {
 	default:
 		// What a schedule asks for is never given up: it is delivered when the destination is mended.
 		x.stats.failed.Add(1)
-		x.failing.note(e.ID, err)
 		e.State, e.Error = Retrying, err.Error()
+		x.failing.note(e.ID, err)
 		if errors.Is(err, consumers.ErrPermanent) {
 			err = consumers.Later(err, waitForMending)
 		}
+	}
+	if e.State != Retrying {
+		x.failing.note(e.ID, nil)
 	}
 	// Even when we are told to stop, what happened is kept.
 	keep, cancel := context.WithTimeout(context.WithoutCancel(ctx), 5*time.Second)
@@ -408,6 +428,7 @@ func Submit(ctx context.Context, js jetstream.JetStream, r Request) error {
 	msg := nats.NewMsg(schema.SubjectExports + "." + r.Organization)
 	msg.Data = data
 	msg.Header.Set(nats.MsgIdHdr, r.ID)
+	tracecontext.Into(ctx, msg.Header)
 	if _, err := js.PublishMsg(ctx, msg); err != nil {
 		return fmt.Errorf("ask for export %s: %w", r.ID, err)
 	}

@@ -13,6 +13,10 @@ import (
 
 	"github.com/nats-io/nats.go"
 	"github.com/nats-io/nats.go/jetstream"
+	"go.opentelemetry.io/otel/attribute"
+	"go.opentelemetry.io/otel/codes"
+	"go.opentelemetry.io/otel/trace"
+	"go.opentelemetry.io/otel/trace/noop"
 	"gocloud.dev/blob"
 	"golang.org/x/sync/errgroup"
 
@@ -66,8 +70,10 @@ type Config struct {
 	Recording Recording
 	// Alarm is told of every hour that can't be sealed because its counts disagree, or because the stream
 	// has lost messages; p is then without an organization. Default: the log has it.
-	Alarm  func(ctx context.Context, p schema.Partition, err error)
-	Logger *slog.Logger
+	Alarm func(ctx context.Context, p schema.Partition, err error)
+	// Tracing has each hour be a span. Default: none.
+	Tracing trace.TracerProvider
+	Logger  *slog.Logger
 }
 
 // Rollup makes partitions. Any number may run; those of one hour made twice are the same.
@@ -80,9 +86,13 @@ type Rollup struct {
 	bucket     *blob.Bucket
 	sealer     Sealer
 	js         jetstream.JetStream
+	tracer     trace.Tracer
 	partitions atomic.Uint64
 	rows       atomic.Uint64
 	alarms     atomic.Uint64
+	hours      atomic.Uint64
+	spent      atomic.Int64 // on hours
+	last       atomic.Int64 // of it, on the last one
 
 	// first is the first hour of each series, as far as it was asked for.
 	mu    sync.Mutex
@@ -104,17 +114,32 @@ func New(table Table, ledger Ledger, floor Floor, progress Progress, bucket *blo
 	if cfg.Logger == nil {
 		cfg.Logger = slog.New(slog.DiscardHandler)
 	}
+	if cfg.Tracing == nil {
+		cfg.Tracing = noop.NewTracerProvider()
+	}
 	if cfg.Alarm == nil {
 		cfg.Alarm = func(context.Context, schema.Partition, error) {}
 	}
-	return &Rollup{cfg: cfg, table: table, ledger: ledger, floor: floor, progress: progress, bucket: bucket, sealer: sealer, js: js}, nil
+	return &Rollup{
+		cfg: cfg, table: table, ledger: ledger, floor: floor, progress: progress, bucket: bucket, sealer: sealer, js: js,
+		tracer: cfg.Tracing.Tracer("github.com/kansa-audit/kansa/consumers/rollup"),
+	}, nil
 }
 
 // Stats counts since the rollup was made.
-type Stats struct{ Partitions, Rows, Alarms uint64 }
+type Stats struct {
+	Partitions, Rows, Alarms uint64
+	Hours                    uint64        // that were sealed
+	Spent, Last              time.Duration // on all of them, and on the last one
+}
 
 // Stats returns the counts.
-func (r *Rollup) Stats() Stats { return Stats{r.partitions.Load(), r.rows.Load(), r.alarms.Load()} }
+func (r *Rollup) Stats() Stats {
+	return Stats{
+		Partitions: r.partitions.Load(), Rows: r.rows.Load(), Alarms: r.alarms.Load(), Hours: r.hours.Load(),
+		Spent: time.Duration(r.spent.Load()), Last: time.Duration(r.last.Load()),
+	}
+}
 
 // Tick does what is due: a consumers.Handler for the ticks of HOURS.
 func (r *Rollup) Tick(ctx context.Context, _ jetstream.Msg) error {
@@ -160,10 +185,16 @@ func (r *Rollup) Advance(ctx context.Context) (time.Time, error) {
 		}
 	}
 	for !at.next.Add(r.cfg.Hour).After(until) {
-		h, err := r.account(ctx, at, floor)
+		began := time.Now()
+		sealing, span := r.tracer.Start(ctx, "seal hour", trace.WithAttributes(attribute.String("kansa.hour", at.next.Format(time.RFC3339))))
+		h, err := r.account(sealing, at, floor)
 		if err == nil {
-			err = r.hour(ctx, h)
+			err = r.hour(sealing, h)
 		}
+		if err != nil {
+			span.SetStatus(codes.Error, err.Error())
+		}
+		span.End()
 		if errors.Is(err, ErrLost) {
 			r.alarm(ctx, schema.Partition{Hour: at.next, Length: r.cfg.Hour}, err)
 		}
@@ -174,6 +205,10 @@ func (r *Rollup) Advance(ctx context.Context) (time.Time, error) {
 		if err := r.progress.setPosition(ctx, at); err != nil {
 			return at.next, err
 		}
+		took := int64(time.Since(began))
+		r.hours.Add(1)
+		r.spent.Add(took)
+		r.last.Store(took)
 	}
 	return at.next, r.retry(ctx, at.next)
 }

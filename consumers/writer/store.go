@@ -112,9 +112,12 @@ func (w *Writer) insertInTime(ctx context.Context, items []*item, lookUp bool, g
 // insert stores items and their accounts, and returns those that are safe. With lookUp it leaves out what is
 // stored already. What the broker stored while its trail was switched off is left out and accounted for with no rows,
 // unless the table has it: then it stays, however it came there.
-func (w *Writer) insert(ctx context.Context, items []*item, lookUp bool) ([]*item, error) {
+func (w *Writer) insert(ctx context.Context, items []*item, lookUp bool) (_ []*item, err error) {
 	ctx, cancel := context.WithTimeout(ctx, w.cfg.InsertTimeout)
 	defer cancel()
+	ctx, end := w.trace(ctx, items)
+	var in codec.Insert
+	defer func() { end(in.Rows(), err) }()
 	// All of items were received before this, so that it holds for them, whichever writer has them.
 	recorded, err := w.cfg.Recording.Now(ctx)
 	if err != nil {
@@ -131,7 +134,6 @@ func (w *Writer) insert(ctx context.Context, items []*item, lookUp bool) ([]*ite
 		}
 		items, skipped = w.leaveOut(ctx, items, have)
 	}
-	var in codec.Insert
 	tallies := make([]tally.Tally, 0, len(items))
 	first, last := ^uint64(0), uint64(0)
 	for _, it := range items {

@@ -11,6 +11,7 @@ import (
 
 	"github.com/nats-io/nats.go"
 	"github.com/nats-io/nats.go/jetstream"
+	"go.opentelemetry.io/otel/trace"
 	"golang.org/x/sync/errgroup"
 	"golang.org/x/sync/semaphore"
 
@@ -19,6 +20,7 @@ import (
 	"github.com/kansa-audit/kansa/consumers/tally"
 	"github.com/kansa-audit/kansa/schema"
 	"github.com/kansa-audit/kansa/schema/codec"
+	"github.com/kansa-audit/kansa/schema/tracecontext"
 )
 
 // Stream is a consumer of AUDIT, of all of it or of a shard, as jetstream.Consumer is.
@@ -91,8 +93,10 @@ type Config struct {
 	Retention func(organization string, recordedAt time.Time) time.Time
 	// Recording says what is left out because its trail is switched off. Default: nothing.
 	Recording Recording
-	Logger    *slog.Logger
-	Now       func() time.Time
+	// Tracing has each insert be a span, linked to those of its messages. Default: none, which costs nothing.
+	Tracing trace.TracerProvider
+	Logger  *slog.Logger
+	Now     func() time.Time
 }
 
 // leaseMargin is kept between the end of an insert's time limit and the end of a lease.
@@ -176,6 +180,7 @@ type Writer struct {
 	suspect atomic.Uint64
 	settled settled
 	stats   stats
+	tracer  trace.Tracer // nil if there is none
 }
 
 type stats struct{ stored, skipped, rejected, unrecorded, inserts, failures, stuck atomic.Uint64 }
@@ -199,6 +204,9 @@ func New(shards []Stream, acks Acks, table Table, ledger Ledger, dead DeadLetter
 		return nil, err
 	}
 	w := &Writer{cfg: cfg, shards: shards, acks: acks, table: table, ledger: ledger, dead: dead, memory: semaphore.NewWeighted(cfg.Memory), pressure: make(chan struct{}, 1), inserted: make(chan struct{}, 1)}
+	if cfg.Tracing != nil {
+		w.tracer = cfg.Tracing.Tracer("github.com/kansa-audit/kansa/consumers/writer")
+	}
 	w.Suspect(^uint64(0))
 	return w, nil
 }
@@ -227,6 +235,7 @@ type item struct {
 	pending uint64    // messages that waited in the stream behind it
 	until   time.Time // the end of the lease; zero when it was given back
 	scratch []byte    // what the block's memory is, if the message was compressed
+	span    trace.SpanContext
 }
 
 // Run fetches until ctx ends, then stores and acknowledges what it has fetched, and returns.
@@ -362,6 +371,9 @@ func (w *Writer) decodeOne(ctx context.Context, it *item) error {
 		ContentType:     it.msg.Headers().Get(schema.HeaderContentType),
 		ContentEncoding: it.msg.Headers().Get(schema.HeaderContentEncoding),
 		Payload:         it.msg.Data(), StreamSeq: meta.Sequence.Stream, RecordedAt: meta.Timestamp.UTC().Truncate(time.Microsecond),
+	}
+	if w.tracer != nil {
+		it.span = tracecontext.Span(it.msg.Headers())
 	}
 	it.scratch = getScratch(codec.DecodedLen(m.ContentEncoding, m.Payload))
 	m.Scratch = it.scratch

@@ -119,7 +119,7 @@ func (c *Client) Setup(ctx context.Context, s Settings) error {
 			return err
 		}
 	}
-	for _, bucket := range []string{BucketRollup, BucketExports, BucketLinks, BucketSettings, BucketAccess, BucketVerifications} {
+	for _, bucket := range buckets() {
 		if err := c.ensureBucket(ctx, bucket, base.Replicas); err != nil {
 			return fmt.Errorf("set up bucket %s: %w", bucket, err)
 		}
@@ -182,6 +182,22 @@ func (c *Client) ensureStream(ctx context.Context, cfg jetstream.StreamConfig) e
 	}
 	return nil
 }
+
+// Streams are the names of all streams that Setup makes, those of the buckets among them.
+func Streams() []string {
+	all := []string{StreamAudit, StreamHours, StreamPartitions, StreamExports, StreamDeadLetter, StreamTallies}
+	for _, bucket := range append(buckets(), BucketRecording) {
+		all = append(all, "KV_"+bucket)
+	}
+	return all
+}
+
+func buckets() []string {
+	return []string{BucketRollup, BucketExports, BucketLinks, BucketSettings, BucketAccess, BucketVerifications}
+}
+
+// CheckStream refuses a stream that would break a guarantee. The error answers to [ErrUnsafe].
+func CheckStream(cfg jetstream.StreamConfig) error { return checkStream(cfg) }
 
 // checkStream refuses what an update can't mend, and what someone must have set on purpose.
 func checkStream(cfg jetstream.StreamConfig) error {

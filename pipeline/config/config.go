@@ -55,6 +55,7 @@ type Config struct {
 	API          API                    `yaml:"api"`
 	Gateway      Gateway                `yaml:"gateway"`
 	Health       Health                 `yaml:"health"`
+	Tracing      Tracing                `yaml:"tracing"`
 }
 
 // Log says what is written to standard error.
@@ -287,6 +288,13 @@ type Health struct {
 	DiskFree int64 `yaml:"disk_free"`
 }
 
+// Tracing says where spans go, by OTLP over HTTP: from publishing to storing, of each hour, and from a request to its delivery.
+type Tracing struct {
+	// Endpoint of a collector, http://host:4318. The standard variables (OTEL_EXPORTER_OTLP_ENDPOINT, …) do as well; without either there
+	// are no traces.
+	Endpoint string `yaml:"endpoint"`
+}
+
 // Gateway is the HTTP way in, at the API's address.
 type Gateway struct {
 	// MaxBody and MaxEvents bound one request; MaxBody as sent and as decompressed.
@@ -443,6 +451,12 @@ func (c *Config) Check() error {
 		if err := c.Mail.Validate(); err != nil {
 			fault("mail: %w", err)
 		}
+	}
+	if e := c.Tracing.Endpoint; e != "" {
+		if u, err := url.Parse(e); err != nil || u.Scheme != "http" && u.Scheme != "https" || u.Host == "" || strings.Trim(u.Path, "/") != "" {
+			fault("tracing.endpoint is %q: give http://host:4318, without a path", e)
+		}
+		c.Tracing.Endpoint = strings.TrimRight(e, "/")
 	}
 	if c.Retention.Every < time.Second {
 		fault("retention.every is %s: give one second at least", c.Retention.Every)

@@ -15,6 +15,7 @@ import (
 	"github.com/nats-io/nats.go"
 
 	"github.com/kansa-audit/kansa/pipeline/request"
+	"github.com/kansa-audit/kansa/schema/tracecontext"
 )
 
 // Prefix is that of every subject of requests. Who may publish on it may do all that an operator may.
@@ -91,7 +92,7 @@ func Serve(ctx context.Context, nc *nats.Conn, kinds Kinds, verbs ...Verb) error
 				case <-ctx.Done():
 					return
 				case msg := <-questions:
-					_ = msg.Respond(v.answer(request.With(ctx, msg.Header.Get(request.Header)), msg.Data, kinds)) // who asked may be gone
+					_ = msg.Respond(v.answer(tracecontext.From(request.With(ctx, msg.Header.Get(request.Header)), msg.Header), msg.Data, kinds)) // who asked may be gone
 				}
 			}
 		}()
@@ -133,6 +134,7 @@ func Ask[A, Q any](ctx context.Context, nc *nats.Conn, role, verb string, limit 
 	if id := request.ID(ctx); id != "" {
 		question.Header.Set(request.Header, id)
 	}
+	tracecontext.Into(ctx, question.Header)
 	msg, err := nc.RequestMsgWithContext(ctx, question)
 	if errors.Is(err, nats.ErrNoResponders) {
 		return got, fmt.Errorf("%w: no %s is running: start kansa up, or kansa run %s, and ask again", ErrNobody, role, role)

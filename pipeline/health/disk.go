@@ -43,13 +43,14 @@ func (d Disk) Look(context.Context) error {
 	case err != nil:
 		return err
 	case free < d.Least:
-		return fmt.Errorf("the disk of %s (%s) is nearly full: %s of %s are free, %s should be", d.Name, d.Dir, size(free), size(all), size(d.Least))
+		return Do(fmt.Errorf("the disk of %s (%s) is nearly full: %s of %s are free, %s should be", d.Name, d.Dir, Size(free), Size(all), Size(d.Least)),
+			"make room: deploy/RUNBOOK.md, Full disk; health.disk_free is the bound")
 	}
 	return nil
 }
 
-// size is a number of bytes as people say it.
-func size(n uint64) string {
+// Size is a number of bytes as people say it.
+func Size(n uint64) string {
 	unit, name := uint64(1), "B"
 	for _, next := range []string{"KiB", "MiB", "GiB", "TiB", "PiB", "EiB"} {
 		if n/unit < 1024 {

@@ -6,6 +6,7 @@ package health
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"net/http"
 	"slices"
@@ -38,6 +39,30 @@ type Finding struct {
 	Check    string   `json:"check"`
 	Severity Severity `json:"severity"`
 	Reason   string   `json:"reason"`
+	// Remedy is what to do about it, if the check knows.
+	Remedy string `json:"remedy,omitempty"`
+}
+
+// Do adds to what a check found what somebody should do about it: a command, if there is one.
+func Do(err error, remedy string, v ...any) error {
+	if err == nil {
+		return nil
+	}
+	return remedied{err, fmt.Sprintf(remedy, v...)}
+}
+
+type remedied struct {
+	error
+	remedy string
+}
+
+func (r remedied) Unwrap() error { return r.error }
+
+func remedyOf(err error) string {
+	if r := (remedied{}); errors.As(err, &r) {
+		return r.remedy
+	}
+	return ""
 }
 
 // Report is what all checks found.
@@ -81,12 +106,16 @@ func Run(ctx context.Context, checks []Check) Report {
 			r.Roles[at].State = string(c.Severity)
 		}
 		r.Ready = r.Ready && c.Severity != Failing
-		// A reason is one line, whoever wrote it.
-		reason := strings.Join(strings.FieldsFunc(errs[i].Error(), func(r rune) bool { return r == '\n' || r == '\r' }), "; ")
-		r.Findings = append(r.Findings, Finding{c.Role, c.Name, c.Severity, reason})
+		r.Findings = append(r.Findings, c.finding(errs[i]))
 	}
 	slices.SortStableFunc(r.Findings, func(a, b Finding) int { return strings.Compare(string(a.Severity), string(b.Severity)) })
 	return r
+}
+
+// finding is what the check found. A reason is one line, whoever wrote it.
+func (c *Check) finding(err error) Finding {
+	reason := strings.Join(strings.FieldsFunc(err.Error(), func(r rune) bool { return r == '\n' || r == '\r' }), "; ")
+	return Finding{Role: c.Role, Check: c.Name, Severity: c.Severity, Reason: reason, Remedy: remedyOf(err)}
 }
 
 // Text is the report with a line for each finding.
@@ -98,7 +127,11 @@ func (r Report) Text() string {
 		b.WriteString("not ready\n")
 	}
 	for _, f := range r.Findings {
-		fmt.Fprintf(&b, "%s: %s: %s: %s\n", f.Severity, f.Role, f.Check, f.Reason)
+		fmt.Fprintf(&b, "%s: %s: %s: %s", f.Severity, f.Role, f.Check, f.Reason)
+		if f.Remedy != "" {
+			fmt.Fprintf(&b, " (what to do: %s)", f.Remedy)
+		}
+		b.WriteByte('\n')
 	}
 	return b.String()
 }

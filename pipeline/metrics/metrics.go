@@ -6,8 +6,11 @@ package metrics
 import (
 	"context"
 	"errors"
+	"fmt"
 	"log/slog"
 	"net/http"
+	"strconv"
+	"strings"
 	"time"
 
 	"github.com/nats-io/nats.go/jetstream"
@@ -20,8 +23,10 @@ import (
 	"github.com/kansa-audit/kansa/consumers/recording"
 	"github.com/kansa-audit/kansa/consumers/rollup"
 	"github.com/kansa-audit/kansa/consumers/writer"
+	"github.com/kansa-audit/kansa/pipeline/access"
 	"github.com/kansa-audit/kansa/pipeline/broker"
 	"github.com/kansa-audit/kansa/pipeline/health"
+	"github.com/kansa-audit/kansa/pipeline/settings"
 	"github.com/kansa-audit/kansa/producers/gateway"
 )
 
@@ -43,18 +48,73 @@ type Sources struct {
 	Disks  []health.Disk
 	// Restarts counts, by role, how often it had to begin again.
 	Restarts map[string]func() uint64
+	// Engine tells how often the embedded engine was started again.
+	Engine interface{ Restarts() int64 }
+	// Destinations are those of the exporter.
+	Destinations interface {
+		Destinations(ctx context.Context, organization string) ([]settings.Destination, error)
+	}
+	// Keys are the API keys.
+	Keys interface {
+		Keys(ctx context.Context, organization string) ([]access.Key, error)
+	}
+	Certificates *health.Certificates
+	// Report is what the checks of this process find.
+	Report func(ctx context.Context) health.Report
 }
 
 // scrapeTimeout bounds one look at everything.
 const scrapeTimeout = 5 * time.Second
 
-// Handler serves the metrics of this process, and of the sources once there are any.
-func Handler(sources func() *Sources, log *slog.Logger) http.Handler {
-	registry := prometheus.NewRegistry()
-	registry.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}), &collector{sources, log})
-	return promhttp.HandlerFor(registry, promhttp.HandlerOpts{
-		ErrorHandling: promhttp.ContinueOnError, ErrorLog: slog.NewLogLogger(log.Handler(), slog.LevelWarn),
+// Registry has the metrics of this process, and of the sources once there are any.
+type Registry struct {
+	registry *prometheus.Registry
+	log      *slog.Logger
+}
+
+// New returns a registry.
+func New(sources func() *Sources, log *slog.Logger) *Registry {
+	r := &Registry{prometheus.NewRegistry(), log}
+	r.registry.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}), &collector{sources: sources, log: log})
+	return r
+}
+
+// Handler serves them to Prometheus.
+func (r *Registry) Handler() http.Handler {
+	return promhttp.HandlerFor(r.registry, promhttp.HandlerOpts{
+		ErrorHandling: promhttp.ContinueOnError, ErrorLog: slog.NewLogLogger(r.log.Handler(), slog.LevelWarn),
 	})
+}
+
+// Figures are the counters and gauges of Kansa and of its process, by name and labels as Prometheus writes them.
+func (r *Registry) Figures() map[string]float64 {
+	families, err := r.registry.Gather()
+	if err != nil { // the others are there all the same
+		r.log.Warn("figures are not complete", slog.Any("error", err))
+	}
+	all := map[string]float64{}
+	for _, f := range families {
+		if !strings.HasPrefix(f.GetName(), "kansa_") && !strings.HasPrefix(f.GetName(), "process_") {
+			continue
+		}
+		for _, m := range f.GetMetric() {
+			var labels []string
+			for _, l := range m.GetLabel() {
+				labels = append(labels, fmt.Sprintf("%s=%q", l.GetName(), l.GetValue()))
+			}
+			name := f.GetName()
+			if len(labels) > 0 {
+				name += "{" + strings.Join(labels, ",") + "}"
+			}
+			switch {
+			case m.GetCounter() != nil:
+				all[name] = m.GetCounter().GetValue()
+			case m.GetGauge() != nil:
+				all[name] = m.GetGauge().GetValue()
+			}
+		}
+	}
+	return all
 }
 
 func desc(name, help string, labels ...string) *prometheus.Desc {
@@ -91,18 +151,38 @@ var (
 	diskFree = desc("disk_free_bytes", "Bytes that are free on the disk of a directory that this process writes to.", "directory")
 
 	deliveries = desc("exporter_deliveries_total", "Attempts of this process to deliver an archive.", "result")
+
+	deliveryAge = desc("exporter_failing_delivery_age_seconds", "Time since the first failure of the delivery that this process has failed at for longest; 0 if none fails.")
+	paused      = desc("exporter_destinations_paused", "Destinations that somebody has paused.")
+
+	deadReasons     = desc("dead_letters_by_reason", "Dead letters by what is wrong with them, without the values; rare ones together.", "reason")
+	gatewayRequests = desc("gateway_requests_total", "Requests that this gateway answered, by status.", "code")
+	gatewayEvents   = desc("gateway_events_total", "Events of these requests: accepted, or rejected.", "result")
+
+	rollupHours    = desc("rollup_hours_total", "Hours that this process sealed.")
+	rollupSpent    = desc("rollup_seconds_total", "Seconds that it took to seal them.")
+	rollupLast     = desc("rollup_last_hour_seconds", "Seconds that the last one took.")
+	engineRestarts = desc("engine_restarts_total", "Times that the embedded ClickHouse of this process had to be started again.")
+
+	roleReady = desc("role_ready", "1 while a role of this process does its work, 0 while a check of it is failing: what /readyz says.", "role")
+	diskBytes = desc("disk_bytes", "Bytes of the disk of a directory that this process writes to.", "directory")
+
+	certificateEnds = desc("certificate_expiry_timestamp_seconds", "When a certificate expires that this process shows, is shown or trusts.", "certificate")
+	keyEnds         = desc("api_key_expiry_timestamp_seconds", "When an API key expires.", "key")
 )
 
 type collector struct {
 	sources func() *Sources
 	log     *slog.Logger
+	reasons reasons
 }
 
 func (c *collector) Describe(out chan<- *prometheus.Desc) {
 	for _, d := range []*prometheus.Desc{
 		streamMessages, streamBytes, streamLimit, lagMessages, lagSeconds, redelivered, deadLetters, stored, skipped, rejected, inserts,
 		insertErrors, rolledUpUntil, rollupLag, partitions, alarms, blocked, deliveries, floorAge, restarts, diskFree, unrecorded, gatewayUnrecorded,
-		trailsOff,
+		trailsOff, deliveryAge, paused, deadReasons, gatewayRequests, gatewayEvents, rollupHours, rollupSpent, rollupLast, engineRestarts, roleReady,
+		diskBytes, certificateEnds, keyEnds,
 	} {
 		out <- d
 	}
@@ -121,7 +201,8 @@ func (c *collector) Collect(out chan<- prometheus.Metric) {
 	count := func(d *prometheus.Desc, v uint64, labels ...string) {
 		out <- prometheus.MustNewConstMetric(d, prometheus.CounterValue, float64(v), labels...)
 	}
-	if err := errors.Join(s.streams(ctx, gauge), s.consumers(ctx, gauge), s.rollup(ctx, gauge), s.trails(ctx, gauge)); err != nil {
+	if err := errors.Join(s.streams(ctx, gauge), s.consumers(ctx, gauge), s.rollup(ctx, gauge), s.trails(ctx, gauge),
+		s.expiries(ctx, gauge), s.paused(ctx, gauge), c.reasons.collect(ctx, s.JS, gauge)); err != nil {
 		c.log.Warn("metrics are not complete", slog.Any("error", err))
 	}
 	if w := s.Writer; w != nil {
@@ -134,7 +215,13 @@ func (c *collector) Collect(out chan<- prometheus.Metric) {
 		count(insertErrors, st.Failures)
 	}
 	if g := s.Gateway; g != nil {
-		count(gatewayUnrecorded, g.Stats().Unrecorded)
+		st := g.Stats()
+		count(gatewayUnrecorded, st.Unrecorded)
+		count(gatewayEvents, st.Accepted, "accepted")
+		count(gatewayEvents, st.Rejected, "rejected")
+		for code, n := range st.Answers {
+			count(gatewayRequests, n, strconv.Itoa(code))
+		}
 	}
 	if len(s.Shards) > 0 {
 		oldest := time.Duration(0)
@@ -148,15 +235,33 @@ func (c *collector) Collect(out chan<- prometheus.Metric) {
 		count(restarts, n(), role)
 	}
 	for _, d := range s.Disks {
-		if free, _, err := d.Free(); err == nil {
+		if free, all, err := d.Free(); err == nil {
 			gauge(diskFree, float64(free), d.Name)
+			gauge(diskBytes, float64(all), d.Name)
 		}
 	}
 	if r := s.Rollup; r != nil {
-		count(partitions, r.Stats().Partitions)
-		count(alarms, r.Stats().Alarms)
+		st := r.Stats()
+		count(partitions, st.Partitions)
+		count(alarms, st.Alarms)
+		count(rollupHours, st.Hours)
+		out <- prometheus.MustNewConstMetric(rollupSpent, prometheus.CounterValue, st.Spent.Seconds())
+		gauge(rollupLast, st.Last.Seconds())
+	}
+	if s.Engine != nil {
+		count(engineRestarts, uint64(s.Engine.Restarts()))
+	}
+	if s.Report != nil {
+		for _, r := range s.Report(ctx).Roles {
+			works := 1.0
+			if r.State == string(health.Failing) {
+				works = 0
+			}
+			gauge(roleReady, works, r.Role)
+		}
 	}
 	if x := s.Exporter; x != nil {
+		gauge(deliveryAge, x.FailingFor().Seconds())
 		count(deliveries, x.Stats().Delivered, "delivered")
 		count(deliveries, x.Stats().Failed, "failed")
 		count(deliveries, x.Stats().GivenUp, "given_up")
@@ -211,6 +316,44 @@ func (s *Sources) trails(ctx context.Context, gauge gauger) error {
 		return err
 	}
 	gauge(trailsOff, float64(now.Trails()))
+	return nil
+}
+
+// expiries tells of what expires: once the keys and certificates are known that there are.
+func (s *Sources) expiries(ctx context.Context, gauge gauger) error {
+	var errs []error
+	if s.Certificates != nil {
+		ends, err := s.Certificates.Ends(ctx)
+		errs = append(errs, err)
+		for who, end := range ends {
+			gauge(certificateEnds, float64(end.Unix()), who)
+		}
+	}
+	if s.Keys != nil {
+		all, err := s.Keys.Keys(ctx, "")
+		errs = append(errs, err)
+		for i := range all {
+			gauge(keyEnds, float64(all[i].Expires.Unix()), all[i].Name)
+		}
+	}
+	return errors.Join(errs...)
+}
+
+func (s *Sources) paused(ctx context.Context, gauge gauger) error {
+	if s.Destinations == nil {
+		return nil
+	}
+	all, err := s.Destinations.Destinations(ctx, "")
+	if err != nil {
+		return err
+	}
+	n := 0
+	for i := range all {
+		if all[i].Paused {
+			n++
+		}
+	}
+	gauge(paused, float64(n))
 	return nil
 }
 

@@ -27,6 +27,7 @@ type Gateway struct {
 	requests  atomic.Int64
 
 	accepted, rejected, unrecorded atomic.Uint64
+	answers                        answers
 }
 
 // New returns a gateway in front of a publisher. The publisher's RetryFor is how long a request waits for a
@@ -47,15 +48,47 @@ type Stats struct {
 	Rejected uint64 // events told not to be
 	// Unrecorded are events that were taken and left out, because their trail is switched off.
 	Unrecorded uint64
+	// Answers are requests, by the status that they were answered with.
+	Answers map[int]uint64
 }
 
 // Stats returns the counts.
 func (g *Gateway) Stats() Stats {
-	return Stats{Accepted: g.accepted.Load(), Rejected: g.rejected.Load(), Unrecorded: g.unrecorded.Load()}
+	return Stats{Accepted: g.accepted.Load(), Rejected: g.rejected.Load(), Unrecorded: g.unrecorded.Load(), Answers: g.answers.counts()}
 }
 
+// answers counts requests by status.
+type answers [600]atomic.Uint64
+
+func (a *answers) counts() map[int]uint64 {
+	all := map[int]uint64{}
+	for code := range a {
+		if n := a[code].Load(); n > 0 {
+			all[code] = n
+		}
+	}
+	return all
+}
+
+// counted counts the answer that is given through it.
+type counted struct {
+	http.ResponseWriter
+	answers *answers
+}
+
+func (c counted) WriteHeader(code int) {
+	if code >= 200 && code < len(c.answers) {
+		c.answers[code].Add(1)
+	}
+	c.ResponseWriter.WriteHeader(code)
+}
+
+// Unwrap is for http.ResponseController.
+func (c counted) Unwrap() http.ResponseWriter { return c.ResponseWriter }
+
 // ServeHTTP implements [http.Handler].
-func (g *Gateway) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+func (g *Gateway) ServeHTTP(to http.ResponseWriter, r *http.Request) {
+	w := counted{to, &g.answers}
 	rq := &request{g: g, r: r, began: g.cfg.Now(), id: requestID(r.Header.Get("X-Request-Id"), g.cfg.Now)}
 	w.Header().Set("X-Request-Id", rq.id)
 	w.Header().Set("Cache-Control", "no-store")

@@ -20,6 +20,7 @@ import (
 	"github.com/kansa-audit/kansa/producers"
 	"github.com/kansa-audit/kansa/schema"
 	"github.com/kansa-audit/kansa/schema/codec"
+	"github.com/kansa-audit/kansa/schema/tracecontext"
 )
 
 // Content types besides those of package codec.
@@ -111,7 +112,7 @@ func (rq *request) serve(w http.ResponseWriter) error {
 		return err
 	}
 	rq.bytes = len(data)
-	ctx, cancel := context.WithTimeout(r.Context(), g.cfg.Timeout)
+	ctx, cancel := context.WithTimeout(tracecontext.From(r.Context(), r.Header), g.cfg.Timeout)
 	defer cancel()
 	err = rq.take(ctx, data)
 	body.release() // what was taken is copied

@@ -15,7 +15,7 @@ import (
 
 func TestHelpIsWorthReading(t *testing.T) {
 	t.Parallel()
-	for _, args := range []string{"", "up", "run", "publish", "export start", "export list", "export status", "deadletter list", "deadletter replay", "check-config", "demo", "verify", "prove", "key show", "key rotate", "trail list", "trail on", "trail off"} {
+	for _, args := range []string{"", "up", "run", "publish", "export start", "export list", "export status", "deadletter list", "deadletter replay", "check-config", "demo", "verify", "prove", "key show", "key rotate", "doctor", "top", "trail list", "trail on", "trail off"} {
 		code, out, errs := kansa(t, "", append(strings.Fields(args), "--help")...)
 		if code != 0 || !strings.Contains(out, "Usage: kansa") || errs != "" || len(strings.Split(out, "\n")) < 8 {
 			t.Errorf("kansa %s --help: exit code %d\n%s%s", args, code, out, errs)

@@ -34,6 +34,8 @@ type cli struct {
 	Deadletter   deadletterCmd   `cmd:"" help:"Look at events that could not be stored, and replay them."`
 	Repair       repairCmd       `cmd:"" help:"Say why an hour can not be sealed, message by message, and mend it."`
 	Shards       shardsCmd       `cmd:"" help:"Share the stream of events out among more or fewer consumers."`
+	Doctor       doctorCmd       `cmd:"" help:"Look at a running system: what is wrong, where, and what to do."`
+	Top          topCmd          `cmd:"" help:"Watch a running system: what is stored, how far it is behind, what its checks find."`
 	Plan         planCmd         `cmd:"" help:"Work out what a number of events a second takes, from what was measured."`
 	Replay       replayCmd       `cmd:"" help:"Store again what the stream holds, after ClickHouse has lost it."`
 	CheckConfig  checkConfigCmd  `cmd:"" name:"check-config" help:"Check a configuration file and print what it amounts to."`

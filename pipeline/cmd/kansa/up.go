@@ -69,7 +69,7 @@ func runSystem(e *env, cfg *config.Config, roles []pipeline.Role) error {
 	if err != nil {
 		return err
 	}
-	s, err := pipeline.Start(e.ctx, pipeline.Options{Config: cfg, Roles: roles, EngineCommand: command, Logger: log})
+	s, err := pipeline.Start(e.ctx, pipeline.Options{Config: cfg, Roles: roles, EngineCommand: command, Version: version, Logger: log})
 	if err != nil {
 		return err
 	}

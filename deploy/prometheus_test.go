@@ -112,7 +112,9 @@ scrape_configs:
 	if err != nil {
 		t.Fatal(err)
 	}
-	res.Body.Close()
+	if err := res.Body.Close(); err != nil {
+		t.Error(err)
+	}
 	if _, err := s.Access.CreateKey(t.Context(), &access.Key{Name: "bi", Role: access.Auditor, By: "a test", Expires: time.Now().AddDate(0, 3, 0)}); err != nil {
 		t.Fatal(err)
 	}

@@ -148,7 +148,7 @@ func TestLostClickHouseIsFilledAgain(t *testing.T) {
 		t.Fatal("the writer goes on with consumers that are gone")
 	}
 	_ = s.Close() // says why it ended
-	<-asked       // cut off by that, perhaps: the start goes on with it
+	<-asked       //nolint:errcheck // cut off by that, perhaps: the start goes on with it
 	s = begin(t, c)
 	pipelinetest.UntilStored(t, s.Store, 650, time.Minute)
 	untilInPartitions(t, c, 650)

@@ -97,7 +97,7 @@ func startS3(program string) error {
 		}
 	}
 	var said strings.Builder
-	cmd := exec.Command(program, "--port", s3.address, "--access", s3User, "--secret", s3Secret, "posix", "--sidecar", beside, s3.dir) //nolint:noctx // it ends with the tests
+	cmd := exec.Command(program, "--port", s3.address, "--access", s3User, "--secret", s3Secret, "posix", "--sidecar", beside, s3.dir)
 	cmd.Stdout, cmd.Stderr = &said, &said
 	if err := cmd.Start(); err != nil {
 		return err
@@ -106,7 +106,7 @@ func startS3(program string) error {
 	go func() { ended <- cmd.Wait() }()
 	s3.stop = func() {
 		_ = cmd.Process.Kill()
-		<-ended
+		<-ended //nolint:errcheck // it was killed
 		_ = os.RemoveAll(temporary)
 	}
 	deadline := time.Now().Add(time.Minute)

@@ -80,7 +80,7 @@ func (f *Follower) keep() {
 		for _, w := range *f.of.Load() {
 			w.mu.Lock()
 			if again || time.Now().After(w.again) {
-				w.ask(time.Second)
+				w.ask()
 			}
 			w.mu.Unlock()
 		}
@@ -119,7 +119,7 @@ func (f *Follower) Off(organization string, trail schema.Trail) bool {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	if a = w.answer.Load(); a.has(trail) && !time.Now().Before(a.believed) { // nobody else has asked meanwhile
-		w.ask(patience)
+		w.ask()
 		a = w.answer.Load()
 	}
 	return a.has(trail) && time.Now().Before(a.believed)
@@ -146,7 +146,7 @@ func (f *Follower) follow(organization string) *followed {
 		now[organization] = w
 		f.of.Store(&now)
 		f.mu.Unlock()
-		w.ask(patience)
+		w.ask()
 	} else {
 		f.mu.Unlock()
 		w.mu.Lock() // somebody asks
@@ -178,13 +178,13 @@ type answer struct {
 func (a *answer) has(trail schema.Trail) bool { return a != nil && slices.Contains(a.off, trail) }
 
 // ask asks the broker. w.mu is held.
-func (w *followed) ask(limit time.Duration) {
+func (w *followed) ask() {
 	if !w.f.nc.IsConnected() {
 		w.answer.Store(nil)
 		w.again = time.Time{} // as soon as it is
 		return
 	}
-	ctx, cancel := context.WithTimeout(w.f.ctx, limit)
+	ctx, cancel := context.WithTimeout(w.f.ctx, patience)
 	defer cancel()
 	a, err := w.f.question(ctx, w.organization)
 	if err == nil && w.told == nil {
@@ -211,7 +211,7 @@ func (w *followed) hear(msg *nats.Msg) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	for w.f.ctx.Err() == nil {
-		w.ask(time.Second)
+		w.ask()
 		// A copy of the bucket that answers may be a moment behind.
 		if a := w.answer.Load(); a == nil || a.revision >= stored {
 			return

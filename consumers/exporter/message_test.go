@@ -1,6 +1,7 @@
 package exporter_test
 
 import (
+	"github.com/nats-io/nats.go"
 	"github.com/nats-io/nats.go/jetstream"
 )
 
@@ -10,6 +11,8 @@ type message struct {
 	subject string
 	data    []byte
 }
+
+func (message) Headers() nats.Header { return nil }
 
 func (m message) Subject() string { return m.subject }
 func (m message) Data() []byte    { return m.data }

@@ -577,7 +577,10 @@ const scenes = {
     await page.locator('#dead tbody button.open').first().click();
     await page.locator('#dead tbody tr[aria-selected="true"]').waitFor();
     await button('Replay all').first().click();
-    await page.locator('dialog').getByRole('button', { name: 'Replay all' }).click();
+    await Promise.all([ // the toast of the one before may still be there
+      page.waitForResponse((r) => r.url().endsWith('/deadletters/replay') && r.ok()),
+      page.locator('dialog').getByRole('button', { name: 'Replay all' }).click(),
+    ]);
     await toast('Replayed:');
     await stored('/events?org=acme&range=15m&event=mended.event', 1);
     await stored('/events?org=acme&range=15m&event=deadletter.replayed', 2);

@@ -10,6 +10,8 @@ import (
 	"path/filepath"
 	"syscall"
 	"time"
+
+	"github.com/kansa-audit/kansa/pipeline/durable"
 )
 
 // credentialsName is the file in the engine's directory, with mode 0600.
@@ -55,16 +57,7 @@ func (c credentials) save(path string) error {
 	if err != nil {
 		return fmt.Errorf("save credentials: %w", err)
 	}
-	file, err := os.OpenFile(path+".new", os.O_WRONLY|os.O_CREATE|os.O_TRUNC, 0o600)
-	if err != nil {
-		return fmt.Errorf("save credentials: %w", err)
-	}
-	_, err = file.Write(append(data, '\n'))
-	err = errors.Join(err, file.Sync(), file.Close())
-	if err == nil {
-		err = os.Rename(path+".new", path)
-	}
-	if err != nil {
+	if err := durable.Replace(path, append(data, '\n'), 0o600); err != nil {
 		return fmt.Errorf("save credentials: %w", err)
 	}
 	return nil

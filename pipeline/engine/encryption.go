@@ -16,6 +16,8 @@ import (
 	"strconv"
 	"strings"
 	"text/template"
+
+	"github.com/kansa-audit/kansa/pipeline/durable"
 )
 
 // The engine encrypts what its tables hold by a disk of its own (AES-256-CTR, a key in the environment of its process): a
@@ -115,7 +117,7 @@ func prepareKeys(dir string, keys []Key) (environment []string, err error) {
 			used = append(used, id)
 		}
 	}
-	if err := writeFile(path, []byte(strings.Join(used, "\n")+"\n")); err != nil {
+	if err := durable.Replace(path, []byte(strings.Join(used, "\n")+"\n"), 0o600); err != nil {
 		return nil, fmt.Errorf("%w: %w", ErrKeys, err)
 	}
 	var config bytes.Buffer
@@ -125,7 +127,7 @@ func prepareKeys(dir string, keys []Key) (environment []string, err error) {
 	if err := leadBack(filepath.Join(dir, encryptedDir, "data")); err != nil {
 		return nil, fmt.Errorf("%w: %w", ErrKeys, err)
 	}
-	if err := writeFile(filepath.Join(dir, "config.xml"), config.Bytes()); err != nil {
+	if err := durable.Replace(filepath.Join(dir, "config.xml"), config.Bytes(), 0o600); err != nil {
 		return nil, fmt.Errorf("%w: %w", ErrKeys, err)
 	}
 	return environment, nil
@@ -142,20 +144,6 @@ func leadBack(root string) error {
 		return nil
 	}
 	return os.Symlink(root, again)
-}
-
-// writeFile replaces a file; it is there whole or not at all.
-func writeFile(path string, text []byte) error {
-	f, err := os.CreateTemp(filepath.Dir(path), ".new-*")
-	if err != nil {
-		return err
-	}
-	defer os.Remove(f.Name()) //nolint:errcheck // it is there only if something failed
-	_, err = f.Write(text)
-	if err = errors.Join(err, f.Sync(), f.Close()); err != nil {
-		return err
-	}
-	return os.Rename(f.Name(), path)
 }
 
 // moveEncrypted moves what lies in plain to the encrypted disk, a partition at a time, until ctx ends.

@@ -23,6 +23,7 @@ import (
 	"gocloud.dev/gcerrors"
 	"golang.org/x/mod/sumdb/note"
 
+	"github.com/kansa-audit/kansa/pipeline/durable"
 	"github.com/kansa-audit/kansa/schema"
 	"github.com/kansa-audit/kansa/schema/seal"
 )
@@ -189,7 +190,7 @@ func (k *Keys) takeNext(ring *seal.Ring) (*key, error) {
 	if err := os.Rename(path, filepath.Join(k.dir, PrivateFile)); err != nil {
 		return nil, fmt.Errorf("put the new key in its place: %w", err)
 	}
-	return next, syncDir(k.dir)
+	return next, durable.SyncDir(k.dir)
 }
 
 // create makes the first key, unless the store has manifests: then its keys/ was lost.
@@ -204,7 +205,7 @@ func (k *Keys) create(ctx context.Context, path string) (*key, error) {
 	if err != nil {
 		return nil, err
 	}
-	err = writeNew(path, made.file, 0o600)
+	err = durable.New(path, made.file, 0o600)
 	if errors.Is(err, fs.ErrExist) { // another process was faster
 		return readKey(path)
 	}
@@ -244,7 +245,7 @@ func (k *Keys) publish(own *key, ring *seal.Ring) error {
 	if !known {
 		return fmt.Errorf("%w: %s is not the verifier key of %s: remove it, and it is written anew", ErrDamaged, path, PrivateFile)
 	}
-	return replace(path, []byte(own.public+"\n"), 0o644)
+	return durable.Replace(path, []byte(own.public+"\n"), 0o644)
 }
 
 // Load returns the ring of a partition store, or nil if it has no first key.

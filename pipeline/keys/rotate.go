@@ -10,6 +10,7 @@ import (
 	"gocloud.dev/blob"
 	"gocloud.dev/gcerrors"
 
+	"github.com/kansa-audit/kansa/pipeline/durable"
 	"github.com/kansa-audit/kansa/schema/seal"
 )
 
@@ -27,7 +28,7 @@ func Rotate(ctx context.Context, dir string, bucket *blob.Bucket, now time.Time)
 	}
 	// First the key: a statement whose key is lost would leave the store without one.
 	path := filepath.Join(dir, nextFile)
-	if err := replace(path, next.file, 0o600); err != nil {
+	if err := durable.Replace(path, next.file, 0o600); err != nil {
 		return nil, err
 	}
 	r := &seal.Rotation{
@@ -47,8 +48,8 @@ func Rotate(ctx context.Context, dir string, bucket *blob.Bucket, now time.Time)
 	if err := os.Rename(path, filepath.Join(dir, PrivateFile)); err != nil {
 		return nil, fmt.Errorf("put the new key in its place: %w", err)
 	}
-	if err := syncDir(dir); err != nil {
+	if err := durable.SyncDir(dir); err != nil {
 		return nil, err
 	}
-	return r, replace(filepath.Join(dir, PublicFile), []byte(next.public+"\n"), 0o644)
+	return r, durable.Replace(filepath.Join(dir, PublicFile), []byte(next.public+"\n"), 0o644)
 }

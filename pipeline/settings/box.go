@@ -8,10 +8,11 @@ import (
 	"fmt"
 	"io/fs"
 	"os"
-	"path/filepath"
 	"strings"
 
 	"golang.org/x/crypto/chacha20poly1305"
+
+	"github.com/kansa-audit/kansa/pipeline/durable"
 )
 
 // KeyFile is the name of the operator's key in the data directory, unless the configuration names another file.
@@ -57,32 +58,18 @@ func OpenBox(path string) (*Box, error) {
 	return &Box{aead}, nil
 }
 
-// makeKey writes a new key under another name first, so that a key that is there is always whole.
+// makeKey makes a key that is whole and on disk.
 func makeKey(path string) ([]byte, error) {
 	key := make([]byte, chacha20poly1305.KeySize)
 	_, _ = rand.Read(key) // never fails
 	text := []byte(base64.StdEncoding.EncodeToString(key) + "\n")
-	f, err := os.CreateTemp(filepath.Dir(path), ".settings-*")
-	if err != nil {
-		return nil, err
-	}
-	defer os.Remove(f.Name()) //nolint:errcheck // it is there only if something failed
-	_, err = f.Write(text)    // CreateTemp's mode is 0600
-	err = errors.Join(err, f.Sync(), f.Close())
-	if err != nil {
-		return nil, err
-	}
 	// Of two processes that start at once, one wins, and both have the same key.
-	if err := os.Link(f.Name(), path); errors.Is(err, fs.ErrExist) {
+	if err := durable.New(path, text, 0o600); errors.Is(err, fs.ErrExist) {
 		return os.ReadFile(path)
 	} else if err != nil {
 		return nil, err
 	}
-	dir, err := os.Open(filepath.Dir(path))
-	if err != nil {
-		return nil, err
-	}
-	return text, errors.Join(dir.Sync(), dir.Close())
+	return text, nil
 }
 
 // Seal hides a secret that belongs to a place.

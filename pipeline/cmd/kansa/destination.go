@@ -410,13 +410,7 @@ func (c *destinationListCmd) Run(e *env) error {
 		return err
 	}
 	if c.JSON {
-		enc := json.NewEncoder(e.stdout)
-		for i := range all {
-			if err := enc.Encode(all[i]); err != nil {
-				return fmt.Errorf("print: %w", err)
-			}
-		}
-		return nil
+		return jsonLines(e, all)
 	}
 	t := tabwriter.NewWriter(e.stdout, 0, 0, 2, ' ', 0)
 	fmt.Fprintln(t, "DESTINATION\tTO\tSTATE\tLAST SUCCESS\tDELIVERED UNTIL\tNEXT RUN\tFAILURES\tLAST ERROR")

@@ -7,7 +7,6 @@ import (
 	"fmt"
 	"io/fs"
 	"os"
-	"path/filepath"
 	"time"
 
 	"filippo.io/age"
@@ -15,6 +14,7 @@ import (
 
 	"github.com/kansa-audit/kansa/pipeline"
 	"github.com/kansa-audit/kansa/pipeline/config"
+	"github.com/kansa-audit/kansa/pipeline/durable"
 	"github.com/kansa-audit/kansa/pipeline/keys"
 	"github.com/kansa-audit/kansa/pipeline/partitions"
 )
@@ -129,30 +129,16 @@ func (c *keyGenerateCmd) Run(e *env) error {
 		return fmt.Errorf("make a key: %w", err)
 	}
 	if c.For == "streams" && before != nil {
-		if err := replaceFile(c.Out+".before", before); err != nil {
+		if err := durable.Replace(c.Out+".before", before, 0o600); err != nil {
 			return fmt.Errorf("keep the key before: %w", err)
 		}
 		before = nil
 	}
-	if err := replaceFile(c.Out, append([]byte(key), before...)); err != nil {
+	if err := durable.Replace(c.Out, append([]byte(key), before...), 0o600); err != nil {
 		return fmt.Errorf("make a key: %w", err)
 	}
 	fmt.Fprintf(e.stderr, "%s: name it in encryption.%s.file, and keep a copy of it where the data is not.\n", c.Out, c.For)
 	return nil
-}
-
-// replaceFile writes a file that nobody else may read; it is there whole or as it was.
-func replaceFile(path string, text []byte) error {
-	f, err := os.CreateTemp(filepath.Dir(path), ".key-*") // with mode 0600
-	if err != nil {
-		return err
-	}
-	defer os.Remove(f.Name()) //nolint:errcheck // it is there only if something failed
-	_, err = f.Write(text)
-	if err = errors.Join(err, f.Sync(), f.Close()); err != nil {
-		return err
-	}
-	return os.Rename(f.Name(), path)
 }
 
 type keyEncryptCmd struct{ keyFlags }

@@ -1,7 +1,6 @@
 package main
 
 import (
-	"encoding/json"
 	"fmt"
 	"slices"
 	"strings"
@@ -171,13 +170,7 @@ func showOrganizations(e *env, client *broker.Client, names []string, asJSON boo
 
 func printOrganizations(e *env, all []organizationRules, asJSON bool) error {
 	if asJSON {
-		enc := json.NewEncoder(e.stdout)
-		for i := range all {
-			if err := enc.Encode(all[i]); err != nil {
-				return fmt.Errorf("print: %w", err)
-			}
-		}
-		return nil
+		return jsonLines(e, all)
 	}
 	t := tabwriter.NewWriter(e.stdout, 0, 0, 2, ' ', 0)
 	fmt.Fprintln(t, "ORGANIZATION\tEXPORTS OFF\tEXPORTS A DAY\tRETENTION\tLEGAL HOLD\tTRAILS OFF\tHIPAA")

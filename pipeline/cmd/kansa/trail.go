@@ -1,7 +1,6 @@
 package main
 
 import (
-	"encoding/json"
 	"fmt"
 	"text/tabwriter"
 	"time"
@@ -89,13 +88,7 @@ func (f *trailFlags) turn(e *env, on bool, reason string) error {
 
 func printTrails(e *env, all []settings.Trails, asJSON bool) error {
 	if asJSON {
-		enc := json.NewEncoder(e.stdout)
-		for i := range all {
-			if err := enc.Encode(all[i]); err != nil {
-				return fmt.Errorf("print: %w", err)
-			}
-		}
-		return nil
+		return jsonLines(e, all)
 	}
 	t := tabwriter.NewWriter(e.stdout, 0, 0, 2, ' ', 0)
 	fmt.Fprintln(t, "ORGANIZATION\tTRAIL\tSTATE\tNOT RECORDED FROM\tTO\tBY\tREASON")

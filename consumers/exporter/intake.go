@@ -88,10 +88,9 @@ type Estimate struct {
 // before anything was recorded (requirement Z5).
 func (i *Intake) complete(ctx context.Context, r *Request) error {
 	if len(r.Trails) == 0 {
-		r.Trails = slices.Clone(schema.Trails)
+		r.Trails = schema.Trails
 	}
-	slices.Sort(r.Trails)
-	r.Trails = slices.Compact(r.Trails)
+	r.Trails = slices.Compact(slices.Sorted(slices.Values(r.Trails))) // a copy: the caller's may be everybody's
 	now := i.now()
 	if r.To.IsZero() {
 		if f := schema.CheckOrganization(r.Organization); f != nil {

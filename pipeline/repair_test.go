@@ -104,6 +104,13 @@ func TestTamperedRowsAreFoundAndRepaired(t *testing.T) {
 	if found := ask(repair.Request{}); len(found) != 0 {
 		t.Errorf("left are %+v", found)
 	}
+	var counts string
+	err = s.Store.Conn().QueryRow(t.Context(), `SELECT toString(groupArray((event, n))) FROM (SELECT event, toInt64(sum(n)) AS n FROM (
+		SELECT event, toInt64(events) AS n FROM audit_event_counts WHERE organization = 'acme' UNION ALL SELECT event, toInt64(-1) FROM audit_events WHERE organization = 'acme'
+	) GROUP BY event HAVING n != 0)`).Scan(&counts)
+	if err != nil || counts != "[]" {
+		t.Errorf("the hourly counts differ from the table by %s, %v", counts, err)
+	}
 
 	// The alarms are events of the system's own trail, and a metric.
 	pipelinetest.Until(t, time.Minute, func() (bool, any) {

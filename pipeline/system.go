@@ -472,7 +472,7 @@ func (s *System) startWriter(ctx context.Context) error {
 	}
 	w, err := writer.New(queues, s.Client.NC, s.Store, tally.Ledger{JS: s.Client.JS}, consumers.DeadLetters{JS: s.Client.JS}, writer.Config{
 		MaxRows: c.MaxRows, MaxBytes: c.MaxBytes, Linger: c.Linger, MaxLinger: c.MaxLinger, Inserts: c.Inserts, Memory: c.Memory,
-		AckWait: c.AckWait, InsertTimeout: c.InsertTimeout, Retention: s.retentions.Expires,
+		AckWait: c.AckWait, InsertTimeout: c.InsertTimeout, Retention: s.retentions.Expires, Server: s.serverOf(stream),
 		Recording: recording.New(s.Client.JS), Window: stream.CachedInfo().Config.Duplicates, Settled: settled, Tracing: s.tracing,
 		Logger: s.log.With(slog.String("part", "writer")),
 	})

@@ -44,6 +44,16 @@ func (s *System) restoreWriter(stream jetstream.Stream, name string, progress *h
 	}
 }
 
+// serverOf names the run of the server that gives a stream's messages; see writer.Config. A stream with replicas has its
+// deliveries replicated before they are made, so that none is forgotten. (A consumer that is made again has forgotten all,
+// but that is done only when every lease is over.)
+func (s *System) serverOf(stream jetstream.Stream) func() string {
+	if stream.CachedInfo().Config.Replicas > 1 {
+		return nil
+	}
+	return s.Client.NC.ConnectedServerId
+}
+
 // restarts counts how often each role of this process had to begin again.
 func (s *System) restarts() map[string]func() uint64 {
 	all := map[string]func() uint64{}

@@ -91,7 +91,9 @@ func (w *Writer) postpone(reply string, delay time.Duration) {
 func (w *Writer) leaveOut(ctx context.Context, items []*item, have map[uint64]int) (left []*item, skipped int) {
 	var parts []codec.Part
 	var since time.Time
-	asked := func(it *item) bool { return !it.since.IsZero() && have[it.part.StreamSeq] < it.part.Block.Rows() }
+	asked := func(it *item) bool {
+		return !it.done && !it.since.IsZero() && have[it.part.StreamSeq] < it.part.Block.Rows()
+	}
 	for _, it := range items {
 		if asked(it) {
 			parts = append(parts, it.part)

@@ -26,17 +26,14 @@ func (w *Writer) store(ctx context.Context, items []*item) {
 			giveBack()
 		}
 	}()
-	lookUp := false
-	for _, it := range items {
-		lookUp = lookUp || it.suspect
-	}
+	again := false
 	pause := 100 * time.Millisecond
 	for {
 		items := w.leased(items)
 		if len(items) == 0 {
 			return
 		}
-		stored, err := w.insertInTime(ctx, items, lookUp, giveBack)
+		stored, err := w.insertInTime(ctx, items, again, giveBack)
 		if errors.Is(err, errStuck) {
 			ours = false
 			return
@@ -49,7 +46,7 @@ func (w *Writer) store(ctx context.Context, items []*item) {
 		}
 		w.stats.failures.Add(1)
 		w.cfg.Logger.Warn("insert failed, trying again", slog.Int("messages", len(items)), slog.Any("error", err))
-		lookUp = true // it may have been stored all the same
+		again = true // it may have been stored all the same
 		select {
 		case <-ctx.Done():
 			return
@@ -59,15 +56,15 @@ func (w *Writer) store(ctx context.Context, items []*item) {
 	}
 }
 
-// leased returns those of items that are ours long enough for an insert to end.
+// leased returns those of items that are ours long enough for an insert to end, or need none.
 func (w *Writer) leased(items []*item) []*item {
 	least := w.cfg.Now().Add(w.cfg.InsertTimeout + leaseMargin)
 	kept, late := make([]*item, 0, len(items)), 0
 	for _, it := range items {
 		switch {
-		case it.until.After(least):
+		case it.done || it.until.After(least):
 			kept = append(kept, it)
-		case !it.until.IsZero(): // and not given back
+		case !it.until.IsZero(): // and not given up before
 			late++
 		}
 	}
@@ -82,14 +79,14 @@ var errStuck = errors.New("the insert is stuck")
 
 // insertInTime is insert, but it returns. An insert that is stuck is left behind with its items: what they hold is
 // given back when it ends, and the broker gives the messages to somebody again, who looks up what came of it.
-func (w *Writer) insertInTime(ctx context.Context, items []*item, lookUp bool, giveBack func()) ([]*item, error) {
+func (w *Writer) insertInTime(ctx context.Context, items []*item, again bool, giveBack func()) ([]*item, error) {
 	type outcome struct {
 		stored []*item
 		err    error
 	}
 	ended := make(chan outcome, 1)
 	go func() {
-		stored, err := w.insert(ctx, items, lookUp)
+		stored, err := w.insert(ctx, items, again)
 		ended <- outcome{stored, err}
 	}()
 	limit := time.NewTimer(w.cfg.InsertTimeout + leaseMargin)
@@ -109,10 +106,10 @@ func (w *Writer) insertInTime(ctx context.Context, items []*item, lookUp bool, g
 	return nil, errStuck
 }
 
-// insert stores items and their accounts, and returns those that are safe. With lookUp it leaves out what is
-// stored already. What the broker stored while its trail was switched off is left out and accounted for with no rows,
-// unless the table has it: then it stays, however it came there.
-func (w *Writer) insert(ctx context.Context, items []*item, lookUp bool) (_ []*item, err error) {
+// insert stores items and their accounts, and returns those that are safe. What may have been stored before is looked
+// up, and left out if it was: all of it when it is done again. What the broker stored while its trail was switched off is
+// left out and accounted for with no rows, unless the table has it: then it stays, however it came there.
+func (w *Writer) insert(ctx context.Context, items []*item, again bool) (_ []*item, err error) {
 	ctx, cancel := context.WithTimeout(ctx, w.cfg.InsertTimeout)
 	defer cancel()
 	ctx, end := w.trace(ctx, items)
@@ -123,30 +120,33 @@ func (w *Writer) insert(ctx context.Context, items []*item, lookUp bool) (_ []*i
 	if err != nil {
 		return nil, err
 	}
+	// The broker has answered, so that it is known by now if it was started again since it gave the items.
+	items, lookUp := w.given(items, again)
+	if len(items) == 0 {
+		return nil, nil
+	}
 	have, skipped, unrecorded := map[uint64]int{}, 0, 0
 	if lookUp {
-		parts := make([]codec.Part, len(items))
-		for i, it := range items {
-			parts[i] = it.part
-		}
-		if have, err = w.table.StoredRows(ctx, parts); err != nil {
-			return nil, fmt.Errorf("look up what is stored: %w", err)
+		if have, err = w.lookUp(ctx, items, again); err != nil {
+			return nil, err
 		}
 		items, skipped = w.leaveOut(ctx, items, have)
 	}
-	tallies := make([]tally.Tally, 0, len(items))
 	first, last := ^uint64(0), uint64(0)
+	var inserted []*item
 	for _, it := range items {
+		if it.done {
+			continue
+		}
 		rows, stored := it.part.Block.Rows(), have[it.part.StreamSeq]
 		if stored == 0 && recorded.Off(it.part.Organization, it.part.Trail, it.part.RecordedAt) {
-			account := it.tally
-			account.Rows, account.Sum = 0, 0
-			tallies = append(tallies, account)
+			it.tally.Rows, it.tally.Sum = 0, 0
+			it.done = true
 			unrecorded += rows
 			continue
 		}
-		tallies = append(tallies, it.tally)
 		if stored >= rows {
+			it.done = true
 			skipped += rows
 			continue
 		}
@@ -156,6 +156,7 @@ func (w *Writer) insert(ctx context.Context, items []*item, lookUp bool) (_ []*i
 				slog.Int("rows", rows), slog.Int("stored", stored))
 		}
 		in.Add(it.part)
+		inserted = append(inserted, it)
 		first, last = min(first, it.part.StreamSeq), max(last, it.part.StreamSeq)
 	}
 	if in.Rows() > 0 {
@@ -165,16 +166,66 @@ func (w *Writer) insert(ctx context.Context, items []*item, lookUp bool) (_ []*i
 		if err := w.insertRows(ctx, token, &in, lookUp); err != nil {
 			return nil, err
 		}
+		for _, it := range inserted {
+			it.done = true
+		}
 		w.stats.inserts.Add(1)
+	}
+	w.stats.stored.Add(uint64(in.Rows()))
+	w.stats.skipped.Add(uint64(skipped))
+	w.stats.unrecorded.Add(uint64(unrecorded))
+	tallies := make([]tally.Tally, len(items))
+	for i, it := range items {
+		tallies[i] = it.tally
 	}
 	// Of what was stored by another before, too: that one may have died before it could tell.
 	if err := w.ledger.Put(ctx, tallies); err != nil {
 		return nil, err
 	}
-	w.stats.stored.Add(uint64(in.Rows()))
-	w.stats.skipped.Add(uint64(skipped))
-	w.stats.unrecorded.Add(uint64(unrecorded))
 	return items, nil
+}
+
+// given returns the items that are ours still, and whether any of them may have been stored before. What another run of
+// the server gave is not ours: it may have given it to somebody else by now, or will.
+func (w *Writer) given(items []*item, again bool) (kept []*item, lookUp bool) {
+	server, suspect, lost := w.cfg.Server(), w.suspect.Load(), 0
+	for _, it := range items {
+		if it.server != server && !it.done {
+			it.until = time.Time{}
+			lost++
+			continue
+		}
+		lookUp = lookUp || !it.done && (again || it.suspect || it.part.StreamSeq <= suspect)
+		kept = append(kept, it)
+	}
+	if lost > 0 {
+		w.cfg.Logger.Info("the broker was started again, messages that it gave before will come again", slog.Int("messages", lost))
+	}
+	return kept, lookUp
+}
+
+// lookUp returns how many rows the table has of each item. If inserts may be under way that nobody has a lease for any
+// more, it waits for them before: those of others who were given messages by an earlier run of the server, and our own
+// that failed.
+func (w *Writer) lookUp(ctx context.Context, items []*item, again bool) (map[uint64]int, error) {
+	server := w.cfg.Server()
+	if again || w.awaited.Load() != server {
+		if err := w.table.AwaitInserts(ctx); err != nil {
+			return nil, fmt.Errorf("wait for inserts that are under way: %w", err)
+		}
+		w.awaited.Store(server)
+	}
+	parts := make([]codec.Part, 0, len(items))
+	for _, it := range items {
+		if !it.done {
+			parts = append(parts, it.part)
+		}
+	}
+	have, err := w.table.StoredRows(ctx, parts)
+	if err != nil {
+		return nil, fmt.Errorf("look up what is stored: %w", err)
+	}
+	return have, nil
 }
 
 // mostVanished bounds how often rows may be gone that were inserted.

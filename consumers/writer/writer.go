@@ -32,7 +32,7 @@ type Acks interface {
 	Publish(subject string, data []byte) error
 }
 
-// Table is audit_events. Both calls are safe for concurrent use.
+// Table is audit_events. Its calls are safe for concurrent use.
 type Table interface {
 	// Insert stores all of in, or nothing. When it returns nil, the rows are on disk. Inserting again
 	// under the same token stores nothing twice. After an error it is not known whether the rows are
@@ -40,6 +40,8 @@ type Table interface {
 	Insert(ctx context.Context, token string, in *codec.Insert) error
 	// StoredRows returns how many rows the table has for each of the messages; absent means none.
 	StoredRows(ctx context.Context, parts []codec.Part) (map[uint64]int, error)
+	// AwaitInserts returns when no insert is under way any more that was, by whomever, when it was called.
+	AwaitInserts(ctx context.Context) error
 	// StoredElsewhere returns, by the sequence of a message, its rows whose events the table has from an earlier
 	// message that was recorded since an instant, in order. Of an earlier message it has all or none.
 	StoredElsewhere(ctx context.Context, parts []codec.Part, since time.Time) (map[uint64][]int, error)
@@ -89,6 +91,10 @@ type Config struct {
 	// everything is settled, which is so if there is no other writer.
 	Window  time.Duration
 	Settled func(ctx context.Context) (time.Time, error)
+	// Server names the run of the server that gives the messages. A server that was started again may have forgotten whom
+	// it gave what, and give it to somebody else at once: so what another run gave is not inserted any more. Empty while
+	// there is none. Default: always the same, which is right if deliveries are replicated.
+	Server func() string
 	// Retention says when events of an organization recorded at a time expire.
 	Retention func(organization string, recordedAt time.Time) time.Time
 	// Recording says what is left out because its trail is switched off. Default: nothing.
@@ -139,6 +145,9 @@ func (c Config) withDefaults() (Config, error) {
 	if c.Retention == nil {
 		c.Retention = func(_ string, at time.Time) time.Time { return at.AddDate(2, 0, 0) }
 	}
+	if c.Server == nil {
+		c.Server = func() string { return "the same" }
+	}
 	if c.Recording == nil {
 		c.Recording = everything{}
 	}
@@ -178,6 +187,8 @@ type Writer struct {
 	// suspect is the stream sequence up to which a message may have been delivered before, whatever it
 	// says of itself: after a crash the broker may have forgotten.
 	suspect atomic.Uint64
+	// awaited is the run of the server since whose begin the table was waited for: what inserts of another run left, is there.
+	awaited atomic.Value // string
 	settled settled
 	stats   stats
 	tracer  trace.Tracer // nil if there is none
@@ -208,6 +219,7 @@ func New(shards []Stream, acks Acks, table Table, ledger Ledger, dead DeadLetter
 		w.tracer = cfg.Tracing.Tracer("github.com/kansa-audit/kansa/consumers/writer")
 	}
 	w.Suspect(^uint64(0))
+	w.awaited.Store("")
 	return w, nil
 }
 
@@ -231,9 +243,13 @@ type item struct {
 	part    codec.Part
 	tally   tally.Tally
 	suspect bool
+	server  string // whose run gave it
+	// done: the table has it, or is not to have it. What is left is to write that down and to acknowledge it, which
+	// anybody may do at any time.
+	done    bool
 	size    int64
 	pending uint64    // messages that waited in the stream behind it
-	until   time.Time // the end of the lease; zero when it was given back
+	until   time.Time // the end of the lease; zero when it is not ours any more
 	scratch []byte    // what the block's memory is, if the message was compressed
 	span    trace.SpanContext
 }
@@ -300,12 +316,20 @@ func fetchersOf(shards int) int {
 
 func (w *Writer) fetch(ctx context.Context, shard Stream, out chan<- *item) {
 	for ctx.Err() == nil {
+		server := w.cfg.Server()
+		if server == "" { // what would be asked for now would be given by the next
+			select {
+			case <-ctx.Done():
+			case <-time.After(50 * time.Millisecond):
+			}
+			continue
+		}
 		// The lease is counted from here, before the broker can have handed anything over.
 		until := w.cfg.Now().Add(w.cfg.AckWait)
 		batch, err := shard.Fetch(fetchMessages, jetstream.FetchMaxBytes(fetchBytes), jetstream.FetchMaxWait(consumers.FetchWait))
 		if err == nil {
 			for msg := range batch.Messages() {
-				out <- &item{msg: msg, until: until}
+				out <- &item{msg: msg, until: until, server: server}
 			}
 			err = batch.Error()
 		}

@@ -5,6 +5,10 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"net/url"
+	"os"
+	"path/filepath"
+	"strconv"
 	"strings"
 	"sync"
 	"testing"
@@ -39,6 +43,9 @@ type table struct {
 	next   []outcome
 	lookUp int // times it was asked what is stored
 	hung   chan struct{}
+	// slow is told of an insert that takes long, until goOn; awaited, that somebody waits for that.
+	slow, goOn, awaited chan struct{}
+	under               sync.WaitGroup
 }
 
 type outcome int
@@ -47,6 +54,7 @@ const (
 	fails     outcome = iota // nothing is stored, and an error says so
 	persists                 // stored all the same: the answer was lost
 	forgotten                // stored; and the token is forgotten, as ClickHouse's log may be after a crash
+	takesLong                // stored when it is told to go on
 	hangs                    // nothing is stored, and the call does not return before the test ends
 	vanishes                 // nothing is stored, and the token is known: what an engine does that sets a part aside
 )
@@ -65,6 +73,14 @@ func (f *table) Insert(_ context.Context, token string, in *codec.Insert) error 
 		<-f.hung
 		f.mu.Lock()
 		return errLost
+	}
+	if o == takesLong {
+		f.under.Add(1)
+		defer f.under.Done()
+		f.mu.Unlock()
+		close(f.slow)
+		<-f.goOn
+		f.mu.Lock()
 	}
 	if o == fails {
 		return errLost
@@ -87,6 +103,16 @@ func (f *table) Insert(_ context.Context, token string, in *codec.Insert) error 
 	if o == persists || o == forgotten {
 		return errLost
 	}
+	return nil
+}
+
+func (f *table) AwaitInserts(context.Context) error {
+	select {
+	case <-f.slow:
+		f.awaited <- struct{}{}
+	default:
+	}
+	f.under.Wait()
 	return nil
 }
 
@@ -132,6 +158,8 @@ func (f *table) counts() (rows, twice int) {
 }
 
 type fixture struct {
+	dir    string
+	server *broker.Server
 	client *broker.Client
 	stream jetstream.Consumer
 	table  *table
@@ -139,7 +167,8 @@ type fixture struct {
 
 func newFixture(t *testing.T, ackWait time.Duration) *fixture {
 	t.Helper()
-	s, err := broker.StartServer(t.Context(), broker.ServerOptions{Dir: t.TempDir()})
+	dir := t.TempDir()
+	s, err := broker.StartServer(t.Context(), broker.ServerOptions{Dir: dir})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -156,7 +185,10 @@ func newFixture(t *testing.T, ackWait time.Duration) *fixture {
 	if err != nil {
 		t.Fatal(err)
 	}
-	return &fixture{client: c, stream: consumer, table: &table{rows: map[string]int{}, ids: map[uuid.UUID]uint64{}, tokens: map[string]bool{}, hung: make(chan struct{})}}
+	return &fixture{dir: dir, server: s, client: c, stream: consumer, table: &table{
+		rows: map[string]int{}, ids: map[uuid.UUID]uint64{}, tokens: map[string]bool{}, hung: make(chan struct{}),
+		slow: make(chan struct{}), goOn: make(chan struct{}), awaited: make(chan struct{}, 100),
+	}}
 }
 
 // publish puts messages of three events each on the stream.
@@ -264,6 +296,91 @@ func TestNextWriterLooksUpWhatItMayHaveBefore(t *testing.T) {
 	if s := w.Stats(); s.Skipped != 30 || s.Stored != 0 {
 		t.Errorf("counted %+v", s)
 	}
+}
+
+// forgets has the broker end as by a crash that it did not write down its deliveries before, and start again.
+func (f *fixture) forgets(t *testing.T) {
+	t.Helper()
+	at, err := url.Parse(f.server.URL())
+	if err != nil {
+		t.Fatal(err)
+	}
+	port, err := strconv.Atoi(at.Port())
+	if err != nil {
+		t.Fatal(err)
+	}
+	f.server.Close()
+	states, err := filepath.Glob(filepath.Join(f.dir, "jetstream", "*", "streams", broker.StreamAudit, "obs", broker.ConsumerWriter, "o.dat"))
+	if err != nil || len(states) != 1 {
+		t.Fatal(states, err)
+	}
+	if err := os.Remove(states[0]); err != nil {
+		t.Fatal(err)
+	}
+	s, err := broker.StartServer(t.Context(), broker.ServerOptions{Dir: f.dir, Port: port})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(s.Close)
+}
+
+// heldUp is nobody's switch, and holds up who asks first.
+type heldUp struct {
+	once          sync.Once
+	reached, goOn chan struct{}
+}
+
+func (h *heldUp) Now(context.Context) (recording.State, error) {
+	h.once.Do(func() { close(h.reached); <-h.goOn })
+	return recording.State{}, nil
+}
+
+// A broker that crashed gives at once to another writer what one has already; whatever that one is at, each event is
+// stored once.
+func TestBrokerThatForgetsWhomItGaveWhat(t *testing.T) {
+	t.Parallel()
+	t.Run("before the insert", func(t *testing.T) {
+		t.Parallel()
+		f := newFixture(t, time.Minute)
+		held := &heldUp{reached: make(chan struct{}), goOn: make(chan struct{})}
+		first, stopFirst := f.run(t, writer.Config{Server: f.client.NC.ConnectedServerId, Recording: held})
+		defer stopFirst()
+		first.Suspect(0)
+		f.publish(t, 2)
+		<-held.reached
+		f.forgets(t)
+		f.publish(t, 1) // so that the other's insert is not the same
+		_, stopSecond := f.run(t, writer.Config{Server: f.client.NC.ConnectedServerId})
+		defer stopSecond()
+		f.settled(t)
+		close(held.goOn)
+		stopFirst()
+		if rows, twice := f.table.counts(); rows != 9 || twice != 0 {
+			t.Errorf("%d events are stored, %d of them twice; want 9 once", rows, twice)
+		}
+	})
+	t.Run("amid the insert", func(t *testing.T) {
+		t.Parallel()
+		f := newFixture(t, time.Minute)
+		f.table.next = []outcome{takesLong}
+		first, stopFirst := f.run(t, writer.Config{Server: f.client.NC.ConnectedServerId})
+		defer stopFirst()
+		first.Suspect(0)
+		f.publish(t, 2)
+		<-f.table.slow
+		f.forgets(t)
+		f.publish(t, 1)
+		_, stopSecond := f.run(t, writer.Config{Server: f.client.NC.ConnectedServerId})
+		defer stopSecond()
+		<-f.table.awaited
+		close(f.table.goOn)
+		f.settled(t)
+		stopFirst()
+		stopSecond()
+		if rows, twice := f.table.counts(); rows != 9 || twice != 0 {
+			t.Errorf("%d events are stored, %d of them twice; want 9 once", rows, twice)
+		}
+	})
 }
 
 // What is held longer than the lease allows is not inserted: the broker may have given it to someone else.

@@ -134,11 +134,7 @@ func runGeneration(t *testing.T, g, rounds int, r *result) {
 	for i := range plans {
 		p := &plans[i]
 		n := g**perStack + i
-		way := "the library"
-		if p.http {
-			way = "HTTP"
-		}
-		say("iteration %d: %d events by %s in %s, %d a message, tried for %s", n, p.events, way, p.pace, p.perMessage, p.retryFor)
+		say("iteration %d: %d events by %s in %s, %d a message, tried for %s", n, p.events, p.way, p.pace, p.perMessage, p.retryFor)
 		ctx, cancel := context.WithTimeout(t.Context(), 4*time.Minute+*healWithin)
 		err := s.round(ctx, p, a, say)
 		healing := time.Now()

@@ -38,19 +38,46 @@ func between(r *rand.Rand, least, most time.Duration) time.Duration {
 
 func pick[T any](r *rand.Rand, list []T) T { return list[r.IntN(len(list))] }
 
-// kinds of faults and how often each is drawn. Each takes the same draws whether it is possible here or not.
-var kinds = []struct {
+// kind is a kind of fault and how often it is drawn. It takes the same draws whether it is possible here or not.
+type kind struct {
 	name   string
 	weight int
 	needs  func() error // what is missing here, if anything
 	draw   func(r *rand.Rand) fault
-}{
+}
+
+var kinds = []kind{
 	{"kill", 30, nil, drawKill},
 	{"kill all", 4, nil, drawKillAll},
 	{"stop", 12, nil, drawStop},
 	{"network", 30, nil, drawNetwork},
 	{"full disk", 10, needsMount, drawFull},
 	{"failed syncs", 10, needsTrace, drawSyncs},
+}
+
+// awayKinds are those that have an application spool: it can't reach the broker, or that takes nothing.
+var awayKinds = []kind{
+	{"kill", 2, nil, func(r *rand.Rand) fault { return killed(procBroker, between(r, 300*time.Millisecond, 3*time.Second)) }},
+	{"network", 2, nil, func(r *rand.Rand) fault { return poisoned(r, "publisher-broker") }},
+	{"full disk", 1, needsMount, func(r *rand.Rand) fault { return filled(r, procBroker) }},
+}
+
+// appKinds are those of the application.
+var appKinds = []kind{
+	{"kill", 3, nil, func(r *rand.Rand) fault {
+		return fault{kind: procApp, what: "kill -9 " + procApp, begin: func(s *stack) (func() error, error) {
+			s.app.signal(syscall.SIGKILL)
+			return nothing, nil
+		}}
+	}},
+	{"stop", 1, nil, func(r *rand.Rand) fault {
+		return fault{kind: procApp, what: "SIGSTOP " + procApp, during: between(r, 200*time.Millisecond, 3*time.Second), begin: func(s *stack) (func() error, error) {
+			s.app.signal(syscall.SIGSTOP)
+			return func() error { s.app.signal(syscall.SIGCONT); return nil }, nil
+		}}
+	}},
+	{"full disk", 2, needsMount, func(r *rand.Rand) fault { return filled(r, diskSpool) }},
+	{"failed syncs", 2, needsTrace, func(r *rand.Rand) fault { return unsynced(r, procApp) }},
 }
 
 func needsMount() error {
@@ -62,7 +89,9 @@ func needsMount() error {
 
 func needsTrace() error { return canTrace() }
 
-func drawFault(r *rand.Rand) fault {
+func drawFault(r *rand.Rand) fault { return drawOf(r, kinds) }
+
+func drawOf(r *rand.Rand, kinds []kind) fault {
 	total := 0
 	for _, k := range kinds {
 		total += k.weight
@@ -89,6 +118,10 @@ func drawKill(r *rand.Rand) fault {
 	if r.IntN(3) == 0 && name != procEngine { // its supervisor starts it again at once
 		down = between(r, 100*time.Millisecond, 2*time.Second)
 	}
+	return killed(name, down)
+}
+
+func killed(name string, down time.Duration) fault {
 	return fault{kind: base(name), what: "kill -9 " + name, during: down, begin: func(s *stack) (func() error, error) {
 		if name == procEngine {
 			return nothing, s.signalEngine(syscall.SIGKILL)
@@ -163,7 +196,10 @@ func (s *stack) signalEngine(sig syscall.Signal) error {
 }
 
 func drawNetwork(r *rand.Rand) fault {
-	link := pick(r, linkNames)
+	return poisoned(r, pick(r, linkNames))
+}
+
+func poisoned(r *rand.Rand, link string) fault {
 	trouble := pick(r, troubles)
 	toxics := trouble.draw(r)
 	during := between(r, 100*time.Millisecond, 2*time.Second)
@@ -173,7 +209,10 @@ func drawNetwork(r *rand.Rand) fault {
 }
 
 func drawFull(r *rand.Rand) fault {
-	name := pick(r, diskNames)
+	return filled(r, pick(r, diskNames))
+}
+
+func filled(r *rand.Rand, name string) fault {
 	leave := int64(r.IntN(4)) * 24 << 10
 	during := between(r, 300*time.Millisecond, 2*time.Second)
 	return fault{kind: name, what: "full disk of " + name, during: during, begin: func(s *stack) (func() error, error) {
@@ -183,12 +222,20 @@ func drawFull(r *rand.Rand) fault {
 }
 
 func drawSyncs(r *rand.Rand) fault {
-	name := pick(r, []string{procBroker, procEngine, "rollup-1", "rollup-2"})
+	return unsynced(r, pick(r, []string{procBroker, procEngine, "rollup-1", "rollup-2"}))
+}
+
+func unsynced(r *rand.Rand, name string) fault {
 	nth, once := 1+r.IntN(8), r.IntN(2) == 0
 	during := between(r, 500*time.Millisecond, 2*time.Second)
 	return fault{kind: base(name), what: fmt.Sprintf("EIO at sync %d (once: %t) of %s", nth, once, name), during: during, begin: func(s *stack) (func() error, error) {
-		pid := s.engine.PID()
-		if name != procEngine {
+		var pid int
+		switch name {
+		case procEngine:
+			pid = s.engine.PID()
+		case procApp:
+			pid = s.app.pid()
+		default:
 			pid = s.procs[name].pid()
 		}
 		if pid == 0 {
@@ -204,7 +251,7 @@ func drawSyncs(r *rand.Rand) fault {
 
 // plan is what one round does, all of it drawn beforehand.
 type plan struct {
-	http       bool // through the gateway
+	way        string
 	events     int
 	perMessage int
 	pace       time.Duration // for all of them
@@ -221,11 +268,14 @@ func drawPlan(r *rand.Rand) plan {
 	if p.perMessage == 1 {
 		p.events = min(p.events, 400)
 	}
-	if p.http = r.IntN(3) == 0; p.http {
+	if p.way = pick(r, []string{byLibrary, byHTTP, bySpool}); p.way == byHTTP {
 		p.perMessage = max(p.perMessage, 20)
 	}
 	for range 1 + r.IntN(3) {
 		p.faults = append(p.faults, drawFault(r))
+	}
+	if p.way == bySpool {
+		p.faults = append(p.faults, drawOf(r, awayKinds), drawOf(r, appKinds))
 	}
 	slices.SortStableFunc(p.faults, func(a, b fault) int { return cmp.Compare(a.at, b.at) })
 	return p

@@ -157,7 +157,10 @@ func (s *stack) check(ctx context.Context, a *account, end time.Time, was *seen)
 		fault("there are dead letters, or %v", err)
 	}
 	for _, p := range s.procs {
-		errs = append(errs, p.faults())
+		errs = append(errs, faultsIn(p.path))
+	}
+	if s.app != nil {
+		errs = append(errs, faultsIn(s.app.log.Name()))
 	}
 	if len(errs) > 20 {
 		errs = append(errs[:20], fmt.Errorf("and %d more", len(errs)-20))

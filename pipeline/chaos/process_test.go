@@ -27,11 +27,12 @@ import (
 )
 
 // The environment that makes the test binary one of the processes: a broker by directory and port, nats-server by its
-// configuration file, or the roles of a configuration file, as kansa run has them.
+// configuration file, the roles of a configuration file, as kansa run has them, or an application that publishes.
 const (
 	envBroker = "KANSA_CHAOS_BROKER"
 	envServer = "KANSA_CHAOS_SERVER"
 	envRoles  = "KANSA_CHAOS_ROLES"
+	envApp    = "KANSA_CHAOS_APPLICATION"
 )
 
 func TestMain(m *testing.M) {
@@ -42,6 +43,8 @@ func TestMain(m *testing.M) {
 		err = brokerMain(os.Getenv(envBroker))
 	case os.Getenv(envServer) != "":
 		err = serverMain(os.Getenv(envServer))
+	case os.Getenv(envApp) != "":
+		err = applicationMain(os.Getenv(envApp))
 	case os.Getenv(envRoles) != "":
 		err = rolesMain(os.Getenv(envRoles))
 	default:
@@ -255,16 +258,18 @@ func (p *process) close() {
 	<-p.done
 }
 
-// faults are what no fault may make a process do.
-func (p *process) faults() error {
-	data, err := os.ReadFile(p.path)
+// faultsIn finds in a process's log what no fault may make a process do.
+func faultsIn(path string) error {
+	data, err := os.ReadFile(path)
 	if err != nil {
 		return err
 	}
 	var errs []error
-	for _, bad := range []string{"panic:", "DATA RACE", "fatal error:", "an hour can not be sealed", "task given up", "stored in part"} {
+	for _, bad := range []string{
+		"panic:", "DATA RACE", "fatal error:", "an hour can not be sealed", "task given up", "stored in part", "a spooled message is lost",
+	} {
 		if i := strings.Index(string(data), bad); i >= 0 {
-			errs = append(errs, fmt.Errorf("%s says: %.500s", p.name, data[i:]))
+			errs = append(errs, fmt.Errorf("%s says: %.500s", filepath.Base(path), data[i:]))
 		}
 	}
 	return errors.Join(errs...)

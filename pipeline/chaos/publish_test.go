@@ -28,15 +28,27 @@ type account struct {
 // outcome is nil if the event was acknowledged, once that is decided.
 type outcome func(ctx context.Context) error
 
-// intake is a way in: the library, or HTTP.
+// The ways in.
+const (
+	byLibrary = "the library"
+	byHTTP    = "HTTP"
+	bySpool   = "an application with a spool"
+)
+
+// intake is a way in.
 type intake interface {
 	publish(ctx context.Context, e schema.Event) (outcome, error)
 	// close sends what waits, and returns when every outcome is decided.
-	close(ctx context.Context)
+	close(ctx context.Context) error
 }
 
 func (s *stack) intake(ctx context.Context, p *plan) (intake, error) {
-	if p.http {
+	switch p.way {
+	case bySpool:
+		var err error
+		s.app, err = s.startApplication(p)
+		return s.app, err
+	case byHTTP:
 		return &poster{url: s.gateway, each: p.perMessage, patience: 2 * time.Second, retryFor: p.retryFor, client: &http.Client{Transport: &http.Transport{}}}, nil
 	}
 	client, err := broker.Connect(ctx, broker.Options{URL: "nats://" + s.net.links["publisher-broker"].Listen, Name: "publisher", Logger: s.log})
@@ -59,9 +71,10 @@ func (l *library) publish(ctx context.Context, e schema.Event) (outcome, error) 
 	return ack.Wait, err
 }
 
-func (l *library) close(ctx context.Context) {
+func (l *library) close(ctx context.Context) error {
 	_ = l.publisher.Close(ctx) // each event's outcome is looked at
 	l.client.NC.Close()        // without a flush: nothing of it matters any more
+	return nil
 }
 
 // poster sends requests of some events each, and each again under its key until it is answered with 202.
@@ -140,12 +153,13 @@ func (p *poster) post(ctx context.Context, key string, body []byte) error {
 	return nil
 }
 
-func (p *poster) close(ctx context.Context) {
+func (p *poster) close(ctx context.Context) error {
 	if p.open != nil {
 		p.send(ctx)
 	}
 	p.under.Wait()
 	p.client.CloseIdleConnections()
+	return nil
 }
 
 // until tries something again and again, and returns its last error if it has one for so long.

@@ -48,9 +48,11 @@ func (s *stack) round(ctx context.Context, p *plan, a *account, say func(string,
 	if err = errors.Join(append(failed, err, s.heal(ctx))...); err != nil {
 		return err
 	}
-	flush, cancel := context.WithTimeout(ctx, 2*p.retryFor+10*time.Second)
+	flush, cancel := context.WithTimeout(ctx, 2*p.retryFor+time.Minute)
 	defer cancel()
-	in.close(flush)
+	if err := in.close(flush); err != nil {
+		return err
+	}
 	acked := 0
 	for id, outcome := range outcomes {
 		if outcome(flush) == nil {
@@ -109,6 +111,9 @@ func (s *stack) heal(ctx context.Context) error {
 	for _, p := range s.procs {
 		p.release()
 		p.signal(syscall.SIGCONT)
+	}
+	if s.app != nil {
+		s.app.signal(syscall.SIGCONT)
 	}
 	errs = append(errs, s.signalEngine(syscall.SIGCONT))
 	select {

@@ -48,6 +48,8 @@ const (
 	procEngine = "engine"
 	procAPI    = "api"
 	procGate   = "gateway"
+	procApp    = "application"
+	diskSpool  = "spool"
 )
 
 var (
@@ -68,6 +70,7 @@ type stack struct {
 	sshd   string // its address
 	mails  *smtpd.Server
 	net    *network
+	app    *application     // the last that published, or nil
 	disks  map[string]*disk // empty where nothing can be mounted
 	log    *slog.Logger
 
@@ -98,12 +101,12 @@ func startStack(t *testing.T, r *rand.Rand, dir string) *stack {
 			t.Fatal(err)
 		}
 	}
-	for _, d := range []string{"broker", "engine", "partitions", "rollup", "exporter", "api", "gateway", "writer", "mail", "sftp"} {
+	for _, d := range []string{"broker", "engine", "partitions", "rollup", "exporter", "api", "gateway", "writer", "mail", "sftp", diskSpool} {
 		must(os.MkdirAll(filepath.Join(dir, d), 0o755))
 	}
 	s.parts, s.data = filepath.Join(dir, "partitions", "store"), filepath.Join(dir, "rollup")
 	if mountable() {
-		for name, size := range map[string]int64{"broker": 96 << 20, "engine": 256 << 20, "partitions": 32 << 20} {
+		for name, size := range map[string]int64{"broker": 96 << 20, "engine": 256 << 20, "partitions": 32 << 20, diskSpool: 4 << 20} {
 			d, err := mount(filepath.Join(dir, name), size)
 			must(err)
 			t.Cleanup(func() {

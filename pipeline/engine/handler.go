@@ -109,10 +109,8 @@ func (h *handler) serve(r *http.Request, q *request, out *response) (err error) 
 			return err
 		}
 	}
-	if q.settings["log_comment"] == AfterLate {
-		if err := h.inserts.wait(r.Context()); err != nil { // before it takes a slot, which they may need
-			return err
-		}
+	if err := h.inserts.wait(r.Context(), q.settings["log_comment"]); err != nil { // before it takes a slot, which they may need
+		return err
 	}
 	select {
 	case h.slots <- struct{}{}:

@@ -9,17 +9,21 @@ import (
 )
 
 // A client that gives an insert up can't know whether it was carried out, or will be: the engine may have
-// been stopped, or the request under way for long. Two comments (the setting log_comment, which a server
+// been stopped, or the request under way for long. Comments (the setting log_comment, which a server
 // keeps in its log and nothing else) make it certain for whoever looks afterwards:
 //
 //   - An insert with [Until] is not begun after that time.
 //   - A query with [AfterLate] waits for the inserts that were begun before their time and are still at it
 //     after.
+//   - A query with [AfterInserts] waits for all of them that are under way when it comes.
 //
 // So what a lookup after that time does not find is not stored any more by an insert before it.
 
 // AfterLate is the comment of a query that is to see what late inserts did.
 const AfterLate = "after late inserts"
+
+// AfterInserts is the comment of a query that is to see what every insert did that is under way.
+const AfterInserts = "after inserts"
 
 const untilPrefix = "not begun after "
 
@@ -73,17 +77,20 @@ func (i *inserts) begin(until time.Time) (end func(), err error) {
 	return end, nil
 }
 
-// wait returns when the inserts that should have ended by now have.
-func (i *inserts) wait(ctx context.Context) error {
+// wait returns when the inserts have ended that a query with a comment is to come after.
+func (i *inserts) wait(ctx context.Context, comment string) error {
+	if comment != AfterLate && comment != AfterInserts {
+		return nil
+	}
 	i.mu.Lock()
-	var late []*insertUnderWay
+	var before []*insertUnderWay
 	for u := range i.running {
-		if time.Since(u.until) > 0 {
-			late = append(late, u)
+		if comment == AfterInserts || time.Since(u.until) > 0 {
+			before = append(before, u)
 		}
 	}
 	i.mu.Unlock()
-	for _, u := range late {
+	for _, u := range before {
 		select {
 		case <-u.ended:
 		case <-ctx.Done():

@@ -66,21 +66,29 @@ func TestLookingWaitsForLateInserts(t *testing.T) {
 			t.Fatal(err)
 		}
 		defer soon()
-		if err := i.wait(t.Context()); err != nil {
+		if err := i.wait(t.Context(), AfterLate); err != nil {
 			t.Errorf("waited for one that has its time: %v", err)
+		}
+		ctx, cancel := context.WithTimeout(t.Context(), time.Second)
+		defer cancel()
+		if err := i.wait(ctx, ""); err != nil {
+			t.Errorf("waited without being asked to: %v", err)
+		}
+		if err := i.wait(ctx, AfterInserts); !errors.Is(err, context.DeadlineExceeded) {
+			t.Errorf("did not wait for all: %v", err)
 		}
 		late, err := i.begin(time.Now().Add(time.Second))
 		if err != nil {
 			t.Fatal(err)
 		}
 		time.Sleep(2 * time.Second)
-		ctx, cancel := context.WithTimeout(t.Context(), time.Second)
+		ctx, cancel = context.WithTimeout(t.Context(), time.Second)
 		defer cancel()
-		if err := i.wait(ctx); !errors.Is(err, context.DeadlineExceeded) {
+		if err := i.wait(ctx, AfterLate); !errors.Is(err, context.DeadlineExceeded) {
 			t.Errorf("did not wait: %v", err)
 		}
 		late()
-		if err := i.wait(t.Context()); err != nil {
+		if err := i.wait(t.Context(), AfterLate); err != nil {
 			t.Error(err)
 		}
 		if _, err := i.begin(time.Now().Add(-time.Second)); err == nil {

@@ -196,7 +196,7 @@ func (r *Repairer) fix(ctx context.Context, p schema.Partition, found []Differen
 			}
 		}
 	}
-	return nil
+	return r.Store.Recount(ctx, p)
 }
 
 // restore inserts a message's rows from the stream.

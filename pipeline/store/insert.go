@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"math"
+	"slices"
 	"strings"
 	"time"
 
@@ -109,6 +110,60 @@ func appendRows[T any](to driver.BatchColumn, r *proto.Reader, rows int, col int
 	return to.Append(values)
 }
 
+// comment gives a query a comment that the embedded engine reads, which is spoken to by HTTP.
+func (s *Store) comment(ctx context.Context, comment string) context.Context {
+	if s.native {
+		return ctx
+	}
+	return clickhouse.Context(ctx, clickhouse.WithSettings(clickhouse.Settings{"log_comment": comment}))
+}
+
+// AwaitInserts returns when no insert into audit_events is under way any more that was when it was called.
+func (s *Store) AwaitInserts(ctx context.Context) error {
+	// The embedded engine answers when there is none left; another server says which there are.
+	ctx = s.comment(ctx, engine.AfterInserts)
+	var under []string
+	for pause := 10 * time.Millisecond; ; pause = min(2*pause, 200*time.Millisecond) {
+		now, err := s.insertsUnderWay(ctx)
+		if err != nil {
+			return err
+		}
+		if under == nil {
+			under = now
+		}
+		under = slices.DeleteFunc(under, func(id string) bool { return !slices.Contains(now, id) })
+		if len(under) == 0 {
+			return nil
+		}
+		select {
+		case <-ctx.Done():
+			return fmt.Errorf("%d inserts are under way: %w", len(under), ctx.Err())
+		case <-time.After(pause):
+		}
+	}
+}
+
+// insertsUnderWay returns the ids of inserts into audit_events: those of other users, too, if this one may see them.
+func (s *Store) insertsUnderWay(ctx context.Context) ([]string, error) {
+	rows, err := s.conn.Query(ctx, "SELECT query_id FROM "+s.system("processes")+" WHERE startsWith(query, 'INSERT INTO audit_events (')")
+	if err != nil {
+		return nil, fmt.Errorf("ask which inserts are under way: %w", err)
+	}
+	defer rows.Close()
+	ids := []string{}
+	for rows.Next() {
+		var id string
+		if err := rows.Scan(&id); err != nil {
+			return nil, fmt.Errorf("ask which inserts are under way: %w", err)
+		}
+		ids = append(ids, id)
+	}
+	if err := rows.Err(); err != nil {
+		return nil, fmt.Errorf("ask which inserts are under way: %w", err)
+	}
+	return ids, nil
+}
+
 // StoredRows returns how many rows the table has for each of the messages; absent means none. A message is
 // known by its place in the stream and its time: a broker that lost what it had not acknowledged gives the
 // place to another. The times narrow the search to a few granules of the sorting key, too.
@@ -133,7 +188,7 @@ func (s *Store) StoredRows(ctx context.Context, parts []codec.Part) (map[uint64]
 	for o := range orgs {
 		names = append(names, o)
 	}
-	ctx = clickhouse.Context(ctx, clickhouse.WithSettings(clickhouse.Settings{"log_comment": engine.AfterLate}))
+	ctx = s.comment(ctx, engine.AfterLate)
 	rows, err := s.conn.Query(ctx, `SELECT stream_seq, toUnixTimestamp64Micro(recorded_at) AS time, uniqExact(batch_index) FROM audit_events
 WHERE organization IN (?) AND recorded_at >= fromUnixTimestamp64Micro(?, 'UTC') AND recorded_at <= fromUnixTimestamp64Micro(?, 'UTC') AND stream_seq IN (?)
 GROUP BY stream_seq, time`, names, first.UnixMicro(), last.UnixMicro(), seqs)

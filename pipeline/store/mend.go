@@ -28,3 +28,26 @@ func (s *Store) RemoveMessage(ctx context.Context, p schema.Partition, seq uint6
 	}
 	return nil
 }
+
+// Recount has the hourly counts of a partition's trail be what the table holds, for the hours of the clock that it lies
+// in: it is for repairs, of hours to which nothing is added any more. What differs is added, less than nothing as the
+// number whose sum with the rest is right in 64 bits: one insert, which leaves nothing half done.
+func (s *Store) Recount(ctx context.Context, p schema.Partition) error {
+	if err := s.AwaitInserts(ctx); err != nil {
+		return err
+	}
+	from, to := p.Hour.Truncate(time.Hour), p.End().Add(time.Hour-1).Truncate(time.Hour)
+	where := fmt.Sprintf("organization = %s AND trail = %s", quoteString(p.Organization), quoteString(string(p.Trail)))
+	const key = "organization, trail, hour, source, event, action, outcome"
+	if err := s.conn.Exec(ctx, fmt.Sprintf(`INSERT INTO audit_event_counts (%[1]s, events, expires_at)
+SELECT %[1]s, toUInt64(sum(n)), max(expires) FROM (
+    SELECT organization, trail, toStartOfHour(recorded_at) AS hour, source, event, action, outcome, toInt64(count()) AS n, max(expires_at) AS expires
+    FROM audit_events FINAL WHERE %[2]s AND recorded_at >= %[3]s AND recorded_at < %[4]s GROUP BY %[1]s
+    UNION ALL
+    SELECT %[1]s, -toInt64(sum(events)) AS n, max(expires_at) AS expires
+    FROM audit_event_counts WHERE %[2]s AND hour >= %[3]s AND hour < %[4]s GROUP BY %[1]s
+) GROUP BY %[1]s HAVING sum(n) != 0`, key, where, micros(from), micros(to))); err != nil {
+		return fmt.Errorf("count the events of %s anew: %w", p.Path(), err)
+	}
+	return nil
+}

@@ -1,6 +1,8 @@
 package store
 
 import (
+	"context"
+	"errors"
 	"strings"
 	"testing"
 	"time"
@@ -111,5 +113,53 @@ func TestOptionsOfAddresses(t *testing.T) {
 		if _, err := options(Options{URL: address}); err == nil || !strings.Contains(err.Error(), says) || strings.Contains(err.Error(), "secret") {
 			t.Errorf("%s: %v; want %q", address, err, says)
 		}
+	}
+}
+
+// Inserts that are under way when it is asked are waited for.
+func TestAwaitInserts(t *testing.T) {
+	t.Parallel()
+	addr, _ := clickhousetest.StartServer(t)
+	s, err := Open(t.Context(), Options{URL: "clickhouse://default@" + addr, Database: "kansa"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = s.Close() })
+	if err := s.conn.Exec(t.Context(), "CREATE TABLE kansa.audit_events (n UInt64) ENGINE = MergeTree ORDER BY n"); err != nil {
+		t.Fatal(err)
+	}
+	if err := s.AwaitInserts(t.Context()); err != nil {
+		t.Errorf("with none: %v", err)
+	}
+	ended := make(chan error, 1)
+	go func() { ended <- s.conn.Exec(t.Context(), "INSERT INTO audit_events (n) SELECT sleep(2)") }()
+	for {
+		ids, err := s.insertsUnderWay(t.Context())
+		if err != nil {
+			t.Fatal(err)
+		}
+		if len(ids) == 1 {
+			break
+		}
+		select {
+		case err := <-ended:
+			t.Fatalf("the insert was never seen: %v", err)
+		default:
+		}
+	}
+	ctx, cancel := context.WithTimeout(t.Context(), 100*time.Millisecond)
+	defer cancel()
+	if err := s.AwaitInserts(ctx); !errors.Is(err, context.DeadlineExceeded) {
+		t.Errorf("did not wait: %v", err)
+	}
+	if err := s.AwaitInserts(t.Context()); err != nil {
+		t.Error(err)
+	}
+	var rows uint64
+	if err := s.conn.QueryRow(t.Context(), "SELECT count() FROM kansa.audit_events").Scan(&rows); err != nil || rows != 1 {
+		t.Errorf("%d rows when the insert had ended, %v", rows, err)
+	}
+	if err := <-ended; err != nil {
+		t.Error(err)
 	}
 }

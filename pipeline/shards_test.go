@@ -8,6 +8,7 @@ import (
 
 	"github.com/kansa-audit/kansa/pipeline"
 	"github.com/kansa-audit/kansa/pipeline/broker"
+	"github.com/kansa-audit/kansa/pipeline/broker/brokertest"
 	"github.com/kansa-audit/kansa/pipeline/pipelinetest"
 	"github.com/kansa-audit/kansa/producers"
 	"github.com/kansa-audit/kansa/schema/sample"
@@ -17,19 +18,11 @@ import (
 // nothing is lost or stored twice. Hours are sealed over all shards.
 func TestShardsAreChangedUnderLoad(t *testing.T) {
 	t.Parallel()
-	server, err := broker.StartServer(t.Context(), broker.ServerOptions{Dir: t.TempDir()})
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { server.Close() })
+	server := brokertest.Start(t)
 	c := pipelinetest.Config(t)
 	c.NATS.URL, c.NATS.AssumeSyncAlways = server.URL(), true
 	c.Writer.AckWait, c.Writer.InsertTimeout = 5*time.Second, time.Second
-	operator, err := broker.Connect(t.Context(), broker.Options{URL: server.URL(), Name: "operator"})
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(operator.Close)
+	operator := brokertest.Connect(t, server.URL())
 	begin := func() *pipeline.System {
 		t.Helper()
 		s, err := pipeline.Start(t.Context(), pipeline.Options{Config: c, Roles: pipeline.Roles, EngineCommand: pipelinetest.EngineCommand(t), Logger: pipelinetest.Logger(t)})

@@ -14,6 +14,7 @@ import (
 	"github.com/kansa-audit/kansa/consumers/rollup"
 	"github.com/kansa-audit/kansa/pipeline"
 	"github.com/kansa-audit/kansa/pipeline/broker"
+	"github.com/kansa-audit/kansa/pipeline/broker/brokertest"
 	"github.com/kansa-audit/kansa/pipeline/health"
 	"github.com/kansa-audit/kansa/pipeline/pipelinetest"
 	"github.com/kansa-audit/kansa/schema"
@@ -106,11 +107,7 @@ func TestDeletedConsumersAreRestored(t *testing.T) {
 // Each thing that does not work is told by name, and no longer when it works.
 func TestReadyzSaysWhich(t *testing.T) {
 	t.Parallel()
-	server, err := broker.StartServer(t.Context(), broker.ServerOptions{Dir: t.TempDir()})
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { server.Close() })
+	server := brokertest.Start(t)
 	c := pipelinetest.Config(t)
 	c.NATS.URL, c.NATS.AssumeSyncAlways = server.URL(), true
 	c.Writer.AckWait, c.Writer.InsertTimeout = 5*time.Second, time.Second

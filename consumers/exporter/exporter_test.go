@@ -28,6 +28,7 @@ import (
 	"github.com/kansa-audit/kansa/consumers/exporter"
 	"github.com/kansa-audit/kansa/consumers/exporter/mail"
 	"github.com/kansa-audit/kansa/pipeline/broker"
+	"github.com/kansa-audit/kansa/pipeline/broker/brokertest"
 	"github.com/kansa-audit/kansa/pipeline/keys"
 	"github.com/kansa-audit/kansa/pipeline/settings"
 	"github.com/kansa-audit/kansa/schema"
@@ -77,23 +78,12 @@ func (m *mailbox) Send(_ context.Context, msg mail.Message) error {
 
 func newFixture(t *testing.T, hours int) *fixture {
 	t.Helper()
-	s, err := broker.StartServer(t.Context(), broker.ServerOptions{Dir: t.TempDir()})
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(s.Close)
 	f := &fixture{bucket: memblob.OpenBucket(nil), mails: &mailbox{}, closed: start.Add(time.Duration(hours) * time.Hour), now: start.AddDate(0, 0, 5)}
 	t.Cleanup(func() { _ = f.bucket.Close() })
-	if f.client, err = broker.Connect(t.Context(), broker.Options{URL: s.URL()}); err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(f.client.Close)
+	f.client = brokertest.SetUp(t)
 	f.keyDir = t.TempDir()
+	var err error
 	if f.keys, err = keys.Open(t.Context(), f.keyDir, f.bucket); err != nil {
-		t.Fatal(err)
-	}
-	err = f.client.Setup(t.Context(), broker.Settings{Replicas: 1, DuplicateWindow: 2 * time.Minute, AckWait: time.Minute, Hour: time.Hour})
-	if err != nil {
 		t.Fatal(err)
 	}
 	box, err := settings.OpenBox(filepath.Join(t.TempDir(), settings.KeyFile))

@@ -10,6 +10,7 @@ import (
 	"github.com/kansa-audit/kansa/consumers/recording"
 	"github.com/kansa-audit/kansa/consumers/recording/recordingtest"
 	"github.com/kansa-audit/kansa/pipeline/broker"
+	"github.com/kansa-audit/kansa/pipeline/broker/brokertest"
 	"github.com/kansa-audit/kansa/schema"
 )
 
@@ -18,16 +19,7 @@ func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 // Requirement Z2: a switch is known as soon as it is turned, to whoever asks then, and by the broker's clock.
 func TestReader(t *testing.T) {
 	t.Parallel()
-	s, err := broker.StartServer(t.Context(), broker.ServerOptions{Dir: t.TempDir()})
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(s.Close)
-	c, err := broker.Connect(t.Context(), broker.Options{URL: s.URL()})
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(c.Close)
+	c := brokertest.Connect(t, brokertest.Start(t).URL())
 	r := recording.New(c.JS)
 	if _, err := r.Now(t.Context()); !errors.Is(err, recording.ErrUnknown) {
 		t.Errorf("without the bucket: %v", err)

@@ -22,6 +22,7 @@ import (
 	"github.com/kansa-audit/kansa/consumers/rollup"
 	"github.com/kansa-audit/kansa/consumers/tally"
 	"github.com/kansa-audit/kansa/pipeline/broker"
+	"github.com/kansa-audit/kansa/pipeline/broker/brokertest"
 	"github.com/kansa-audit/kansa/pipeline/keys"
 	"github.com/kansa-audit/kansa/schema"
 	"github.com/kansa-audit/kansa/schema/codec"
@@ -184,21 +185,10 @@ type fixture struct {
 
 func newFixture(t *testing.T) *fixture {
 	t.Helper()
-	s, err := broker.StartServer(t.Context(), broker.ServerOptions{Dir: t.TempDir()})
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(s.Close)
 	f := &fixture{table: &table{rows: map[string]map[int]int{}}, floor: &until{}, ledger: &ledger{}, bucket: memblob.OpenBucket(nil)}
 	f.ledger.table = f.table
 	t.Cleanup(func() { _ = f.bucket.Close() })
-	if f.client, err = broker.Connect(t.Context(), broker.Options{URL: s.URL()}); err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(f.client.Close)
-	if err := f.client.Setup(t.Context(), broker.Settings{DuplicateWindow: time.Minute, AckWait: time.Minute, Hour: time.Hour}); err != nil {
-		t.Fatal(err)
-	}
+	f.client = brokertest.SetUp(t)
 	kv, err := f.client.JS.KeyValue(t.Context(), broker.BucketRollup)
 	if err != nil {
 		t.Fatal(err)

@@ -26,6 +26,7 @@ import (
 	"github.com/kansa-audit/kansa/consumers/tally"
 	"github.com/kansa-audit/kansa/consumers/writer"
 	"github.com/kansa-audit/kansa/pipeline/broker"
+	"github.com/kansa-audit/kansa/pipeline/broker/brokertest"
 	"github.com/kansa-audit/kansa/schema"
 	"github.com/kansa-audit/kansa/schema/codec"
 )
@@ -173,11 +174,7 @@ func newFixture(t *testing.T, ackWait time.Duration) *fixture {
 		t.Fatal(err)
 	}
 	t.Cleanup(s.Close)
-	c, err := broker.Connect(t.Context(), broker.Options{URL: s.URL()})
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(c.Close)
+	c := brokertest.Connect(t, s.URL())
 	if err := c.Setup(t.Context(), broker.Settings{DuplicateWindow: time.Minute, AckWait: ackWait, Hour: time.Hour}); err != nil {
 		t.Fatal(err)
 	}

@@ -10,25 +10,14 @@ import (
 
 	"github.com/kansa-audit/kansa/pipeline/access"
 	"github.com/kansa-audit/kansa/pipeline/broker"
+	"github.com/kansa-audit/kansa/pipeline/broker/brokertest"
 )
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
 func open(t *testing.T) (*access.Store, *time.Time) {
 	t.Helper()
-	b, err := broker.StartServer(t.Context(), broker.ServerOptions{Dir: t.TempDir()})
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(b.Close)
-	c, err := broker.Connect(t.Context(), broker.Options{URL: b.URL()})
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(c.Close)
-	if err := c.Setup(t.Context(), broker.Settings{DuplicateWindow: time.Minute, AckWait: time.Minute, Hour: time.Hour}); err != nil {
-		t.Fatal(err)
-	}
+	c := brokertest.SetUp(t)
 	kv, err := c.JS.KeyValue(t.Context(), broker.BucketAccess)
 	if err != nil {
 		t.Fatal(err)

@@ -15,6 +15,7 @@ import (
 	"github.com/kansa-audit/kansa/consumers/exporter"
 	"github.com/kansa-audit/kansa/pipeline/api"
 	"github.com/kansa-audit/kansa/pipeline/broker"
+	"github.com/kansa-audit/kansa/pipeline/broker/brokertest"
 	"github.com/kansa-audit/kansa/pipeline/keys"
 	"github.com/kansa-audit/kansa/schema"
 	"github.com/kansa-audit/kansa/schema/seal"
@@ -26,19 +27,7 @@ func TestMain(m *testing.M) {
 
 // Requirement Z6: a link serves the archive, with Range, until it expires.
 func TestDownload(t *testing.T) {
-	s, err := broker.StartServer(t.Context(), broker.ServerOptions{Dir: t.TempDir()})
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(s.Close)
-	c, err := broker.Connect(t.Context(), broker.Options{URL: s.URL()})
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(c.Close)
-	if err := c.Setup(t.Context(), broker.Settings{DuplicateWindow: time.Minute, AckWait: time.Minute, Hour: time.Hour}); err != nil {
-		t.Fatal(err)
-	}
+	c := brokertest.SetUp(t)
 	exports, err := c.JS.KeyValue(t.Context(), broker.BucketExports)
 	if err != nil {
 		t.Fatal(err)

@@ -14,6 +14,7 @@ import (
 	"go.uber.org/goleak"
 
 	"github.com/kansa-audit/kansa/pipeline/broker"
+	"github.com/kansa-audit/kansa/pipeline/broker/brokertest"
 	"github.com/kansa-audit/kansa/schema"
 )
 
@@ -26,16 +27,7 @@ var settings = broker.Settings{
 // start returns a client of an embedded server that is not set up yet.
 func start(t *testing.T) *broker.Client {
 	t.Helper()
-	s, err := broker.StartServer(t.Context(), broker.ServerOptions{Dir: t.TempDir()})
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(s.Close)
-	c, err := broker.Connect(t.Context(), broker.Options{URL: s.URL(), Name: t.Name()})
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(c.Close)
+	c := brokertest.Connect(t, brokertest.Start(t).URL())
 	return c
 }
 

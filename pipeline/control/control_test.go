@@ -10,7 +10,7 @@ import (
 	"github.com/nats-io/nats.go"
 	"go.uber.org/goleak"
 
-	"github.com/kansa-audit/kansa/pipeline/broker"
+	"github.com/kansa-audit/kansa/pipeline/broker/brokertest"
 	"github.com/kansa-audit/kansa/pipeline/control"
 )
 
@@ -21,11 +21,7 @@ var errNegative = errors.New("it is negative")
 // A question is answered by one of several systems; what it is refused with is told; and that nobody is there, too.
 func TestAsk(t *testing.T) {
 	t.Parallel()
-	s, err := broker.StartServer(t.Context(), broker.ServerOptions{Dir: t.TempDir()})
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(s.Close)
+	s := brokertest.Start(t)
 	nc, err := nats.Connect(s.URL())
 	if err != nil {
 		t.Fatal(err)

@@ -13,6 +13,7 @@ import (
 	"github.com/kansa-audit/kansa/pipeline"
 	"github.com/kansa-audit/kansa/pipeline/access"
 	"github.com/kansa-audit/kansa/pipeline/broker"
+	"github.com/kansa-audit/kansa/pipeline/broker/brokertest"
 	"github.com/kansa-audit/kansa/pipeline/config"
 	"github.com/kansa-audit/kansa/pipeline/doctor"
 	"github.com/kansa-audit/kansa/pipeline/health"
@@ -24,11 +25,7 @@ import (
 // external is a configuration with a broker that is not the system's own.
 func external(t *testing.T) (*config.Config, *broker.Client) {
 	t.Helper()
-	server, err := broker.StartServer(t.Context(), broker.ServerOptions{Dir: t.TempDir()})
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(server.Close)
+	server := brokertest.Start(t)
 	c := pipelinetest.Config(t)
 	c.NATS.URL, c.NATS.AssumeSyncAlways = server.URL(), true
 	client, err := pipeline.ConnectTool(t.Context(), c, "doctor")

@@ -10,13 +10,13 @@ import (
 	"slices"
 	"strings"
 	"testing"
-	"time"
 
 	"go.uber.org/goleak"
 
 	"github.com/kansa-audit/kansa/consumers/exporter"
 	"github.com/kansa-audit/kansa/consumers/exporter/sftp"
 	"github.com/kansa-audit/kansa/pipeline/broker"
+	"github.com/kansa-audit/kansa/pipeline/broker/brokertest"
 	"github.com/kansa-audit/kansa/pipeline/settings"
 	"github.com/kansa-audit/kansa/schema"
 )
@@ -31,24 +31,13 @@ type fixture struct {
 
 func open(t *testing.T) *fixture {
 	t.Helper()
-	s, err := broker.StartServer(t.Context(), broker.ServerOptions{Dir: t.TempDir()})
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(s.Close)
-	c, err := broker.Connect(t.Context(), broker.Options{URL: s.URL()})
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(c.Close)
-	if err := c.Setup(t.Context(), broker.Settings{DuplicateWindow: time.Minute, AckWait: time.Minute, Hour: time.Hour}); err != nil {
-		t.Fatal(err)
-	}
+	c := brokertest.SetUp(t)
 	f := &fixture{key: filepath.Join(t.TempDir(), settings.KeyFile)}
 	f.Store = &settings.Store{
 		Record: func(_ context.Context, e schema.Event) { f.events = append(f.events, e) }, Logger: slog.New(slog.DiscardHandler),
 		Defaults: settings.Organization{ExportsPerDay: 3, RetentionDays: 730},
 	}
+	var err error
 	if f.Box, err = settings.OpenBox(f.key); err != nil {
 		t.Fatal(err)
 	}

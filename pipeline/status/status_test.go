@@ -8,7 +8,7 @@ import (
 
 	"github.com/nats-io/nats.go"
 
-	"github.com/kansa-audit/kansa/pipeline/broker"
+	"github.com/kansa-audit/kansa/pipeline/broker/brokertest"
 	"github.com/kansa-audit/kansa/pipeline/health"
 	"github.com/kansa-audit/kansa/pipeline/status"
 )
@@ -16,11 +16,7 @@ import (
 // connect returns connections to a broker, which end with the test.
 func connect(t *testing.T) func() *nats.Conn {
 	t.Helper()
-	server, err := broker.StartServer(t.Context(), broker.ServerOptions{Dir: t.TempDir()})
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(server.Close)
+	server := brokertest.Start(t)
 	return func() *nats.Conn {
 		nc, err := nats.Connect(server.URL())
 		if err != nil {

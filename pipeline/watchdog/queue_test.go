@@ -14,6 +14,7 @@ import (
 
 	"github.com/kansa-audit/kansa/consumers"
 	"github.com/kansa-audit/kansa/pipeline/broker"
+	"github.com/kansa-audit/kansa/pipeline/broker/brokertest"
 	"github.com/kansa-audit/kansa/pipeline/watchdog"
 	"github.com/kansa-audit/kansa/schema"
 )
@@ -22,19 +23,7 @@ func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
 func start(t *testing.T) (*broker.Client, jetstream.Consumer) {
 	t.Helper()
-	s, err := broker.StartServer(t.Context(), broker.ServerOptions{Dir: t.TempDir()})
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(s.Close)
-	c, err := broker.Connect(t.Context(), broker.Options{URL: s.URL()})
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(c.Close)
-	if err := c.Setup(t.Context(), broker.Settings{DuplicateWindow: time.Minute, AckWait: time.Minute, Hour: time.Hour}); err != nil {
-		t.Fatal(err)
-	}
+	c := brokertest.SetUp(t)
 	consumer, err := c.JS.Consumer(t.Context(), broker.StreamAudit, broker.ConsumerWriter)
 	if err != nil {
 		t.Fatal(err)

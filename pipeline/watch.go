@@ -2,14 +2,14 @@ package pipeline
 
 import (
 	"context"
-	"errors"
+	"fmt"
 	"log/slog"
 	"time"
 
 	"github.com/nats-io/nats.go/jetstream"
 
+	"github.com/kansa-audit/kansa/consumers"
 	"github.com/kansa-audit/kansa/pipeline/broker"
-	"github.com/kansa-audit/kansa/pipeline/health"
 	"github.com/kansa-audit/kansa/pipeline/watchdog"
 )
 
@@ -22,36 +22,17 @@ func (s *System) watch(role Role, consumer jetstream.Consumer, lease time.Durati
 	return q
 }
 
-// restoreWriter makes a consumer of the writer's again. It begins where the old one had come to, as far as that is known.
-// It gives as new what the old one gave and nobody acknowledged, so that the writer has to suspect all of it. If the
-// consumer is gone because the stream was shared out anew, the writer ends.
-func (s *System) restoreWriter(stream jetstream.Stream, name string, progress *health.Floor) func(context.Context) error {
-	created := stream.CachedInfo().Created
-	return func(ctx context.Context) error {
-		s.Writer.Suspect(^uint64(0))
-		_, _, seq := progress.Age()
-		if err := s.Client.RestoreConsumer(ctx, broker.StreamAudit, name, broker.Floor{Seq: seq, Created: created}); err != nil {
-			if errors.Is(err, broker.ErrShards) {
-				select {
-				case s.shared <- err:
-				default: // another shard has said so
-				}
-			}
-			return err
-		}
-		suspect(ctx, stream, s.Writer)
-		return nil
+func (s *System) work(ctx context.Context, role Role, stream, consumer string, w consumers.Work) error {
+	c, err := s.Client.JS.Consumer(ctx, stream, consumer)
+	if err != nil {
+		return fmt.Errorf("look up consumer %s: %w", consumer, err)
 	}
-}
-
-// serverOf names the run of the server that gives a stream's messages; see writer.Config. A stream with replicas has its
-// deliveries replicated before they are made, so that none is forgotten. (A consumer that is made again has forgotten all,
-// but that is done only when every lease is over.)
-func (s *System) serverOf(stream jetstream.Stream) func() string {
-	if stream.CachedInfo().Config.Replicas > 1 {
-		return nil
-	}
-	return s.Client.NC.ConnectedServerId
+	w.AckWait = c.CachedInfo().Config.AckWait
+	w.Queue = s.watch(role, c, w.AckWait, func(ctx context.Context) error {
+		return s.Client.RestoreConsumer(ctx, stream, consumer, broker.Floor{})
+	})
+	s.roles.Go(func() error { return w.Run(s.ended) })
+	return nil
 }
 
 // restarts counts how often each role of this process had to begin again.

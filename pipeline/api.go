@@ -1,0 +1,85 @@
+package pipeline
+
+import (
+	"context"
+	"errors"
+	"log/slog"
+	"maps"
+	"net/http"
+	"time"
+
+	"github.com/kansa-audit/kansa/pipeline/api"
+	"github.com/kansa-audit/kansa/pipeline/console"
+	"github.com/kansa-audit/kansa/pipeline/health"
+	"github.com/kansa-audit/kansa/producers"
+	"github.com/kansa-audit/kansa/producers/gateway"
+)
+
+// drainRequests is how long requests may take to end when the system does.
+const drainRequests = 10 * time.Second
+
+// startAPI starts the HTTP server, with the downloads and the gateway or one of them.
+func (s *System) startAPI(ctx context.Context, downloads, intake bool) (err error) {
+	c := s.Config.API
+	o := api.Options{Listen: c.Listen, Routes: map[string]http.Handler{}, Limits: api.Limits{
+		PerSecond: c.RequestsPerSecond, AddressPerSecond: c.AddressRequestsPerSecond, SignInsPerMinute: c.SignInsPerMinute,
+	}}
+	if downloads {
+		o.Bucket, o.States, o.Links, o.Record = s.Bucket, s.States, s.Links, s.own.Record
+		if o.Audit, err = s.audit(ctx); err != nil {
+			return err
+		}
+		pages, err := console.Routes()
+		if err != nil {
+			return err
+		}
+		maps.Copy(o.Routes, pages)
+	}
+	var publisher *producers.Publisher
+	if intake {
+		if publisher, err = s.newGateway(); err != nil {
+			return err
+		}
+		o.Routes[gateway.Path] = s.Gateway
+		o.Drain = drainRequests
+	}
+	return s.serve(ctx, o, publisher)
+}
+
+// serve starts the HTTP server with what every process says of itself, and stops it, and then the publisher if
+// there is one, with the system.
+func (s *System) serve(ctx context.Context, o api.Options, publisher *producers.Publisher) (err error) {
+	if o.Routes == nil {
+		o.Routes = map[string]http.Handler{}
+	}
+	o.Routes["GET /metrics"] = s.registry.Handler()
+	o.Ready, o.Logger = health.Handler(s.currentChecks), s.log.With(slog.String("part", "api"))
+	if s.API, err = api.Start(ctx, o); err != nil {
+		return err
+	}
+	s.roles.Go(func() error {
+		<-s.ended.Done()
+		errs := []error{s.API.Close()}
+		if publisher != nil { // no request is left that could publish
+			ctx, cancel := context.WithTimeout(context.Background(), drainRequests)
+			defer cancel()
+			errs = append(errs, publisher.Close(ctx))
+		}
+		return errors.Join(errs...)
+	})
+	return nil
+}
+
+func (s *System) newGateway() (*producers.Publisher, error) {
+	c, log := s.Config.Gateway, s.log.With(slog.String("part", "gateway"))
+	publisher, err := producers.New(s.Client.JS, producers.Config{Spread: true, Tracing: s.tracing, RetryFor: c.RetryFor, AckTimeout: min(5*time.Second, c.RetryFor), Logger: log})
+	if err != nil {
+		return nil, err
+	}
+	s.Gateway, err = gateway.New(publisher, gateway.Config{
+		Access:  &publishers{store: &s.Access},
+		MaxBody: c.MaxBody, MaxEvents: c.MaxEvents, Memory: c.Memory, ClientMemory: c.ClientMemory, MaxRequests: c.MaxRequests,
+		Timeout: c.Timeout, Window: s.Config.Streams.DuplicateWindow, Logger: log,
+	})
+	return publisher, err
+}

@@ -1,0 +1,195 @@
+package pipeline
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"path/filepath"
+	"time"
+
+	"github.com/nats-io/nats.go/jetstream"
+	"gocloud.dev/blob"
+
+	"github.com/kansa-audit/kansa/consumers/floor"
+	"github.com/kansa-audit/kansa/pipeline/broker"
+	"github.com/kansa-audit/kansa/pipeline/config"
+	"github.com/kansa-audit/kansa/pipeline/engine"
+	"github.com/kansa-audit/kansa/pipeline/partitions"
+	"github.com/kansa-audit/kansa/pipeline/store"
+)
+
+// connect reaches the broker, starting it if it is the embedded one, and sets it up.
+func (s *System) connect(ctx context.Context) (err error) {
+	c := s.Config
+	o := brokerOptions(c)
+	o.Logger = s.log
+	if o.URL == "" {
+		if s.server, err = s.startServer(ctx); err != nil {
+			return err
+		}
+		o = broker.Options{Embedded: s.server, Name: o.Name, AssumeSyncAlways: true, Timeout: o.Timeout, Logger: s.log} // we set it ourselves
+	}
+	if s.Client, err = broker.Connect(ctx, o); err != nil {
+		return err
+	}
+	if err := s.Client.CheckServer(ctx, o); err != nil {
+		return err
+	}
+	if err := s.setUp(ctx); err != nil {
+		return err
+	}
+	stream, err := s.Client.JS.Stream(ctx, broker.StreamAudit)
+	if err != nil {
+		return fmt.Errorf("look up stream %s: %w", broker.StreamAudit, err)
+	}
+	s.floor = &floor.Floor{Broker: s.Client, Stream: stream, Grace: c.Rollup.Grace}
+	return nil
+}
+
+// brokerOptions say how a configuration reaches the broker; without a URL if it is the embedded one.
+func brokerOptions(c *config.Config) broker.Options {
+	o := broker.Options{
+		URL: c.NATS.URL, Name: "pipeline", CredentialsFile: c.NATS.CredentialsFile, NKeyFile: c.NATS.NKeyFile, Username: c.NATS.Username,
+		PasswordFile: c.NATS.PasswordFile, TokenFile: c.NATS.TokenFile, CAFile: c.NATS.CAFile, CertFile: c.NATS.CertFile, KeyFile: c.NATS.KeyFile,
+		MonitorURL: c.NATS.MonitorURL, AssumeSyncAlways: c.NATS.AssumeSyncAlways,
+	}
+	if c.Streams.Replicas > 1 {
+		o.Timeout = clusterTimeout
+	}
+	return o
+}
+
+// ConnectTool connects a tool to the external broker of a configuration, as a process with it does.
+func ConnectTool(ctx context.Context, c *config.Config, name string) (*broker.Client, error) {
+	o := brokerOptions(c)
+	o.Name = name
+	return broker.Connect(ctx, o)
+}
+
+// clusterTimeout is how long a request waits for a server that may be gone: less than an election takes.
+const clusterTimeout = 4 * time.Second
+
+// setUpFor is how long a cluster may take until it can be set up.
+const setUpFor = time.Minute
+
+// startServer starts the embedded broker.
+func (s *System) startServer(ctx context.Context) (*broker.Server, error) {
+	c := s.Config
+	key, err := c.Encryption.Streams.Read(ctx)
+	if err != nil {
+		return nil, fmt.Errorf("encryption.streams: %w", err)
+	}
+	before, err := c.Encryption.StreamsBefore.Read(ctx)
+	if err != nil {
+		return nil, fmt.Errorf("encryption.streams_before: %w", err)
+	}
+	s.logins = newLogins(c.API.SignInsPerMinute, s.log.With(slog.String("part", "logins")))
+	return broker.StartServer(ctx, broker.ServerOptions{
+		Dir: filepath.Join(c.DataDir, "nats"), Listen: c.NATS.Listen, Port: c.NATS.Port, CertFile: c.NATS.TLSCertFile, KeyFile: c.NATS.TLSKeyFile,
+		LogIn: s.logins.LogIn, RequireLogin: c.NATS.RequireLogin, Key: string(key), KeyBefore: string(before), Logger: s.log,
+	})
+}
+
+// setUp sets the broker up. In a cluster that is starting, or electing a leader, some of it fails for a while.
+func (s *System) setUp(ctx context.Context) error {
+	c := s.Config
+	settings := broker.Settings{
+		Replicas: c.Streams.Replicas, Shards: c.Streams.Shards, AuditMaxAge: c.Streams.AuditMaxAge, AuditMaxBytes: c.Streams.AuditMaxBytes,
+		DuplicateWindow: c.Streams.DuplicateWindow, AckWait: c.Writer.AckWait,
+		ExportAckWait: c.Exports.AckWait, Hour: c.Rollup.Hour,
+	}
+	for wait := time.Now().Add(setUpFor); ; {
+		err := s.Client.Setup(ctx, settings)
+		if err == nil {
+			break
+		}
+		if s.server != nil || errors.Is(err, broker.ErrUnsafe) || time.Now().After(wait) {
+			return err
+		}
+		s.log.Warn("the broker can not be set up, trying again", slog.Any("error", err))
+		select {
+		case <-ctx.Done():
+			return err
+		case <-time.After(time.Second):
+		}
+	}
+	shards, err := s.Client.Shards(ctx)
+	if err == nil && shards != c.Streams.Shards {
+		s.log.Warn("the stream of events has another number of shards than streams.shards, which holds for a new one: kansa shards changes it",
+			slog.Int("shards", shards), slog.Int("configured", c.Streams.Shards))
+	}
+	return err
+}
+
+func (s *System) openStore(ctx context.Context, command []string) (err error) {
+	c := s.Config.ClickHouse
+	o := store.Options{
+		URL: c.URL, Username: c.Username, PasswordFile: c.PasswordFile, Database: c.Database, CAFile: c.CAFile, Cluster: c.Cluster, Logger: s.log,
+	}
+	if o.URL == "" {
+		var keys []engine.Key
+		if keys, err = engineKeys(ctx, s.Config.Encryption.ClickHouse); err != nil {
+			return fmt.Errorf("encryption.clickhouse: %w", err)
+		}
+		s.Engine, err = engine.Start(ctx, engine.Options{
+			Dir: filepath.Join(s.Config.DataDir, "clickhouse"), Library: s.Config.Engine.Library, Command: command, Keys: keys, Logger: s.log,
+		})
+		if err != nil {
+			return err
+		}
+		o.URL, o.Username, o.Password = s.Engine.URL(), s.Engine.Username(), s.Engine.Password()
+	}
+	if s.Store, err = store.Open(ctx, o); err != nil {
+		return err
+	}
+	return s.Store.Migrate(ctx)
+}
+
+func engineKeys(ctx context.Context, from config.Secret) ([]engine.Key, error) {
+	text, err := from.Read(ctx)
+	if err != nil || text == nil {
+		return nil, err
+	}
+	return engine.ParseKeys(text)
+}
+
+// OpenPartitions opens the partition store of a configuration.
+func OpenPartitions(ctx context.Context, c *config.Config) (*blob.Bucket, error) {
+	target, err := c.PartitionsURL()
+	if err != nil {
+		return nil, err
+	}
+	bucket, err := partitions.Open(ctx, target)
+	if err != nil || !c.Encryption.Partitions.Set() {
+		return bucket, err
+	}
+	encrypted, err := encrypt(ctx, bucket, c.Encryption.Partitions)
+	if err != nil {
+		return nil, errors.Join(fmt.Errorf("encryption.partitions: %w", err), bucket.Close())
+	}
+	return encrypted, nil
+}
+
+func encrypt(ctx context.Context, bucket *blob.Bucket, from config.Secret) (*blob.Bucket, error) {
+	text, err := from.Read(ctx)
+	if err != nil {
+		return nil, err
+	}
+	identities, err := partitions.Identities(text)
+	if err != nil {
+		return nil, err
+	}
+	return partitions.Encrypt(bucket, identities)
+}
+
+func (s *System) buckets(ctx context.Context) error {
+	for name, to := range map[string]*jetstream.KeyValue{broker.BucketExports: &s.States.KV, broker.BucketLinks: &s.Links.KV, broker.BucketSettings: &s.settings, broker.BucketAccess: &s.Access.KV, broker.BucketRecording: &s.switches, broker.BucketVerifications: &s.verifications} {
+		kv, err := s.Client.JS.KeyValue(ctx, name)
+		if err != nil {
+			return fmt.Errorf("open bucket %s: %w", name, err)
+		}
+		*to = kv
+	}
+	return nil
+}

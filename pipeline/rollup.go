@@ -1,0 +1,90 @@
+package pipeline
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"log/slog"
+
+	"github.com/kansa-audit/kansa/consumers"
+	"github.com/kansa-audit/kansa/consumers/recording"
+	"github.com/kansa-audit/kansa/consumers/rollup"
+	"github.com/kansa-audit/kansa/consumers/tally"
+	"github.com/kansa-audit/kansa/pipeline/broker"
+	"github.com/kansa-audit/kansa/pipeline/keys"
+	"github.com/kansa-audit/kansa/pipeline/repair"
+	"github.com/kansa-audit/kansa/pipeline/retention"
+	"github.com/kansa-audit/kansa/schema"
+)
+
+func (s *System) rolledUp(ctx context.Context) (*rollup.Progress, error) {
+	kv, err := s.Client.JS.KeyValue(ctx, broker.BucketRollup)
+	if err != nil {
+		return nil, fmt.Errorf("open bucket %s: %w", broker.BucketRollup, err)
+	}
+	return &rollup.Progress{JS: s.Client.JS, KV: kv}, nil
+}
+
+func (s *System) startRollup(ctx context.Context) error {
+	progress, err := s.rolledUp(ctx)
+	if err != nil {
+		return err
+	}
+	stream, err := s.Client.JS.Stream(ctx, broker.StreamAudit)
+	if err != nil {
+		return fmt.Errorf("look up stream %s: %w", broker.StreamAudit, err)
+	}
+	if s.Keys, err = keys.Open(ctx, s.Config.DataDir, s.Bucket); err != nil {
+		return err
+	}
+	log := s.log.With(slog.String("part", "rollup"))
+	s.Rollup, err = rollup.New(s.Store, tally.Ledger{JS: s.Client.JS}, s.floor, *progress, s.Bucket, s.Keys, s.Client.JS, rollup.Config{
+		Hour: s.Config.Rollup.Hour, Parallel: s.Config.Rollup.Parallel, Recording: recording.New(s.Client.JS), Logger: log, Alarm: s.alarm, Tracing: s.tracing,
+	})
+	if err != nil {
+		return err
+	}
+	mender := repair.Repairer{
+		Store: s.Store, Client: s.Client, Progress: *progress, Hour: s.Config.Rollup.Hour, Retention: s.retentions.Expires,
+	}
+	s.roles.Go(func() error { return mender.Serve(s.ended, s.Client.NC) })
+	keeper := retention.Keeper{
+		Bucket: s.Bucket, Settings: s.openSettings(), Rows: s.Store, Sealer: s.Keys, Stream: stream, Hour: s.Config.Rollup.Hour, Record: s.own.Record,
+		Logger: s.log.With(slog.String("part", "retention")),
+	}
+	s.roles.Go(func() error { return keeper.Run(s.ended, s.Config.Retention.Every) })
+	// Hours may have closed while nobody was here; the next tick may be an hour away.
+	if err := s.Client.Tick(ctx); err != nil {
+		return err
+	}
+	return s.work(ctx, RoleRollup, broker.StreamHours, broker.ConsumerRollup, consumers.Work{Handle: s.Rollup.Tick, Logger: log})
+}
+
+// alarm makes an hour that can't be sealed an event of the operator's trail: it is the operator who mends it, and the
+// organization's own is what is not sealed.
+func (s *System) alarm(ctx context.Context, p schema.Partition, err error) {
+	code := "hour.disagreed"
+	if errors.Is(err, rollup.ErrLost) {
+		code = "messages.lost"
+	}
+	data, jsonErr := json.Marshal(map[string]any{"organization": p.Organization, "trail": p.Trail, "hour": p.Hour})
+	if jsonErr != nil {
+		s.log.Error("alarm has no data", slog.Any("error", jsonErr))
+	}
+	s.own.Record(ctx, schema.Event{
+		Event: code, Action: "seal", Outcome: schema.Failure, Target: schema.Target{Type: "partition", ID: p.Path()}, Description: err.Error(),
+		Data: data, DataType: "kansa." + code + ".v1", Attributes: map[string]string{"organization": p.Organization},
+	})
+}
+
+// reportDamage makes an event of what the embedded broker had to drop.
+func (s *System) reportDamage(ctx context.Context) {
+	if s.server == nil || s.server.CutOff() == 0 {
+		return
+	}
+	s.own.Record(ctx, schema.Event{
+		Event: "messages.lost", Action: "recover", Outcome: schema.Failure, Target: schema.Target{Type: "stream", ID: broker.StreamAudit},
+		Description: fmt.Sprintf("the newest block of the stream is damaged, and %d bytes were cut off there", s.server.CutOff()),
+	})
+}

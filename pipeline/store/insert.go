@@ -122,44 +122,30 @@ func (s *Store) comment(ctx context.Context, comment string) context.Context {
 func (s *Store) AwaitInserts(ctx context.Context) error {
 	// The embedded engine answers when there is none left; another server says which there are.
 	ctx = s.comment(ctx, engine.AfterInserts)
-	var under []string
-	for pause := 10 * time.Millisecond; ; pause = min(2*pause, 200*time.Millisecond) {
-		now, err := s.insertsUnderWay(ctx)
-		if err != nil {
-			return err
-		}
-		if under == nil {
-			under = now
-		}
-		under = slices.DeleteFunc(under, func(id string) bool { return !slices.Contains(now, id) })
-		if len(under) == 0 {
-			return nil
-		}
+	under, err := s.insertsUnderWay(ctx)
+	for pause := 10 * time.Millisecond; len(under) > 0 && err == nil; pause = min(2*pause, 200*time.Millisecond) {
 		select {
 		case <-ctx.Done():
 			return fmt.Errorf("%d inserts are under way: %w", len(under), ctx.Err())
 		case <-time.After(pause):
 		}
+		var now []string
+		now, err = s.insertsUnderWay(ctx)
+		under = slices.DeleteFunc(under, func(id string) bool { return !slices.Contains(now, id) })
 	}
+	return err
 }
 
 // insertsUnderWay returns the ids of inserts into audit_events: those of other users, too, if this one may see them.
-func (s *Store) insertsUnderWay(ctx context.Context) ([]string, error) {
-	rows, err := s.conn.Query(ctx, "SELECT query_id FROM "+s.system("processes")+" WHERE startsWith(query, 'INSERT INTO audit_events (')")
-	if err != nil {
-		return nil, fmt.Errorf("ask which inserts are under way: %w", err)
-	}
-	defer rows.Close()
-	ids := []string{}
-	for rows.Next() {
+func (s *Store) insertsUnderWay(ctx context.Context) (ids []string, err error) {
+	err = s.each(ctx, "SELECT query_id FROM "+s.system("processes")+" WHERE startsWith(query, 'INSERT INTO audit_events (')", func(scan func(...any) error) error {
 		var id string
-		if err := rows.Scan(&id); err != nil {
-			return nil, fmt.Errorf("ask which inserts are under way: %w", err)
-		}
+		err := scan(&id)
 		ids = append(ids, id)
-	}
-	if err := rows.Err(); err != nil {
-		return nil, fmt.Errorf("ask which inserts are under way: %w", err)
+		return err
+	})
+	if err != nil {
+		return nil, fmt.Errorf("ask which inserts are under way, which takes SELECT on system.processes: %w", err)
 	}
 	return ids, nil
 }

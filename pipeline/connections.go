@@ -6,8 +6,10 @@ import (
 	"fmt"
 	"log/slog"
 	"path/filepath"
+	"sync"
 	"time"
 
+	"github.com/nats-io/nats.go"
 	"github.com/nats-io/nats.go/jetstream"
 	"gocloud.dev/blob"
 
@@ -19,7 +21,7 @@ import (
 	"github.com/kansa-audit/kansa/pipeline/store"
 )
 
-// connect reaches the broker, starting it if it is the embedded one, and sets it up.
+// connect reaches the broker, starting it if it is the embedded one.
 func (s *System) connect(ctx context.Context) (err error) {
 	c := s.Config
 	o := brokerOptions(c)
@@ -30,10 +32,40 @@ func (s *System) connect(ctx context.Context) (err error) {
 		}
 		o = broker.Options{Embedded: s.server, Name: o.Name, AssumeSyncAlways: true, Timeout: o.Timeout, Logger: s.log} // we set it ourselves
 	}
-	if s.Client, err = broker.Connect(ctx, o); err != nil {
-		return err
+	s.asked = o
+	s.Client, err = broker.Connect(ctx, o)
+	return err
+}
+
+// ErrAway means that the broker went away during the start.
+var ErrAway = errors.New("the connection to the broker was lost during the start")
+
+// whileConnected returns a context that ends with the connection, and what ends it otherwise: a broker that was started
+// again answers nothing of what the one before was asked, and a request waits for long. A cluster goes on.
+func (s *System) whileConnected(ctx context.Context) (connected context.Context, end func()) {
+	if s.Config.Streams.Replicas > 1 {
+		return ctx, func() {}
 	}
-	if err := s.Client.CheckServer(ctx, o); err != nil {
+	connected, cancel := context.WithCancelCause(ctx)
+	status := s.Client.NC.StatusChanged(nats.RECONNECTING)
+	var watching sync.WaitGroup
+	watching.Go(func() {
+		select {
+		case <-status:
+			cancel(ErrAway)
+		case <-connected.Done():
+		}
+	})
+	return connected, func() {
+		cancel(nil)
+		watching.Wait()
+		s.Client.NC.RemoveStatusListener(status)
+	}
+}
+
+// prepare checks the broker, sets it up, and finds what all roles need of it.
+func (s *System) prepare(ctx context.Context) error {
+	if err := s.Client.CheckServer(ctx, s.asked); err != nil {
 		return err
 	}
 	if err := s.setUp(ctx); err != nil {
@@ -43,7 +75,7 @@ func (s *System) connect(ctx context.Context) (err error) {
 	if err != nil {
 		return fmt.Errorf("look up stream %s: %w", broker.StreamAudit, err)
 	}
-	s.floor = &floor.Floor{Broker: s.Client, Stream: stream, Grace: c.Rollup.Grace}
+	s.floor = &floor.Floor{Broker: s.Client, Stream: stream, Grace: s.Config.Rollup.Grace}
 	return nil
 }
 

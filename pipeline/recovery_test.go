@@ -1,10 +1,15 @@
 package pipeline_test
 
 import (
+	"context"
+	"errors"
 	"os"
 	"path/filepath"
 	"testing"
 	"time"
+
+	"github.com/nats-io/nats-server/v2/server"
+	"github.com/nats-io/nats.go"
 
 	"github.com/kansa-audit/kansa/pipeline"
 	"github.com/kansa-audit/kansa/pipeline/config"
@@ -157,4 +162,36 @@ func TestLostClickHouseIsFilledAgain(t *testing.T) {
 		t.Error(err)
 	}
 	sealed(t, c, 650)
+}
+
+// A broker that goes away while a process starts, with what it was asked unanswered, ends the start at once: whoever
+// runs the process starts it again.
+func TestBrokerGoesAwayDuringTheStart(t *testing.T) {
+	t.Parallel()
+	s, err := server.NewServer(&server.Options{Host: "127.0.0.1", Port: server.RANDOM_PORT, MaxPayload: 8 << 20, NoSigs: true, NoLog: true})
+	if err != nil {
+		t.Fatal(err)
+	}
+	s.Start()
+	defer s.Shutdown()
+	nc, err := nats.Connect(s.ClientURL())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer nc.Close()
+	// It takes every request, and dies of the first.
+	if _, err := nc.Subscribe("$JS.API.>", func(*nats.Msg) { go s.Shutdown() }); err != nil {
+		t.Fatal(err)
+	}
+	if err := nc.Flush(); err != nil {
+		t.Fatal(err)
+	}
+	c := pipelinetest.Config(t)
+	c.NATS.URL, c.NATS.AssumeSyncAlways = s.ClientURL(), true
+	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second) // the request has 30 s
+	defer cancel()
+	_, err = pipeline.Start(ctx, pipeline.Options{Config: c, Roles: []pipeline.Role{pipeline.RoleExporter}, Logger: pipelinetest.Logger(t)})
+	if !errors.Is(err, pipeline.ErrAway) {
+		t.Errorf("got %v", err)
+	}
 }

@@ -90,6 +90,7 @@ type System struct {
 	shards        []*health.Floor // of the writer; none if the role is not here
 	shared        chan error      // that the stream is shared out anew
 	log           *slog.Logger
+	asked         broker.Options // of the connection
 	server        *broker.Server
 	logins        *logins // of server
 	roles         *errgroup.Group
@@ -98,7 +99,7 @@ type System struct {
 }
 
 // Start starts everything that the roles need and then the roles. When it returns, events can be
-// published. ctx bounds the start only.
+// published. ctx bounds the start only. It answers to ErrAway if the broker goes away meanwhile.
 func Start(ctx context.Context, o Options) (_ *System, err error) {
 	s := &System{Config: o.Config, log: o.Logger, watched: map[Role][]*watchdog.Queue{}, shared: make(chan error, 1)}
 	s.registry = metrics.New(s.measured.Load, s.log.With(slog.String("part", "metrics")))
@@ -120,6 +121,16 @@ func Start(ctx context.Context, o Options) (_ *System, err error) {
 		}
 	}
 	if err := s.connect(ctx); err != nil {
+		return nil, err
+	}
+	ctx, connected := s.whileConnected(ctx)
+	defer connected()
+	defer func() {
+		if err != nil && errors.Is(context.Cause(ctx), ErrAway) {
+			err = fmt.Errorf("%w: %w", ErrAway, err)
+		}
+	}()
+	if err := s.prepare(ctx); err != nil {
 		return nil, err
 	}
 	has := func(r Role) bool { return slices.Contains(o.Roles, r) }

@@ -103,7 +103,7 @@ func (b *bench) search(ctx context.Context) (err error) {
 		b.say("search %v", row)
 	}
 	b.result.add("search", all, t)
-	return nil
+	return s.read(ctx, month, 28*24*time.Hour)
 }
 
 // some events that are there, each another: the inserter stores its pool again and again.

@@ -42,8 +42,9 @@ type Options struct {
 	MonitorURL string
 	// AssumeSyncAlways takes the operator's word for it instead.
 	AssumeSyncAlways bool
-	// Timeout bounds a request of JetStream's that is given no other bound; default 30 s, for a busy disk can take
-	// seconds over a sync. In a cluster a request to a leader that is gone is never answered: give less.
+	// Timeout bounds a request of JetStream's that is given no other bound; default 10 s, for a busy disk can take
+	// seconds over a sync, and a broker that was started again never answers what the one before was asked. In a cluster
+	// that is so of a leader that is gone: give less.
 	Timeout time.Duration
 	Logger  *slog.Logger
 }
@@ -106,7 +107,7 @@ func Connect(ctx context.Context, o Options) (*Client, error) {
 	if err != nil {
 		return nil, fmt.Errorf("connect to NATS at %s: %w", redact(o.URL), err)
 	}
-	js, err := jetstream.New(nc, jetstream.WithDefaultTimeout(cmp.Or(o.Timeout, 30*time.Second)))
+	js, err := jetstream.New(nc, jetstream.WithDefaultTimeout(cmp.Or(o.Timeout, 10*time.Second)))
 	if err != nil {
 		nc.Close()
 		return nil, fmt.Errorf("open JetStream: %w", err)

@@ -102,12 +102,21 @@ func (c *Client) Setup(ctx context.Context, s Settings) error {
 	tallies := base
 	tallies.Name, tallies.Subjects, tallies.Discard, tallies.MaxAge = StreamTallies, []string{tally.Subject}, jetstream.DiscardNew, s.AuditMaxAge
 
+	// What is made takes several syncs, on a disk that may be busy with all that there is already.
+	patiently := func(step func(context.Context) error) error {
+		if !alone {
+			return step(ctx)
+		}
+		ctx, cancel := context.WithTimeout(ctx, setUpPatience)
+		defer cancel()
+		return step(ctx)
+	}
 	for _, cfg := range []jetstream.StreamConfig{audit, hours, partitions, exports, dead, tallies} {
-		if err := c.ensureStream(ctx, cfg); err != nil {
+		if err := patiently(func(ctx context.Context) error { return c.ensureStream(ctx, cfg) }); err != nil {
 			return err
 		}
 	}
-	if err := c.setWriters(ctx, s.AckWait); err != nil {
+	if err := patiently(func(ctx context.Context) error { return c.setWriters(ctx, s.AckWait) }); err != nil {
 		return err
 	}
 	consumers := map[string]jetstream.ConsumerConfig{
@@ -115,12 +124,12 @@ func (c *Client) Setup(ctx context.Context, s Settings) error {
 		StreamExports: {Durable: ConsumerExporter, AckWait: cmp.Or(s.ExportAckWait, 30*time.Second), MaxAckPending: 64, FilterSubject: schema.SubjectExports + ".*"},
 	}
 	for stream, cfg := range consumers {
-		if err := c.setConsumer(ctx, stream, explicit(cfg)); err != nil {
+		if err := patiently(func(ctx context.Context) error { return c.setConsumer(ctx, stream, explicit(cfg)) }); err != nil {
 			return err
 		}
 	}
 	for _, bucket := range buckets() {
-		if err := c.ensureBucket(ctx, bucket, base.Replicas); err != nil {
+		if err := patiently(func(ctx context.Context) error { return c.ensureBucket(ctx, bucket, base.Replicas) }); err != nil {
 			return fmt.Errorf("set up bucket %s: %w", bucket, err)
 		}
 	}
@@ -129,11 +138,16 @@ func (c *Client) Setup(ctx context.Context, s Settings) error {
 		// Publishers hear at once that there is something new.
 		RePublish: &jetstream.RePublish{Source: schema.RecordingKeys + ".*", Destination: schema.SubjectRecording + ".{{wildcard(1)}}", HeadersOnly: true},
 	}
-	if _, err := c.JS.CreateOrUpdateKeyValue(ctx, recording); err != nil {
-		return fmt.Errorf("set up bucket %s: %w", BucketRecording, err)
-	}
-	return c.Schedule(ctx, Schedule{Subject: subjectTickSchedule, Target: subjectTick, Every: s.Hour})
+	return patiently(func(ctx context.Context) error {
+		if _, err := c.JS.CreateOrUpdateKeyValue(ctx, recording); err != nil {
+			return fmt.Errorf("set up bucket %s: %w", BucketRecording, err)
+		}
+		return c.Schedule(ctx, Schedule{Subject: subjectTickSchedule, Target: subjectTick, Every: s.Hour})
+	})
 }
+
+// setUpPatience bounds each step of Setup, but in a cluster, where an answer that does not come soon never comes.
+const setUpPatience = 30 * time.Second
 
 func unlimited(n int64) int64 {
 	if n == 0 {

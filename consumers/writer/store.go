@@ -121,13 +121,17 @@ func (w *Writer) insert(ctx context.Context, items []*item, again bool) (_ []*it
 		return nil, err
 	}
 	// The broker has answered, so that it is known by now if it was started again since it gave the items.
-	items, lookUp := w.given(items, again)
+	server := w.cfg.Server()
+	if server == "" {
+		return nil, errAway
+	}
+	items, lookUp := w.given(server, items, again)
 	if len(items) == 0 {
 		return nil, nil
 	}
 	have, skipped, unrecorded := map[uint64]int{}, 0, 0
 	if lookUp {
-		if have, err = w.lookUp(ctx, items, again); err != nil {
+		if have, err = w.lookUp(ctx, server, items, again); err != nil {
 			return nil, err
 		}
 		items, skipped = w.leaveOut(ctx, items, have)
@@ -185,10 +189,13 @@ func (w *Writer) insert(ctx context.Context, items []*item, again bool) (_ []*it
 	return items, nil
 }
 
+// errAway means that nobody can say whether the broker was started again.
+var errAway = errors.New("the broker is away")
+
 // given returns the items that are ours still, and whether any of them may have been stored before. What another run of
 // the server gave is not ours: it may have given it to somebody else by now, or will.
-func (w *Writer) given(items []*item, again bool) (kept []*item, lookUp bool) {
-	server, suspect, lost := w.cfg.Server(), w.suspect.Load(), 0
+func (w *Writer) given(server string, items []*item, again bool) (kept []*item, lookUp bool) {
+	suspect, lost := w.suspect.Load(), 0
 	for _, it := range items {
 		if it.server != server && !it.done {
 			it.until = time.Time{}
@@ -207,8 +214,7 @@ func (w *Writer) given(items []*item, again bool) (kept []*item, lookUp bool) {
 // lookUp returns how many rows the table has of each item. If inserts may be under way that nobody has a lease for any
 // more, it waits for them before: those of others who were given messages by an earlier run of the server, and our own
 // that failed.
-func (w *Writer) lookUp(ctx context.Context, items []*item, again bool) (map[uint64]int, error) {
-	server := w.cfg.Server()
+func (w *Writer) lookUp(ctx context.Context, server string, items []*item, again bool) (map[uint64]int, error) {
 	if again || w.awaited.Load() != server {
 		if err := w.table.AwaitInserts(ctx); err != nil {
 			return nil, fmt.Errorf("wait for inserts that are under way: %w", err)

@@ -306,6 +306,7 @@ func (f *fixture) forgets(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	before := f.client.NC.ConnectedServerId()
 	f.server.Close()
 	states, err := filepath.Glob(filepath.Join(f.dir, "jetstream", "*", "streams", broker.StreamAudit, "obs", broker.ConsumerWriter, "o.dat"))
 	if err != nil || len(states) != 1 {
@@ -319,6 +320,11 @@ func (f *fixture) forgets(t *testing.T) {
 		t.Fatal(err)
 	}
 	t.Cleanup(s.Close)
+	tick := time.NewTicker(time.Millisecond)
+	defer tick.Stop()
+	for now := before; now == before || now == ""; now = f.client.NC.ConnectedServerId() { // what is asked before that is lost
+		<-tick.C
+	}
 }
 
 // heldUp is nobody's switch, and holds up who asks first.

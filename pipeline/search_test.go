@@ -1,7 +1,10 @@
 package pipeline_test
 
 import (
+	"bytes"
+	"errors"
 	"fmt"
+	"io"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -113,6 +116,61 @@ FROM system.parts WHERE active AND database = currentDatabase() AND table = 'aud
 			if want := naive(t, s, condition, &q); !slices.Equal(got, want) {
 				t.Errorf("%q, limit %d, offset %d, newest %t, after %v, up to %d: %d events, want %d\n%.200q\n%.200q",
 					condition, q.Limit, q.Offset, q.Newest, q.After, q.UpTo, len(got), len(want), got, want)
+			}
+		}
+	}
+}
+
+// Requirement Q8: the log is read stretch by stretch, and is what it would be if it were read at once: of each form, both
+// ways, whole and of a filter, with more in a minute than a stretch has, with minutes in which nothing was recorded.
+func TestLogIsReadInStretches(t *testing.T) {
+	t.Parallel()
+	e, s := openEngine(t, filepath.Join(t.TempDir(), "clickhouse"))
+	t.Cleanup(func() {
+		_ = s.Close()
+		if err := e.Close(); err != nil {
+			t.Error(err)
+		}
+	})
+	if err := s.Migrate(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	// 250,000 in one minute, then 100 in each seventh hour.
+	if err := s.Conn().Exec(t.Context(), `INSERT INTO audit_events (organization, trail, recorded_at, stream_seq, batch_index, id, occurred_at, source, event, action, outcome, target_id, expires_at)
+SELECT 'acme', if(number % 3 = 0, 'access', 'activity'), toDateTime64('2026-10-01 00:00:00', 6, 'UTC') +
+if(number < 250000, toIntervalMicrosecond(number * 239), toIntervalHour(7 * intDiv(number - 250000, 100))) AS at, number, 0,
+reinterpretAsUUID(number + 1), at, 's', 'e', 'a', 'success', 'r-' || toString(number % 5), '2036-01-01' FROM numbers(260000) SETTINGS max_partitions_per_insert_block = 1000`); err != nil {
+		t.Fatal(err)
+	}
+	for _, q := range []store.Question{{}, {Newest: true}, {Filter: schema.Filter{TargetID: "r-3"}}, {Filter: schema.Filter{TargetID: "none"}}, {UpTo: 100}} {
+		q.Organization = "acme"
+		condition := "true"
+		if q.TargetID != "" {
+			condition = "target_id = '" + q.TargetID + "'"
+		}
+		whole := q
+		whole.Limit = 1 << 30
+		want := naive(t, s, condition, &whole)
+		for _, form := range []store.Table{store.NDJSON, store.CSV, store.TSV} {
+			in, err := s.Stream(t.Context(), &q, form)
+			if err != nil {
+				t.Fatal(err)
+			}
+			text, err := io.ReadAll(in)
+			if err = errors.Join(err, in.Close()); err != nil {
+				t.Fatal(err)
+			}
+			header := 1
+			if form == store.NDJSON {
+				header = 0
+				for i, line := range strings.Split(strings.TrimSpace(string(text)), "\n") {
+					if len(want) > 0 && !strings.Contains(line, strings.Fields(want[i])[3]) {
+						t.Fatalf("%+v: event %d is %s, want %s", q, i, line, want[i])
+					}
+				}
+			}
+			if lines := bytes.Count(text, []byte("\n")); lines != len(want)+header {
+				t.Errorf("%+v: %d lines of %s, want %d and %d above", q, lines, form, len(want), header)
 			}
 		}
 	}

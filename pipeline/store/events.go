@@ -41,6 +41,8 @@ type Question struct {
 	Newest bool
 	Limit  int // 0 for all
 	Offset int
+
+	within stretch // if it has an end
 }
 
 // where is the condition for the events that q asks for.
@@ -66,6 +68,9 @@ func (q *Question) where() string {
 	if !q.After.IsZero() {
 		at := micros(q.After.RecordedAt)
 		fmt.Fprintf(&b, " AND recorded_at >= %s AND (recorded_at, stream_seq, batch_index) > (%s, %d, %d)", at, at, q.After.StreamSeq, q.After.BatchIndex)
+	}
+	if !q.within.to.IsZero() {
+		fmt.Fprintf(&b, " AND recorded_at >= %s AND recorded_at < %s", micros(q.within.from), micros(q.within.to))
 	}
 	if q.UpTo > 0 {
 		fmt.Fprintf(&b, " AND stream_seq <= %d", q.UpTo)
@@ -178,7 +183,8 @@ var tsvColumns = [][2]string{
 }
 
 // Stream is the text of all events that q asks for, in the order in which they were recorded, or the newest first. An
-// error on the way is returned by Read. It needs HTTP: the native protocol has no formats.
+// error on the way is returned by Read. The engine's memory for it does not grow with it. It needs HTTP: the native
+// protocol has no formats.
 func (s *Store) Stream(ctx context.Context, q *Question, form Table) (io.ReadCloser, error) {
 	if s.native {
 		return nil, errors.New("events are streamed over HTTP only: give clickhouse.url as http:// or https://")
@@ -201,11 +207,27 @@ func (s *Store) Stream(ctx context.Context, q *Question, form Table) (io.ReadClo
 	default:
 		return nil, fmt.Errorf("form %q: there is none", form)
 	}
-	out, err := s.conn.QueryFormat(clickhouse.Context(ctx, clickhouse.WithSettings(settings)), format, "SELECT "+columns+" FROM audit_events"+q.tail())
+	parts, err := s.stretches(ctx, q)
 	if err != nil {
-		return nil, fmt.Errorf("stream events: %w", err)
+		return nil, err
 	}
-	return out, nil
+	text := func(q *Question, format string) (io.ReadCloser, error) {
+		out, err := s.conn.QueryFormat(clickhouse.Context(ctx, clickhouse.WithSettings(settings)), format, "SELECT "+columns+" FROM audit_events"+q.tail())
+		if err != nil {
+			return nil, fmt.Errorf("stream events: %w", err)
+		}
+		return out, nil
+	}
+	if parts == nil {
+		return text(q, format)
+	}
+	first, err := text(q.in(parts[0]), format)
+	if err != nil {
+		return nil, err
+	}
+	return &stretched{first, parts[1:], func(t stretch) (io.ReadCloser, error) {
+		return text(q.in(t), strings.TrimSuffix(format, "WithNames"))
+	}}, nil
 }
 
 func joinColumns(columns [][2]string) string {

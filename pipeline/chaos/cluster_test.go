@@ -285,7 +285,7 @@ publishing:
 		outcomes[e.ID] = o
 	}
 	for _, way := range ways[1:] {
-		way.close(ctx)
+		failed = errors.Join(failed, way.close(ctx))
 	}
 	if err := publisher.Close(ctx); err != nil {
 		failed = errors.Join(failed, err)

@@ -91,8 +91,9 @@ func TestDeletedConsumersAreRestored(t *testing.T) {
 				t.Error(err)
 			}
 		}
+		// Now, for they are made again in a few seconds.
+		finds(t, s, false, map[string]string{"writer/consumer": "was deleted", "rollup/consumer": "was deleted", "exporter/consumer": "was deleted"})
 	})
-	finds(t, s, false, map[string]string{"writer/consumer": "was deleted", "rollup/consumer": "was deleted", "exporter/consumer": "was deleted"})
 	pipelinetest.UntilStored(t, s.Store, n, 2*time.Minute)
 	for _, role := range pipeline.Roles[:3] {
 		pipelinetest.Until(t, time.Minute, func() (bool, any) { got := restarts(string(role)); return got == "1", got })

@@ -21,20 +21,19 @@ import (
 	"github.com/kansa-audit/kansa/pipeline/store"
 )
 
-// connect reaches the broker, starting it if it is the embedded one.
-func (s *System) connect(ctx context.Context) (err error) {
+// connect reaches the broker, starting it if it is the embedded one, and returns how.
+func (s *System) connect(ctx context.Context) (o broker.Options, err error) {
 	c := s.Config
-	o := brokerOptions(c)
+	o = brokerOptions(c)
 	o.Logger = s.log
 	if o.URL == "" {
 		if s.server, err = s.startServer(ctx); err != nil {
-			return err
+			return o, err
 		}
 		o = broker.Options{Embedded: s.server, Name: o.Name, AssumeSyncAlways: true, Timeout: o.Timeout, Logger: s.log} // we set it ourselves
 	}
-	s.asked = o
 	s.Client, err = broker.Connect(ctx, o)
-	return err
+	return o, err
 }
 
 // ErrAway means that the broker went away during the start.
@@ -63,9 +62,9 @@ func (s *System) whileConnected(ctx context.Context) (connected context.Context,
 	}
 }
 
-// prepare checks the broker, sets it up, and finds what all roles need of it.
-func (s *System) prepare(ctx context.Context) error {
-	if err := s.Client.CheckServer(ctx, s.asked); err != nil {
+// prepare checks the broker that was reached so, sets it up, and finds what all roles need of it.
+func (s *System) prepare(ctx context.Context, o broker.Options) error {
+	if err := s.Client.CheckServer(ctx, o); err != nil {
 		return err
 	}
 	if err := s.setUp(ctx); err != nil {

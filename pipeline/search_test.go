@@ -16,11 +16,9 @@ import (
 	"github.com/kansa-audit/kansa/schema/codec"
 )
 
-// Requirements Q7, Q9: whatever the way a page is found, it is what the whole table, sorted, has there: of each filter, with
-// limits and offsets, forwards and backwards, with equal times in both trails, with rows that are stored twice, in parts
-// with indexes and without.
-func TestPagesAreThoseOfTheWholeTable(t *testing.T) {
-	t.Parallel()
+// migrated is an engine of the test's own, with the tables.
+func migrated(t *testing.T) *store.Store {
+	t.Helper()
 	e, s := openEngine(t, filepath.Join(t.TempDir(), "clickhouse"))
 	t.Cleanup(func() {
 		_ = s.Close()
@@ -31,6 +29,15 @@ func TestPagesAreThoseOfTheWholeTable(t *testing.T) {
 	if err := s.Migrate(t.Context()); err != nil {
 		t.Fatal(err)
 	}
+	return s
+}
+
+// Requirements Q7, Q9: whatever the way a page is found, it is what the whole table, sorted, has there: of each filter, with
+// limits and offsets, forwards and backwards, with equal times in both trails, with rows that are stored twice, in parts
+// with indexes and without.
+func TestPagesAreThoseOfTheWholeTable(t *testing.T) {
+	t.Parallel()
+	s := migrated(t)
 	do := func(query string) {
 		t.Helper()
 		if err := s.Conn().Exec(t.Context(), query); err != nil {
@@ -125,16 +132,7 @@ FROM system.parts WHERE active AND database = currentDatabase() AND table = 'aud
 // ways, whole and of a filter, with more in a minute than a stretch has, with minutes in which nothing was recorded.
 func TestLogIsReadInStretches(t *testing.T) {
 	t.Parallel()
-	e, s := openEngine(t, filepath.Join(t.TempDir(), "clickhouse"))
-	t.Cleanup(func() {
-		_ = s.Close()
-		if err := e.Close(); err != nil {
-			t.Error(err)
-		}
-	})
-	if err := s.Migrate(t.Context()); err != nil {
-		t.Fatal(err)
-	}
+	s := migrated(t)
 	// 250,000 in one minute, then 100 in each seventh hour.
 	if err := s.Conn().Exec(t.Context(), `INSERT INTO audit_events (organization, trail, recorded_at, stream_seq, batch_index, id, occurred_at, source, event, action, outcome, target_id, expires_at)
 SELECT 'acme', if(number % 3 = 0, 'access', 'activity'), toDateTime64('2026-10-01 00:00:00', 6, 'UTC') +

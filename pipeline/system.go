@@ -90,7 +90,6 @@ type System struct {
 	shards        []*health.Floor // of the writer; none if the role is not here
 	shared        chan error      // that the stream is shared out anew
 	log           *slog.Logger
-	asked         broker.Options // of the connection
 	server        *broker.Server
 	logins        *logins // of server
 	roles         *errgroup.Group
@@ -120,7 +119,8 @@ func Start(ctx context.Context, o Options) (_ *System, err error) {
 			s.tracing, s.endTracing = provider, provider.Shutdown
 		}
 	}
-	if err := s.connect(ctx); err != nil {
+	reached, err := s.connect(ctx)
+	if err != nil {
 		return nil, err
 	}
 	ctx, connected := s.whileConnected(ctx)
@@ -130,7 +130,7 @@ func Start(ctx context.Context, o Options) (_ *System, err error) {
 			err = fmt.Errorf("%w: %w", ErrAway, err)
 		}
 	}()
-	if err := s.prepare(ctx); err != nil {
+	if err := s.prepare(ctx, reached); err != nil {
 		return nil, err
 	}
 	has := func(r Role) bool { return slices.Contains(o.Roles, r) }

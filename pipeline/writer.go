@@ -66,7 +66,7 @@ func (s *System) startWriter(ctx context.Context) error {
 				if !ok {
 					return nil
 				}
-				w.Suspect(^uint64(0))
+				w.SuspectAll()
 				if st == nats.CONNECTED {
 					known(s.ended)
 				}
@@ -90,9 +90,10 @@ func (s *System) startWriter(ctx context.Context) error {
 
 // suspect has the writer look up what the stream holds by now.
 func suspect(ctx context.Context, stream jetstream.Stream, w *writer.Writer) {
-	w.Suspect(^uint64(0))
+	w.SuspectAll()
+	server := w.Server()
 	if info, err := stream.Info(ctx); err == nil {
-		w.Suspect(info.State.LastSeq)
+		w.Suspect(server, info.State.LastSeq)
 	}
 }
 
@@ -102,7 +103,7 @@ func suspect(ctx context.Context, stream jetstream.Stream, w *writer.Writer) {
 func (s *System) restoreWriter(stream jetstream.Stream, name string, progress *health.Floor) func(context.Context) error {
 	created := stream.CachedInfo().Created
 	return func(ctx context.Context) error {
-		s.Writer.Suspect(^uint64(0))
+		s.Writer.SuspectAll()
 		_, _, seq := progress.Age()
 		if err := s.Client.RestoreConsumer(ctx, broker.StreamAudit, name, broker.Floor{Seq: seq, Created: created}); err != nil {
 			if errors.Is(err, broker.ErrShards) {

@@ -109,7 +109,7 @@ func writerPart(ctx context.Context, s *session) (r report, err error) {
 	if err != nil {
 		return r, fmt.Errorf("look up the stream: %w", err)
 	}
-	w.Suspect(info.State.LastSeq)
+	w.Suspect(w.Server(), info.State.LastSeq)
 	status := client.NC.StatusChanged(nats.RECONNECTING)
 	defer client.NC.RemoveStatusListener(status)
 	count := func() report {

@@ -195,14 +195,14 @@ var errAway = errors.New("the broker is away")
 // given returns the items that are ours still, and whether any of them may have been stored before. What another run of
 // the server gave is not ours: it may have given it to somebody else by now, or will.
 func (w *Writer) given(server string, items []*item, again bool) (kept []*item, lookUp bool) {
-	suspect, lost := w.suspect.Load(), 0
+	suspects, lost := w.suspects.Load(), 0
 	for _, it := range items {
 		if it.server != server && !it.done {
 			it.until = time.Time{}
 			lost++
 			continue
 		}
-		lookUp = lookUp || !it.done && (again || it.suspect || it.part.StreamSeq <= suspect)
+		lookUp = lookUp || !it.done && (again || it.suspect || suspects.has(it.server, it.part.StreamSeq))
 		kept = append(kept, it)
 	}
 	if lost > 0 {

@@ -184,15 +184,22 @@ type Writer struct {
 	// inserting counts the inserts under way; inserted says that one has ended.
 	inserting atomic.Int64
 	inserted  chan struct{}
-	// suspect is the stream sequence up to which a message may have been delivered before, whatever it
-	// says of itself: after a crash the broker may have forgotten.
-	suspect atomic.Uint64
+	suspects  atomic.Pointer[suspects]
 	// awaited is the run of the server since whose begin the table was waited for: what inserts of another run left, is there.
 	awaited atomic.Value // string
 	settled settled
 	stats   stats
 	tracer  trace.Tracer // nil if there is none
 }
+
+// suspects are the messages that may have been delivered before, whatever they say of themselves: after a crash the
+// broker may have forgotten.
+type suspects struct {
+	server string // the run that upTo holds of; of any other, all are
+	upTo   uint64 // the last such sequence
+}
+
+func (s *suspects) has(server string, seq uint64) bool { return server != s.server || seq <= s.upTo }
 
 type stats struct{ stored, skipped, rejected, unrecorded, inserts, failures, stuck atomic.Uint64 }
 
@@ -218,14 +225,22 @@ func New(shards []Stream, acks Acks, table Table, ledger Ledger, dead DeadLetter
 	if cfg.Tracing != nil {
 		w.tracer = cfg.Tracing.Tracer("github.com/kansa-audit/kansa/consumers/writer")
 	}
-	w.Suspect(^uint64(0))
+	w.SuspectAll()
 	w.awaited.Store("")
 	return w, nil
 }
 
-// Suspect makes the writer look up every message up to a sequence before it stores it. A new writer
-// suspects all; call it with the stream's last sequence at start and after each reconnect.
-func (w *Writer) Suspect(upTo uint64) { w.suspect.Store(upTo) }
+// SuspectAll makes the writer look up every message before it stores it. A new writer does.
+func (w *Writer) SuspectAll() { w.suspects.Store(&suspects{upTo: ^uint64(0)}) }
+
+// Suspect makes the writer look up what a run of the server gives up to a sequence, and all that any other run gives.
+// Call it at start and after each reconnect, with what Server said and with the stream's last sequence after that.
+func (w *Writer) Suspect(server string, upTo uint64) {
+	w.suspects.Store(&suspects{server: server, upTo: upTo})
+}
+
+// Server names the run of the server that gives the messages, as Config.Server does.
+func (w *Writer) Server() string { return w.cfg.Server() }
 
 // Stats returns the counts.
 func (w *Writer) Stats() Stats {
@@ -403,7 +418,7 @@ func (w *Writer) decodeOne(ctx context.Context, it *item) error {
 	m.Scratch = it.scratch
 	it.reply, it.msg = it.msg.Reply(), nil
 	it.pending = meta.NumPending
-	it.suspect = !it.since.IsZero() || meta.NumDelivered > 1 || m.StreamSeq <= w.suspect.Load()
+	it.suspect = !it.since.IsZero() || meta.NumDelivered > 1 || w.suspects.Load().has(it.server, m.StreamSeq)
 	letter := consumers.DeadLetter{
 		Subject: subject, StreamSeq: m.StreamSeq, RecordedAt: m.RecordedAt, BatchIndex: -1,
 		ContentType: m.ContentType, ContentEncoding: m.ContentEncoding, Data: m.Payload,

@@ -11,6 +11,7 @@ import (
 	"strconv"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -251,7 +252,7 @@ func TestInsertsThatFail(t *testing.T) {
 			f.publish(t, 20)
 			w, stop := f.run(t, writer.Config{})
 			defer stop()
-			w.Suspect(0) // so that only failures make it look up
+			w.Suspect(w.Server(), 0) // so that only failures make it look up
 			f.settled(t)
 			stop()
 			if rows, twice := f.table.counts(); rows != 60 || twice != 0 {
@@ -320,21 +321,38 @@ func (f *fixture) forgets(t *testing.T) {
 		t.Fatal(err)
 	}
 	t.Cleanup(s.Close)
-	tick := time.NewTicker(time.Millisecond)
+	limit, tick := time.After(time.Minute), time.NewTicker(time.Millisecond)
 	defer tick.Stop()
 	for now := before; now == before || now == ""; now = f.client.NC.ConnectedServerId() { // what is asked before that is lost
-		<-tick.C
+		select {
+		case <-tick.C:
+		case <-limit:
+			t.Fatal("the client has not come back to the broker")
+		}
+	}
+}
+
+// await waits until something has come to pass.
+func await(t *testing.T, what string, happened <-chan struct{}) {
+	t.Helper()
+	select {
+	case <-happened:
+	case <-time.After(time.Minute):
+		t.Fatal("in vain: waited for " + what)
 	}
 }
 
 // heldUp is nobody's switch, and holds up who asks first.
 type heldUp struct {
-	once          sync.Once
+	asked         atomic.Bool
 	reached, goOn chan struct{}
 }
 
 func (h *heldUp) Now(context.Context) (recording.State, error) {
-	h.once.Do(func() { close(h.reached); <-h.goOn })
+	if !h.asked.Swap(true) {
+		close(h.reached)
+		<-h.goOn
+	}
 	return recording.State{}, nil
 }
 
@@ -342,21 +360,28 @@ func (h *heldUp) Now(context.Context) (recording.State, error) {
 // stored once.
 func TestBrokerThatForgetsWhomItGaveWhat(t *testing.T) {
 	t.Parallel()
+	// What was asked of the broker as it came back, and counts as given before, comes again after the ack wait.
+	const ackWait, insertTimeout = 20 * time.Second, 8 * time.Second
 	t.Run("before the insert", func(t *testing.T) {
 		t.Parallel()
-		f := newFixture(t, time.Minute)
+		f := newFixture(t, ackWait)
 		held := &heldUp{reached: make(chan struct{}), goOn: make(chan struct{})}
-		first, stopFirst := f.run(t, writer.Config{Server: f.client.NC.ConnectedServerId, Recording: held})
+		goOn := sync.OnceFunc(func() { close(held.goOn) })
+		cfg := writer.Config{Server: f.client.NC.ConnectedServerId, AckWait: ackWait, InsertTimeout: insertTimeout}
+		heldCfg := cfg
+		heldCfg.Recording = held
+		first, stopFirst := f.run(t, heldCfg)
 		defer stopFirst()
-		first.Suspect(0)
+		defer goOn()
+		first.Suspect(first.Server(), 0)
 		f.publish(t, 2)
-		<-held.reached
+		await(t, "an insert that is held up", held.reached)
 		f.forgets(t)
 		f.publish(t, 1) // so that the other's insert is not the same
-		_, stopSecond := f.run(t, writer.Config{Server: f.client.NC.ConnectedServerId})
+		_, stopSecond := f.run(t, cfg)
 		defer stopSecond()
 		f.settled(t)
-		close(held.goOn)
+		goOn()
 		stopFirst()
 		if rows, twice := f.table.counts(); rows != 9 || twice != 0 {
 			t.Errorf("%d events are stored, %d of them twice; want 9 once", rows, twice)
@@ -364,19 +389,22 @@ func TestBrokerThatForgetsWhomItGaveWhat(t *testing.T) {
 	})
 	t.Run("amid the insert", func(t *testing.T) {
 		t.Parallel()
-		f := newFixture(t, time.Minute)
+		f := newFixture(t, ackWait)
 		f.table.next = []outcome{takesLong}
-		first, stopFirst := f.run(t, writer.Config{Server: f.client.NC.ConnectedServerId})
+		goOn := sync.OnceFunc(func() { close(f.table.goOn) })
+		cfg := writer.Config{Server: f.client.NC.ConnectedServerId, AckWait: ackWait, InsertTimeout: insertTimeout}
+		first, stopFirst := f.run(t, cfg)
 		defer stopFirst()
-		first.Suspect(0)
+		defer goOn()
+		first.Suspect(first.Server(), 0)
 		f.publish(t, 2)
-		<-f.table.slow
+		await(t, "an insert that takes long", f.table.slow)
 		f.forgets(t)
 		f.publish(t, 1)
-		_, stopSecond := f.run(t, writer.Config{Server: f.client.NC.ConnectedServerId})
+		_, stopSecond := f.run(t, cfg)
 		defer stopSecond()
-		<-f.table.awaited
-		close(f.table.goOn)
+		await(t, "a writer that waits for it", f.table.awaited) // either: both may be given the messages
+		goOn()
 		f.settled(t)
 		stopFirst()
 		stopSecond()

@@ -66,7 +66,7 @@ func TestWorkOutcomes(t *testing.T) {
 	for range tasks {
 		select {
 		case <-settled:
-		case <-time.After(30 * time.Second):
+		case <-time.After(time.Minute):
 			t.Fatalf("tasks stay unsettled: %v", tries)
 		}
 	}

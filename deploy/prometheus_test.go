@@ -149,7 +149,7 @@ scrape_configs:
 			}
 			continue
 		}
-		pipelinetest.Until(t, 20*time.Second, func() (bool, any) {
+		pipelinetest.Until(t, time.Minute, func() (bool, any) {
 			n, err := ask(variables.Replace(e.query))
 			return err == nil && (n > 0 || e.where == "annotation"), fmt.Sprintf("%s: %s: %d series, error %v", e.where, e.query, n, err)
 		})
@@ -157,7 +157,7 @@ scrape_configs:
 	for _, a := range alerts(t) {
 		want := a.where == "alert KansaDeadLetters"
 		// What holds for a moment alone is no alert: each has to hold for a while.
-		pipelinetest.Until(t, 20*time.Second, func() (bool, any) {
+		pipelinetest.Until(t, time.Minute, func() (bool, any) {
 			n, err := ask(a.query)
 			return err == nil && (n > 0) == want, fmt.Sprintf("%s: %d series, error %v; the system has dead letters and is well otherwise", a.where, n, err)
 		})

@@ -84,8 +84,8 @@ func TestBadInputIsDeadLettered(t *testing.T) {
 		good += c.good
 		expect[fmt.Sprint(ack.Sequence)] = i
 	}
-	pipelinetest.UntilStored(t, s.Store, good, 30*time.Second)
-	pipelinetest.Until(t, 30*time.Second, func() (bool, any) {
+	pipelinetest.UntilStored(t, s.Store, good, time.Minute)
+	pipelinetest.Until(t, time.Minute, func() (bool, any) {
 		n, err := deadletter.Count(t.Context(), s.Client.JS)
 		return n == uint64(len(cases)) && err == nil, []any{n, err}
 	})
@@ -123,7 +123,7 @@ func TestDeadLetterIsReplayed(t *testing.T) {
 		t.Fatal(err)
 	}
 	var letter deadletter.Letter
-	pipelinetest.Until(t, 30*time.Second, func() (bool, any) {
+	pipelinetest.Until(t, time.Minute, func() (bool, any) {
 		found := false
 		err := deadletter.Each(t.Context(), s.Client.JS, "acme", func(l deadletter.Letter) bool { letter, found = l, true; return false })
 		return found, err
@@ -131,7 +131,7 @@ func TestDeadLetterIsReplayed(t *testing.T) {
 	if err := deadletter.Replay(t.Context(), s.Client.JS, letter, []byte(line(1))); err != nil {
 		t.Fatal(err)
 	}
-	pipelinetest.UntilStored(t, s.Store, 1, 30*time.Second)
+	pipelinetest.UntilStored(t, s.Store, 1, time.Minute)
 	if n, err := deadletter.Count(t.Context(), s.Client.JS); n != 0 || err != nil {
 		t.Errorf("%d letters, %v; want none", n, err)
 	}

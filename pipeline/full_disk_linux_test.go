@@ -54,8 +54,8 @@ func TestSystemOnAFullDisk(t *testing.T) {
 	}
 	pipelinetest.UntilStored(t, s.Store, acked, time.Minute)
 	fill()
-	pipelinetest.Until(t, 20*time.Second, func() (bool, any) { return publish() != nil, "acknowledged on a full disk" })
-	pipelinetest.Until(t, 20*time.Second, func() (bool, any) {
+	pipelinetest.Until(t, time.Minute, func() (bool, any) { return publish() != nil, "acknowledged on a full disk" })
+	pipelinetest.Until(t, time.Minute, func() (bool, any) {
 		status, text := ready()
 		return status == http.StatusServiceUnavailable && strings.Contains(text, "can not write"), text
 	})

@@ -63,11 +63,11 @@ func TestPostedIsQueryable(t *testing.T) {
 			t.Fatalf("%d, %d accepted", status, n)
 		}
 	}
-	pipelinetest.UntilStored(t, s.Store, requests*each, 30*time.Second)
+	pipelinetest.UntilStored(t, s.Store, requests*each, time.Minute)
 	if status, _ := post(t, s.API.URL()+gateway.Path, []byte(line(1))); status != http.StatusAccepted {
 		t.Errorf("%d", status)
 	}
-	pipelinetest.UntilStored(t, s.Store, requests*each+1, 30*time.Second)
+	pipelinetest.UntilStored(t, s.Store, requests*each+1, time.Minute)
 }
 
 // A process that is told to stop answers the requests that it has, and takes no more.
@@ -103,12 +103,12 @@ func TestGatewayDrains(t *testing.T) {
 	}()
 	select {
 	case <-reading:
-	case <-time.After(10 * time.Second):
+	case <-time.After(time.Minute):
 		t.Fatal("the body is not asked for")
 	}
 	closed := make(chan error, 1)
 	go func() { closed <- s.Close() }()
-	pipelinetest.Until(t, 10*time.Second, func() (bool, any) { // it takes no more
+	pipelinetest.Until(t, time.Minute, func() (bool, any) { // it takes no more
 		req, err := http.NewRequestWithContext(t.Context(), http.MethodGet, s.API.URL()+"/healthz", http.NoBody)
 		if err != nil {
 			t.Fatal(err)

@@ -229,7 +229,7 @@ func (s *stack) key() (string, error) {
 }
 
 func connect(t *testing.T, url string) (c *broker.Client, err error) {
-	pipelinetest.Until(t, 30*time.Second, func() (bool, any) {
+	pipelinetest.Until(t, time.Minute, func() (bool, any) {
 		c, err = broker.Connect(t.Context(), broker.Options{URL: url, Name: "chaos"})
 		return err == nil, err
 	})

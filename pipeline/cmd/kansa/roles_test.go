@@ -174,7 +174,7 @@ func TestTermDrains(t *testing.T) {
 		if err != nil {
 			t.Errorf("it ends with %v:\n%s", err, out)
 		}
-	case <-time.After(20 * time.Second):
+	case <-time.After(time.Minute):
 		t.Fatalf("it does not end:\n%s", out)
 	}
 	start(t, "run", "writer", "--config", s.config)

@@ -42,7 +42,7 @@ type Question struct {
 	Limit  int // 0 for all
 	Offset int
 
-	within stretch // if it has an end
+	within stretch
 }
 
 // where is the condition for the events that q asks for.
@@ -69,8 +69,11 @@ func (q *Question) where() string {
 		at := micros(q.After.RecordedAt)
 		fmt.Fprintf(&b, " AND recorded_at >= %s AND (recorded_at, stream_seq, batch_index) > (%s, %d, %d)", at, at, q.After.StreamSeq, q.After.BatchIndex)
 	}
+	if !q.within.from.IsZero() {
+		b.WriteString(" AND recorded_at >= " + micros(q.within.from))
+	}
 	if !q.within.to.IsZero() {
-		fmt.Fprintf(&b, " AND recorded_at >= %s AND recorded_at < %s", micros(q.within.from), micros(q.within.to))
+		b.WriteString(" AND recorded_at < " + micros(q.within.to))
 	}
 	if q.UpTo > 0 {
 		fmt.Fprintf(&b, " AND stream_seq <= %d", q.UpTo)

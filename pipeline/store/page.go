@@ -20,7 +20,7 @@ import (
 // passed over by its index. Both trails together are as exact as one sorted table.
 //
 // A text has no index, and reading in order costs half as much again as reading just so. Hence it is looked for among
-// the events that are nearest, and then, if they do not fill the page, in all at once.
+// the events that are nearest, and while they do not fill the page, further and further off.
 
 const (
 	// pageRows is how many rows a page may have; more are read in one step.
@@ -113,45 +113,51 @@ func (s *Store) inOrder(ctx context.Context, q *Question) ([]place, error) {
 }
 
 func (s *Store) withText(ctx context.Context, q *Question) ([]place, error) {
-	near, err := s.near(ctx, q)
+	if q.Offset > pageRows { // not worth handing over one by one
+		return s.places(ctx, textSettings, selectPlace+"audit_events"+q.tail())
+	}
+	nearest, all, err := s.nearest(ctx, q)
 	if err != nil {
 		return nil, err
 	}
-	if near != "" {
-		places, err := s.places(ctx, textSettings, selectPlace+"audit_events"+q.where()+near+q.order()+q.limit())
-		if err != nil || len(places) == q.Limit {
-			return places, err
+	stretches := []stretch{{}}
+	if !all {
+		stretches = nearest.widening(q.Newest)
+	}
+	part := *q
+	part.Offset = 0
+	var found []place
+	for _, part.within = range stretches {
+		part.Limit = q.Offset + q.Limit - len(found)
+		places, err := s.places(ctx, textSettings, selectPlace+"audit_events"+part.tail())
+		if err != nil {
+			return nil, err
+		}
+		found = append(found, places...)
+		if len(places) == part.Limit {
+			break
 		}
 	}
-	return s.places(ctx, textSettings, selectPlace+"audit_events"+q.tail())
+	return found[min(q.Offset, len(found)):], nil
 }
 
-// near is the condition for the events that come first in the order of q, whatever they are; empty if that would be all.
-// It is one on the time alone: of events with equal times it has all.
-func (s *Store) near(ctx context.Context, q *Question) (string, error) {
-	all := &Question{Organization: q.Organization, Filter: schema.Filter{Trail: q.Trail}, After: q.After, UpTo: q.UpTo, Newest: q.Newest}
-	order, within := " ORDER BY recorded_at", " AND recorded_at <= "
+// nearest is the time of the events that come first in the order of q, whatever they are, and whether these are all. Of
+// events with equal times it has all.
+func (s *Store) nearest(ctx context.Context, q *Question) (t stretch, all bool, err error) {
+	anything := &Question{Organization: q.Organization, Filter: schema.Filter{Trail: q.Trail}, After: q.After, UpTo: q.UpTo, Newest: q.Newest}
+	order := " ORDER BY recorded_at"
 	if q.Newest {
-		order, within = " ORDER BY recorded_at DESC", " AND recorded_at >= "
+		order += " DESC"
 	}
-	rows, err := s.conn.Query(clickhouse.Context(ctx, clickhouse.WithSettings(questionSettings)), fmt.Sprintf(
-		"SELECT recorded_at FROM %s%s LIMIT 1 OFFSET %d", all.eachTrail("recorded_at", nearRows+1), order, nearRows))
+	var rows uint64
+	err = s.conn.QueryRow(clickhouse.Context(ctx, clickhouse.WithSettings(questionSettings)), fmt.Sprintf(
+		"SELECT count(), min(recorded_at), max(recorded_at) FROM (SELECT recorded_at FROM %s%s LIMIT %d)",
+		anything.eachTrail("recorded_at", nearRows), order, nearRows)).Scan(&rows, &t.from, &t.to)
 	if err != nil {
-		return "", fmt.Errorf("ask for the nearest events: %w", err)
+		return stretch{}, false, fmt.Errorf("ask for the nearest events: %w", err)
 	}
-	defer rows.Close()
-	condition := ""
-	for rows.Next() {
-		var last time.Time
-		if err := rows.Scan(&last); err != nil {
-			return "", fmt.Errorf("ask for the nearest events: %w", err)
-		}
-		condition = within + micros(last)
-	}
-	if err := rows.Err(); err != nil {
-		return "", fmt.Errorf("ask for the nearest events: %w", err)
-	}
-	return condition, nil
+	t.to = t.to.Add(time.Microsecond)
+	return t, rows < nearRows, nil
 }
 
 func (s *Store) places(ctx context.Context, settings clickhouse.Settings, query string) ([]place, error) {

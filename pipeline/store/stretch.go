@@ -18,8 +18,38 @@ import (
 // stretchRows is about how many rows are sorted at once.
 const stretchRows = 100_000
 
-// stretch is a time in which events were recorded: from its begin up to and without its end.
+// stretch is a time in which events were recorded: from its begin up to and without its end. The zero value of either
+// means that it is open there.
 type stretch struct{ from, to time.Time }
+
+// widening lays out all of time: t, which is open to the near side, then stretches that are longer and longer, then what is
+// left. The nearest come first: the last of all time, or the first.
+func (t stretch) widening(newest bool) []stretch {
+	const times, stretches, longest = 8, 2, 20 * 365 * 24 * time.Hour
+	var all []stretch
+	long := t.to.Sub(t.from)
+	if newest {
+		all, t = append(all, stretch{from: t.from}), stretch{to: t.from}
+	} else {
+		all, t = append(all, stretch{to: t.to}), stretch{from: t.to}
+	}
+	for range stretches {
+		if long > longest/times { // which has everything, most likely; and times have bounds
+			break
+		}
+		long *= times
+		next := t
+		if newest {
+			next.from = t.to.Add(-long)
+			t.to = next.from
+		} else {
+			next.to = t.from.Add(long)
+			t.from = next.to
+		}
+		all = append(all, next)
+	}
+	return append(all, t)
+}
 
 // stretches lays out what q asks for, in its order. None means that it is best read at once: all of one trail is in
 // order already, a limit bounds what is sorted, and what is little needs no more.

@@ -23,7 +23,6 @@ import (
 
 	"github.com/kansa-audit/kansa/consumers/exporter"
 	"github.com/kansa-audit/kansa/consumers/exporter/mail"
-	"github.com/kansa-audit/kansa/consumers/rollup"
 	"github.com/kansa-audit/kansa/pipeline/broker"
 	"github.com/kansa-audit/kansa/pipeline/config"
 	"github.com/kansa-audit/kansa/pipeline/demo/smtpd"
@@ -210,20 +209,7 @@ func startCluster(t *testing.T, r *rand.Rand, dir string) *cluster {
 	s.client = c.connect(t, logins[own])
 	must(s.openTable(t.Context()))
 	t.Cleanup(func() { _ = s.table.Close() })
-	pipelinetest.Until(t, 2*time.Minute, func() (bool, any) {
-		ctx, cancel := context.WithTimeout(t.Context(), 5*time.Second)
-		defer cancel()
-		kv, err := s.client.JS.KeyValue(ctx, broker.BucketRollup)
-		if err == nil {
-			s.progress = rollup.Progress{JS: s.client.JS, KV: kv}
-			kv, err = s.client.JS.KeyValue(ctx, broker.BucketExports)
-			s.states = exporter.States{KV: kv}
-		}
-		if err == nil {
-			_, err = s.key()
-		}
-		return err == nil, err
-	})
+	s.untilSetUp(t)
 	return c
 }
 

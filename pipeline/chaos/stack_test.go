@@ -205,7 +205,14 @@ func startStack(t *testing.T, r *rand.Rand, dir string) *stack {
 	}
 	must(s.openTable(t.Context()))
 	t.Cleanup(func() { _ = s.table.Close() })
-	pipelinetest.Until(t, time.Minute, func() (bool, any) {
+	s.untilSetUp(t)
+	return s
+}
+
+// untilSetUp waits until the roles have made what they keep, and the key.
+func (s *stack) untilSetUp(t *testing.T) {
+	t.Helper()
+	pipelinetest.Until(t, 2*time.Minute, func() (bool, any) {
 		ctx, cancel := context.WithTimeout(t.Context(), 5*time.Second)
 		defer cancel()
 		kv, err := s.client.JS.KeyValue(ctx, broker.BucketRollup)
@@ -219,7 +226,6 @@ func startStack(t *testing.T, r *rand.Rand, dir string) *stack {
 		}
 		return err == nil, err
 	})
-	return s
 }
 
 // key is the verifier key that an auditor would be given.

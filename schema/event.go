@@ -19,7 +19,7 @@ type Event struct {
 	// OccurredAt is the producer's clock. It is kept to the microsecond, in UTC; a finer fraction
 	// is cut off. More than [MaxClockAhead] in the future is refused, the past is not.
 	OccurredAt time.Time `json:"occurred_at"`
-	// Organization is the tenant: [A-Za-z0-9_-]{1,64}.
+	// Organization is the tenant: [A-Za-z0-9_-]{1,64}; see CheckOrganization for what it can't be.
 	Organization string `json:"organization"`
 	Trail        Trail  `json:"trail"`
 	// Source is the service that speaks.

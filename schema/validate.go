@@ -181,7 +181,26 @@ func CheckOrganization(s string) *Fault {
 	if !validToken(s) {
 		return &Fault{Field: "organization", Value: s, Problem: "is no name of an organization", Remedy: "use 1 to 64 of A-Z a-z 0-9 _ -"}
 	}
+	if reserved(s) {
+		return &Fault{
+			Field: "organization", Value: s, Problem: "is the name of something else",
+			Remedy: "use none of keys, con, prn, aux, nul, com0 to com9, lpt0 to lpt9, in upper or lower case",
+		}
+	}
 	return nil
+}
+
+// reserved reports names that no folder of partitions can have: where the sealing keys are, and the devices of Windows,
+// where an archive could not be unpacked.
+func reserved(s string) bool {
+	switch len(s) {
+	case 3:
+		return strings.EqualFold(s, "con") || strings.EqualFold(s, "prn") || strings.EqualFold(s, "aux") || strings.EqualFold(s, "nul")
+	case 4:
+		digit := '0' <= s[3] && s[3] <= '9'
+		return strings.EqualFold(s, "keys") || digit && (strings.EqualFold(s[:3], "com") || strings.EqualFold(s[:3], "lpt"))
+	}
+	return false
 }
 
 // CheckTrail applies the rules of a trail.

@@ -98,7 +98,7 @@ func (k *Keeper) organizations(ctx context.Context) ([]string, error) {
 		if err != nil {
 			return nil, fmt.Errorf("list the partitions: %w", err)
 		}
-		if name := strings.TrimSuffix(o.Key, "/"); o.IsDir && name != "keys" && schema.CheckOrganization(name) == nil {
+		if name := strings.TrimSuffix(o.Key, "/"); o.IsDir && schema.CheckOrganization(name) == nil {
 			names = append(names, name)
 		}
 	}

@@ -18,8 +18,7 @@ const (
 var ErrName = errors.New("archive: unsafe entry name")
 
 // CheckName tells whether an entry may have this name: relative, inside the directory it is unpacked
-// in, and possible on Windows. Note that an organization may be called "con" or "aux", which Windows
-// reserves: such a token may be part of a component but not a component by itself.
+// in, and possible on Windows.
 func CheckName(name string) error {
 	if reason := nameFault(name); reason != "" {
 		return fmt.Errorf("%w %q: %s", ErrName, name, reason)

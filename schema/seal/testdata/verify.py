@@ -287,6 +287,7 @@ def verify(path, trusted):
         need((start - datetime(1970, 1, 1, tzinfo=timezone.utc)) % length == timedelta(0), "start of the hour")
         need(m["version"] == m["schema_version"] == 1 and m["trail"] in ("activity", "access"), "version or trail")
         need(re.fullmatch(r"[A-Za-z0-9_-]{1,64}", m["organization"]), "organization")
+        need(not re.fullmatch(r"(?i)keys|con|prn|aux|nul|(com|lpt)[0-9]", m["organization"]), "organization")
         layout = "%Y/%m/%d/%H" if length == timedelta(hours=1) else "%Y/%m/%d/%H-%M-%S"
         path = "%s/%s/%s" % (m["organization"], m["trail"], start.strftime(layout))
         need(name == path + ".manifest", "the manifest speaks of " + path)

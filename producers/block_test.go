@@ -48,8 +48,8 @@ func TestPublishBlock(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	s.wantOnce(t, all)
-	if got := s.stored(t).messages; got != 2 {
+	s.WantOnce(t, all)
+	if got := s.Stored(t).Messages; got != 2 {
 		t.Errorf("%d messages, want 2", got)
 	}
 	if err := p.Close(t.Context()); err != nil {

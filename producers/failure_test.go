@@ -47,7 +47,7 @@ func (g *gate) PublishMsg(ctx context.Context, m *nats.Msg, o ...jetstream.Publi
 func gated(t *testing.T, cfg producers.Config) (*system, *gate, *producers.Publisher) {
 	t.Helper()
 	s := start(t, 0)
-	g := newGate(s.connect(t).JS)
+	g := newGate(s.Connect(t).JS)
 	p, err := producers.New(g, cfg)
 	if err != nil {
 		t.Fatal(err)
@@ -96,7 +96,7 @@ func TestFullBufferBlocksAndResumes(t *testing.T) {
 	if err := p.Flush(t.Context()); err != nil {
 		t.Fatal(err)
 	}
-	s.wantOnce(t, all)
+	s.WantOnce(t, all)
 }
 
 func TestFlushTellsOfFailuresOnce(t *testing.T) {
@@ -126,7 +126,7 @@ func TestFlushTellsOfFailuresOnce(t *testing.T) {
 	if err := p.Flush(t.Context()); err != nil {
 		t.Error(err)
 	}
-	s.wantOnce(t, []schema.Event{e})
+	s.WantOnce(t, []schema.Event{e})
 	if got := p.Stats().Acked; got != 1 {
 		t.Errorf("%d acknowledged, want 1", got)
 	}
@@ -165,7 +165,7 @@ func TestCallerGoesAway(t *testing.T) {
 	if err := p.Flush(t.Context()); err != nil {
 		t.Error(err)
 	}
-	s.wantOnce(t, all)
+	s.WantOnce(t, all)
 }
 
 func TestClose(t *testing.T) {
@@ -181,7 +181,7 @@ func TestClose(t *testing.T) {
 	if err := p.Close(t.Context()); err != nil {
 		t.Fatal(err)
 	}
-	s.wantOnce(t, all[:19])
+	s.WantOnce(t, all[:19])
 	if err := p.Publish(t.Context(), all[19]); !errors.Is(err, producers.ErrClosed) {
 		t.Errorf("after Close: %v", err)
 	}
@@ -253,7 +253,7 @@ func TestCloseWhilePublishing(t *testing.T) {
 			want = append(want, all[i])
 		}
 	}
-	s.wantOnce(t, want)
+	s.WantOnce(t, want)
 }
 
 func TestSettingsAreChecked(t *testing.T) {

@@ -15,6 +15,7 @@ import (
 	"github.com/nats-io/nats.go/jetstream"
 
 	"github.com/kansa-audit/kansa/pipeline/broker"
+	"github.com/kansa-audit/kansa/pipeline/broker/brokertest"
 	"github.com/kansa-audit/kansa/producers"
 	"github.com/kansa-audit/kansa/schema"
 )
@@ -29,11 +30,11 @@ func TestPublishIsOnDisk(t *testing.T) {
 		if err := p.Publish(t.Context(), all[i]); err != nil {
 			t.Fatal(err)
 		}
-		s.wantOnce(t, all[:i+1])
+		s.WantOnce(t, all[:i+1])
 	}
-	s.stop()
-	s.start(t)
-	s.wantOnce(t, all)
+	s.Stop()
+	s.Start(t)
+	s.WantOnce(t, all)
 	if got := p.Stats(); got.Acked != 6 || got.Rejected != 0 {
 		t.Errorf("stats %+v", got)
 	}
@@ -53,8 +54,8 @@ func TestManyCallersShareFewMessages(t *testing.T) {
 		})
 	}
 	callers.Wait()
-	s.wantOnce(t, all)
-	if got := s.stored(t).messages; got > len(all)/10 {
+	s.WantOnce(t, all)
+	if got := s.Stored(t).Messages; got > len(all)/10 {
 		t.Errorf("%d events took %d messages", len(all), got)
 	}
 }
@@ -72,8 +73,8 @@ func TestMessagesAreBounded(t *testing.T) {
 	if err := p.Flush(t.Context()); err != nil {
 		t.Fatal(err)
 	}
-	s.wantOnce(t, all)
-	if got := s.stored(t).messages; got != 10 {
+	s.WantOnce(t, all)
+	if got := s.Stored(t).Messages; got != 10 {
 		t.Errorf("95 events, at most 10 a message: %d messages", got)
 	}
 }
@@ -92,7 +93,7 @@ func TestLargestEventsFitIntoMessages(t *testing.T) {
 	if err := p.Flush(t.Context()); err != nil {
 		t.Fatal(err)
 	}
-	s.wantOnce(t, all)
+	s.WantOnce(t, all)
 }
 
 func filler(n int) string { return strings.Repeat("abcdefgh", n/8) }
@@ -118,7 +119,7 @@ func TestInvalidEventsAreRefusedAtOnce(t *testing.T) {
 	if got := p.Stats(); got.Rejected != 2 || got.Acked != 0 {
 		t.Errorf("stats %+v", got)
 	}
-	s.wantOnce(t, nil)
+	s.WantOnce(t, nil)
 }
 
 // The same events from two publishers are one message to the broker.
@@ -137,8 +138,8 @@ func TestSameEventsAreStoredOnce(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	s.wantOnce(t, all)
-	if got := s.stored(t).messages; got != 1 {
+	s.WantOnce(t, all)
+	if got := s.Stored(t).Messages; got != 1 {
 		t.Errorf("%d messages, want 1", got)
 	}
 }
@@ -163,11 +164,11 @@ func TestServerRestartsInTheMiddle(t *testing.T) {
 	}
 	for round := range int64(2) {
 		eventually(t, "a part of the events to be stored", func() bool { return acked.Load() >= 100*(round+1) })
-		s.stop()
-		s.start(t)
+		s.Stop()
+		s.Start(t)
 	}
 	callers.Wait()
-	s.wantOnce(t, all)
+	s.WantOnce(t, all)
 	if got := p.Stats().Acked; got != uint64(len(all)) {
 		t.Errorf("%d acknowledged", got)
 	}
@@ -196,7 +197,7 @@ func (l *lossy) PublishMsg(ctx context.Context, m *nats.Msg, o ...jetstream.Publ
 func TestLostAcknowledgements(t *testing.T) {
 	t.Parallel()
 	s := start(t, 0)
-	js := &lossy{JetStream: s.connect(t).JS, lose: 2, ids: map[string]int{}}
+	js := &lossy{JetStream: s.Connect(t).JS, lose: 2, ids: map[string]int{}}
 	p, err := producers.New(js, producers.Config{MaxEvents: 10, Linger: time.Hour})
 	if err != nil {
 		t.Fatal(err)
@@ -210,7 +211,7 @@ func TestLostAcknowledgements(t *testing.T) {
 	if err := p.Close(t.Context()); err != nil {
 		t.Fatal(err)
 	}
-	s.wantOnce(t, all)
+	s.WantOnce(t, all)
 	if len(js.ids) != 4 {
 		t.Errorf("attempts by message id: %v, want 4 ids", js.ids)
 	}
@@ -246,7 +247,7 @@ func TestFullStreamPushesBack(t *testing.T) {
 	p := s.publisher(t, producers.Config{
 		Compression: producers.NoCompression, MaxBytes: 16 << 10, MaxBuffered: schema.MaxEventBytes, Logger: slog.New(refused),
 	})
-	c := s.connect(t)
+	c := s.Connect(t)
 	all := events(8, 2000, true) // about 600 KB: more than stream and buffer hold
 	var taken atomic.Int64
 	done := make(chan error, 1)
@@ -271,26 +272,26 @@ func TestFullStreamPushesBack(t *testing.T) {
 			finished = true // what is in the stream is read once more
 		default:
 		}
-		got := read(t, c)
-		if got.bytes > limit {
-			t.Fatalf("%d bytes in a stream of %d", got.bytes, limit)
+		got := brokertest.Read(t, c)
+		if got.Bytes > limit {
+			t.Fatalf("%d bytes in a stream of %d", got.Bytes, limit)
 		}
 		if len(seen) == 0 && taken.Load() == int64(len(all)) {
 			t.Fatal("all was taken, though there was room for half")
 		}
-		for k, n := range got.times {
+		for k, n := range got.Times {
 			seen[k] += n
 		}
 		st, err := c.JS.Stream(t.Context(), broker.StreamAudit)
 		if err != nil {
 			t.Fatal(err)
 		}
-		if err := st.Purge(t.Context(), jetstream.WithPurgeSequence(got.next)); err != nil {
+		if err := st.Purge(t.Context(), jetstream.WithPurgeSequence(got.Next)); err != nil {
 			t.Fatal(err)
 		}
 	}
 	for i := range all {
-		if n := seen[key(&all[i])]; n != 1 {
+		if n := seen[brokertest.Key(&all[i])]; n != 1 {
 			t.Errorf("event %d is stored %d times", i, n)
 		}
 	}

@@ -8,6 +8,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/kansa-audit/kansa/pipeline/broker/brokertest"
 	"github.com/kansa-audit/kansa/producers"
 	"github.com/kansa-audit/kansa/producers/spool"
 	"github.com/kansa-audit/kansa/schema"
@@ -29,7 +30,7 @@ func TestSpoolOutlivesThePublisher(t *testing.T) {
 	s := start(t, 0)
 	cfg := producers.Config{Spool: t.TempDir(), AckTimeout: 200 * time.Millisecond, MaxEvents: 20}
 	all := events(77, 300, true)
-	first, err := producers.New(s.connect(t).JS, cfg)
+	first, err := producers.New(s.Connect(t).JS, cfg)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -37,8 +38,8 @@ func TestSpoolOutlivesThePublisher(t *testing.T) {
 	if err := first.Flush(t.Context()); err != nil {
 		t.Fatal(err)
 	}
-	later := s.connect(t)
-	s.stop()
+	later := s.Connect(t)
+	s.Stop()
 	publishAll(t, first, all[100:200])
 	if err := first.Flush(t.Context()); err != nil {
 		t.Fatalf("with the broker away: %v", err)
@@ -63,11 +64,11 @@ func TestSpoolOutlivesThePublisher(t *testing.T) {
 	if err := second.Flush(t.Context()); err != nil {
 		t.Fatal(err)
 	}
-	s.start(t)
+	s.Start(t)
 	if err := errors.Join(second.Close(t.Context()), second.Close(t.Context())); err != nil { // waits until the spool is empty
 		t.Fatal(err)
 	}
-	s.wantOnce(t, all)
+	s.WantOnce(t, all)
 }
 
 // What comes while messages wait goes behind them.
@@ -75,7 +76,7 @@ func TestSpooledMessagesStayInOrder(t *testing.T) {
 	t.Parallel()
 	s := start(t, 0)
 	p := s.publisher(t, producers.Config{Spool: t.TempDir(), AckTimeout: 200 * time.Millisecond})
-	s.stop()
+	s.Stop()
 	all := events(79, 30, true)
 	publish := func(some []schema.Event) {
 		t.Helper()
@@ -86,15 +87,15 @@ func TestSpooledMessagesStayInOrder(t *testing.T) {
 		}
 	}
 	publish(all[:20])
-	s.start(t)
+	s.Start(t)
 	publish(all[20:]) // while the others are published
 	if err := p.Close(t.Context()); err != nil {
 		t.Fatal(err)
 	}
-	s.wantOnce(t, all)
-	for i, id := range s.stored(t).order {
-		if id != all[i].ID.String() {
-			t.Fatalf("number %d is %s, want %s", i, id, all[i].ID)
+	s.WantOnce(t, all)
+	for i, k := range s.Stored(t).Order {
+		if want := brokertest.Key(&all[i]); k != want {
+			t.Fatalf("number %d is %s, want %s", i, k, want)
 		}
 	}
 }
@@ -104,18 +105,18 @@ func TestFullSpoolBlocks(t *testing.T) {
 	t.Parallel()
 	s := start(t, 0)
 	p := s.publisher(t, producers.Config{Spool: t.TempDir(), SpoolBytes: 20_000, AckTimeout: 100 * time.Millisecond, MaxEvents: 10})
-	s.stop()
+	s.Stop()
 	all := events(78, 200, true)
 	publishAll(t, p, all)
 	eventually(t, "something in the spool", func() bool { return p.Stats().Spooled > 0 })
-	s.start(t)
+	s.Start(t)
 	if err := p.Close(t.Context()); err != nil {
 		t.Fatal(err)
 	}
 	if st := p.Stats(); st.Acked != 200 || st.Spooled == 200 {
 		t.Errorf("counted %+v", st)
 	}
-	s.wantOnce(t, all)
+	s.WantOnce(t, all)
 }
 
 // With nowhere to go in its time, an event is given up with both reasons.
@@ -123,7 +124,7 @@ func TestFullSpoolIsTold(t *testing.T) {
 	t.Parallel()
 	s := start(t, 0)
 	p := s.publisher(t, producers.Config{Spool: t.TempDir(), SpoolBytes: 1, AckTimeout: 10 * time.Millisecond, RetryFor: 100 * time.Millisecond})
-	s.stop()
+	s.Stop()
 	err := p.Publish(t.Context(), events(80, 1, true)[0])
 	if !errors.Is(err, spool.ErrFull) || !errors.Is(err, context.DeadlineExceeded) {
 		t.Errorf("got %v", err)
@@ -134,7 +135,7 @@ func TestFullSpoolIsTold(t *testing.T) {
 func TestCloseIntoTheSpool(t *testing.T) {
 	t.Parallel()
 	s := start(t, 0)
-	g := newGate(s.connect(t).JS)
+	g := newGate(s.Connect(t).JS)
 	cfg := producers.Config{Spool: t.TempDir(), MaxEvents: 5, MaxInFlight: 2}
 	p, err := producers.New(g, cfg)
 	if err != nil {
@@ -155,7 +156,7 @@ func TestCloseIntoTheSpool(t *testing.T) {
 	if err := again.Close(t.Context()); err != nil {
 		t.Fatal(err)
 	}
-	s.wantOnce(t, all)
+	s.WantOnce(t, all)
 }
 
 // A damaged message is lost, told of, and set aside; those beside it are published.
@@ -164,8 +165,8 @@ func TestDamagedMessageHoldsUpNobody(t *testing.T) {
 	s := start(t, 0)
 	cfg := producers.Config{Spool: t.TempDir(), AckTimeout: 200 * time.Millisecond}
 	p := s.publisher(t, cfg)
-	later := s.connect(t)
-	s.stop()
+	later := s.Connect(t)
+	s.Stop()
 	all := events(82, 3, true)
 	for _, e := range all {
 		if err := p.Publish(t.Context(), e); err != nil {
@@ -188,9 +189,9 @@ func TestDamagedMessageHoldsUpNobody(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	s.start(t)
+	s.Start(t)
 	if err := again.Close(t.Context()); err != nil {
 		t.Fatal(err)
 	}
-	s.wantOnce(t, []schema.Event{all[0], all[2]})
+	s.WantOnce(t, []schema.Event{all[0], all[2]})
 }

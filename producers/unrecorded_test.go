@@ -36,7 +36,7 @@ func messages(t *testing.T, js jetstream.JetStream, organization string, trail s
 func TestSwitchedOff(t *testing.T) {
 	t.Parallel()
 	s := start(t, 0)
-	js := s.connect(t).JS
+	js := s.Connect(t).JS
 	var mu sync.Mutex
 	told := map[string]int{}
 	p, err := producers.New(js, producers.Config{Unrecorded: func(organization string, trail schema.Trail, events int) {
@@ -127,7 +127,7 @@ func TestSwitchedOff(t *testing.T) {
 func TestSwitchesThatNobodyTells(t *testing.T) {
 	t.Parallel()
 	s := start(t, 0)
-	js := s.connect(t).JS
+	js := s.Connect(t).JS
 	recordingtest.Turn(t, js, "acme", schema.Access, false)
 	p, err := producers.New(js, producers.Config{Spool: t.TempDir()})
 	if err != nil {
@@ -152,7 +152,7 @@ func TestSwitchesThatNobodyTells(t *testing.T) {
 			t.Fatal("off, and published")
 		}
 	}
-	s.stop()
+	s.Stop()
 	for began := time.Now(); !publish(); {
 		if time.Since(began) > patience {
 			t.Fatal("left out, and nobody knows whether it is off")
@@ -161,7 +161,7 @@ func TestSwitchesThatNobodyTells(t *testing.T) {
 	if st := p.Stats(); st.Spooled == 0 {
 		t.Errorf("counted %+v", st)
 	}
-	s.start(t)
+	s.Start(t)
 	for began := time.Now(); publish(); {
 		if time.Since(began) > patience {
 			t.Fatal("published, long after the broker is back")

@@ -5,10 +5,8 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
-	"net/url"
 	"os"
 	"path/filepath"
-	"strconv"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -160,8 +158,7 @@ func (f *table) counts() (rows, twice int) {
 }
 
 type fixture struct {
-	dir    string
-	server *broker.Server
+	broker *brokertest.Restartable
 	client *broker.Client
 	stream jetstream.Consumer
 	table  *table
@@ -169,13 +166,8 @@ type fixture struct {
 
 func newFixture(t *testing.T, ackWait time.Duration) *fixture {
 	t.Helper()
-	dir := t.TempDir()
-	s, err := broker.StartServer(t.Context(), broker.ServerOptions{Dir: dir})
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(s.Close)
-	c := brokertest.Connect(t, s.URL())
+	b := brokertest.StartRestartable(t, nil)
+	c := brokertest.Connect(t, b.URL())
 	if err := c.Setup(t.Context(), broker.Settings{DuplicateWindow: time.Minute, AckWait: ackWait, Hour: time.Hour}); err != nil {
 		t.Fatal(err)
 	}
@@ -183,7 +175,7 @@ func newFixture(t *testing.T, ackWait time.Duration) *fixture {
 	if err != nil {
 		t.Fatal(err)
 	}
-	return &fixture{dir: dir, server: s, client: c, stream: consumer, table: &table{
+	return &fixture{broker: b, client: c, stream: consumer, table: &table{
 		rows: map[string]int{}, ids: map[uuid.UUID]uint64{}, tokens: map[string]bool{}, hung: make(chan struct{}),
 		slow: make(chan struct{}), goOn: make(chan struct{}), awaited: make(chan struct{}, 100),
 	}}
@@ -299,28 +291,16 @@ func TestNextWriterLooksUpWhatItMayHaveBefore(t *testing.T) {
 // forgets has the broker end as by a crash that it did not write down its deliveries before, and start again.
 func (f *fixture) forgets(t *testing.T) {
 	t.Helper()
-	at, err := url.Parse(f.server.URL())
-	if err != nil {
-		t.Fatal(err)
-	}
-	port, err := strconv.Atoi(at.Port())
-	if err != nil {
-		t.Fatal(err)
-	}
 	before := f.client.NC.ConnectedServerId()
-	f.server.Close()
-	states, err := filepath.Glob(filepath.Join(f.dir, "jetstream", "*", "streams", broker.StreamAudit, "obs", broker.ConsumerWriter, "o.dat"))
+	f.broker.Stop()
+	states, err := filepath.Glob(filepath.Join(f.broker.Dir, "jetstream", "*", "streams", broker.StreamAudit, "obs", broker.ConsumerWriter, "o.dat"))
 	if err != nil || len(states) != 1 {
 		t.Fatal(states, err)
 	}
 	if err := os.Remove(states[0]); err != nil {
 		t.Fatal(err)
 	}
-	s, err := broker.StartServer(t.Context(), broker.ServerOptions{Dir: f.dir, Port: port})
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(s.Close)
+	f.broker.Start(t)
 	limit, tick := time.After(time.Minute), time.NewTicker(time.Millisecond)
 	defer tick.Stop()
 	for now := before; now == before || now == ""; now = f.client.NC.ConnectedServerId() { // what is asked before that is lost

@@ -79,36 +79,36 @@ func TestFullStream(t *testing.T) {
 			}
 			refused, again = a, lines
 			t.Logf("full after %d events: %d, %d accepted", len(accepted), a.status, a.Accepted)
-			s.wantOnce(t, accepted)
+			s.WantOnce(t, accepted)
 			// Room, and the same request again, with its key.
-			s.limit = 0
-			s.setUp(t)
+			s.Settings.AuditMaxBytes = 0
+			s.SetUp(t)
 			wantStatus(t, "again", s.post(t, "", codec.ContentNDJSON, again, "Idempotency-Key", fmt.Sprint("k", seed)), http.StatusAccepted, `"accepted":200`)
 		}
 	}
 	if len(waiting) == 0 {
 		t.Error("nothing was refused")
 	}
-	s.wantOnce(t, append(accepted, waiting...))
+	s.WantOnce(t, append(accepted, waiting...))
 }
 
 func TestBrokerStops(t *testing.T) {
 	t.Parallel()
 	s := start(t, gateway.Config{Timeout: 10 * time.Second}, 0)
 	events, lines := made(t, 1, 50)
-	s.stop()
+	s.Stop()
 	a := s.post(t, "", codec.ContentNDJSON, lines, "Idempotency-Key", "k")
 	wantStatus(t, "stopped", a, http.StatusServiceUnavailable, "broker")
 	if a.header.Get("Retry-After") == "" || len(a.Results) != 50 || a.Results[49].Status != http.StatusServiceUnavailable {
 		t.Error(a.raw)
 	}
-	s.start(t)
+	s.Start(t)
 	deadline := time.Now().Add(patience)
 	for a.status != http.StatusAccepted && time.Now().Before(deadline) { // until the connection is there again
 		a = s.post(t, "", codec.ContentNDJSON, lines, "Idempotency-Key", "k")
 	}
 	wantStatus(t, "started", a, http.StatusAccepted, `"accepted":50`)
-	s.wantOnce(t, events)
+	s.WantOnce(t, events)
 }
 
 // Requirement B2: the same request with the same key is stored once, also through another gateway, and though others publish the
@@ -160,14 +160,14 @@ func TestIdempotencyKey(t *testing.T) {
 	// A request that came to nothing uses no key up.
 	wantStatus(t, "invalid", s.post(t, "", codec.ContentJSON, []byte(`{}`), "Idempotency-Key", "order 9"), http.StatusUnprocessableEntity, "missing")
 	wantStatus(t, "mended", s.post(t, "", codec.ContentJSON, []byte(line()), "Idempotency-Key", "order 9"), http.StatusAccepted, "")
-	got := s.stored(t)
-	for k, n := range got.times {
+	got := s.Stored(t)
+	for k, n := range got.Times {
 		if n != 1 {
 			t.Errorf("%s is stored %d times", k, n)
 		}
 	}
-	if want := 500 + 500 + 200 + 1; len(got.times) != want {
-		t.Errorf("%d events are stored, want %d", len(got.times), want)
+	if want := 500 + 500 + 200 + 1; len(got.Times) != want {
+		t.Errorf("%d events are stored, want %d", len(got.Times), want)
 	}
 }
 
@@ -190,8 +190,8 @@ func TestManyClients(t *testing.T) {
 		})
 	}
 	wg.Wait()
-	s.wantOnce(t, all)
-	if got := s.stored(t).messages; got > 20*15*3 {
+	s.WantOnce(t, all)
+	if got := s.Stored(t).Messages; got > 20*15*3 {
 		t.Errorf("%d messages", got)
 	}
 }
@@ -202,7 +202,7 @@ func TestMemoryIsBounded(t *testing.T) {
 	s := start(t, gateway.Config{MaxBody: 4 << 20, Memory: 48 << 20, ClientMemory: 16 << 20}, 0)
 	events, lines := made(t, 1, 6000)
 	wantStatus(t, "large", s.post(t, "", codec.ContentNDJSON, lines), http.StatusAccepted, `"accepted":6000`)
-	s.wantOnce(t, events)
+	s.WantOnce(t, events)
 	// Bodies that don't end hold their memory: two fit.
 	began := make(chan struct{}, 2)
 	var wg sync.WaitGroup
@@ -348,7 +348,7 @@ func FuzzBody(f *testing.F) {
 	}
 	f.Add([]byte(line()), uint8(1), uint8(0), "")
 	f.Add([]byte(`[{"specversion":"1.0","id":"1","source":"/s","type":"t","time":"2026-11-22T04:05:06Z"}]`), uint8(3), uint8(0), "")
-	js := s.connect(f).JS
+	js := s.Connect(f).JS
 	f.Fuzz(func(t *testing.T, body []byte, kind, encoding uint8, key string) {
 		req := httptest.NewRequest(http.MethodPost, gateway.Path+"?organization=acme&trail=activity&results=all", bytes.NewReader(body))
 		req.RemoteAddr = "127.0.0.1:1"

@@ -6,7 +6,6 @@ import (
 	"encoding/json"
 	"fmt"
 	"io"
-	"net"
 	"net/http"
 	"net/http/httptest"
 	"strconv"
@@ -17,6 +16,7 @@ import (
 	"go.uber.org/goleak"
 
 	"github.com/kansa-audit/kansa/pipeline/broker"
+	"github.com/kansa-audit/kansa/pipeline/broker/brokertest"
 	"github.com/kansa-audit/kansa/producers"
 	"github.com/kansa-audit/kansa/producers/gateway"
 	"github.com/kansa-audit/kansa/schema"
@@ -28,24 +28,22 @@ func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
 const patience = time.Minute
 
-// system is a broker that syncs always, and a gateway in front of it.
+// system is a broker that can be stopped and started again, and a gateway in front of it.
 type system struct {
-	dir       string
-	port      int
-	limit     int64 // bytes of AUDIT; 0 for none
-	server    *broker.Server
+	*brokertest.Restartable
 	publisher *producers.Publisher
 	gateway   *gateway.Gateway
 	http      *httptest.Server
 }
 
+// start starts one; limit is the bytes of AUDIT, 0 for none.
 func start(t testing.TB, cfg gateway.Config, limit int64) *system {
 	t.Helper()
-	s := &system{dir: t.TempDir(), port: freePort(t), limit: limit}
-	t.Cleanup(func() { s.stop() })
-	s.start(t)
+	s := &system{Restartable: brokertest.StartRestartable(t, &broker.Settings{
+		Replicas: 1, AuditMaxBytes: limit, DuplicateWindow: 10 * time.Minute, AckWait: patience, Hour: time.Hour,
+	})}
 	var err error
-	s.publisher, err = producers.New(s.connect(t).JS, producers.Config{RetryFor: time.Second, AckTimeout: 500 * time.Millisecond})
+	s.publisher, err = producers.New(s.Connect(t).JS, producers.Config{RetryFor: time.Second, AckTimeout: 500 * time.Millisecond})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -62,115 +60,6 @@ func start(t testing.TB, cfg gateway.Config, limit int64) *system {
 	s.http = httptest.NewServer(s.gateway)
 	t.Cleanup(s.http.Close)
 	return s
-}
-
-func freePort(t testing.TB) int {
-	t.Helper()
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer l.Close()
-	return l.Addr().(*net.TCPAddr).Port
-}
-
-func (s *system) start(t testing.TB) {
-	t.Helper()
-	ctx, cancel := context.WithTimeout(context.Background(), patience)
-	defer cancel()
-	server, err := broker.StartServer(ctx, broker.ServerOptions{Dir: s.dir, Port: s.port})
-	if err != nil {
-		t.Fatal(err)
-	}
-	s.server = server
-	s.setUp(t)
-}
-
-func (s *system) setUp(t testing.TB) {
-	t.Helper()
-	err := s.connect(t).Setup(t.Context(), broker.Settings{
-		Replicas: 1, AuditMaxBytes: s.limit, DuplicateWindow: 10 * time.Minute, AckWait: patience, Hour: time.Hour,
-	})
-	if err != nil {
-		t.Fatal(err)
-	}
-}
-
-func (s *system) stop() {
-	if s.server != nil {
-		s.server.Close()
-		s.server = nil
-	}
-}
-
-func (s *system) connect(t testing.TB) *broker.Client {
-	t.Helper()
-	c, err := broker.Connect(context.Background(), broker.Options{URL: "nats://127.0.0.1:" + strconv.Itoa(s.port), Name: t.Name()})
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(c.NC.Close)
-	return c
-}
-
-// stored is what lies in the stream: how often each event, by organization, trail and id.
-type stored struct {
-	times    map[string]int
-	events   map[string]schema.Event
-	messages int
-}
-
-func (s *system) stored(t testing.TB) stored {
-	t.Helper()
-	c := s.connect(t)
-	st, err := c.JS.Stream(t.Context(), broker.StreamAudit)
-	if err != nil {
-		t.Fatal(err)
-	}
-	state := st.CachedInfo().State
-	out := stored{times: map[string]int{}, events: map[string]schema.Event{}}
-	for seq := state.FirstSeq; seq <= state.LastSeq && state.Msgs > 0; seq++ {
-		msg, err := st.GetMsg(t.Context(), seq)
-		if err != nil {
-			t.Fatal(err)
-		}
-		out.messages++
-		m := codec.Message{
-			ContentType: msg.Header.Get(schema.HeaderContentType), ContentEncoding: msg.Header.Get(schema.HeaderContentEncoding),
-			Payload: msg.Data, StreamSeq: seq, RecordedAt: msg.Time,
-		}
-		if m.Organization, m.Trail, err = schema.ParseEventSubject(msg.Subject); err != nil {
-			t.Fatal(err)
-		}
-		d, err := codec.Decode(&m, time.Now())
-		if err != nil || len(d.Rejects) > 0 {
-			t.Fatalf("message %d: %v, %+v", seq, err, d)
-		}
-		for _, e := range d.Block.Events() {
-			e.Organization, e.Trail = m.Organization, m.Trail
-			out.times[key(&e)]++
-			out.events[key(&e)] = e
-		}
-	}
-	return out
-}
-
-func key(e *schema.Event) string {
-	return e.Organization + "/" + string(e.Trail) + "/" + e.ID.String()
-}
-
-// wantOnce fails unless these events are stored, each once, and none other.
-func (s *system) wantOnce(t testing.TB, events []schema.Event) {
-	t.Helper()
-	got := s.stored(t)
-	for i := range events {
-		if n := got.times[key(&events[i])]; n != 1 {
-			t.Errorf("event %d, %s, is stored %d times", i, key(&events[i]), n)
-		}
-	}
-	if len(got.times) != len(events) {
-		t.Errorf("%d events are stored, want %d", len(got.times), len(events))
-	}
 }
 
 // answer is what every answer looks like to a client.
@@ -316,7 +205,7 @@ func TestContentTypesAndEncodings(t *testing.T) {
 	// Without a length.
 	events, lines := made(t, seed, 2000)
 	wantStatus(t, "chunked", s.send(t, http.MethodPost, "", codec.ContentNDJSON, io.MultiReader(bytes.NewReader(lines))), http.StatusAccepted, `"accepted":2000`)
-	s.wantOnce(t, append(all, events...))
+	s.WantOnce(t, append(all, events...))
 	if got := s.gateway.Stats(); got.Accepted != uint64(len(all)+2000) || got.Rejected != 0 {
 		t.Errorf("%+v", got)
 	}
@@ -337,9 +226,9 @@ func TestCloudEvents(t *testing.T) {
 		"ce-time", "2026-11-22T04:05:06Z"), http.StatusAccepted, `"accepted":1`)
 	wantStatus(t, "no time", s.post(t, acme, "text/plain", nil, "ce-specversion", "1.0", "ce-id", "6", "ce-source", "/s", "ce-type", "a.b.created"),
 		http.StatusUnprocessableEntity, `"field":"time"`)
-	got := s.stored(t)
+	got := s.Stored(t)
 	for i := 1; i <= 5; i++ {
-		e, ok := got.events["acme/activity/"+codec.HashedID("cloudevents", "/s", strconv.Itoa(i)).String()]
+		e, ok := got.Events["acme/activity/"+codec.HashedID("cloudevents", "/s", strconv.Itoa(i)).String()]
 		want := `{"x":1}`
 		if i == 5 {
 			want = `"hello"`
@@ -407,8 +296,8 @@ func TestRefusals(t *testing.T) {
 	if a.header.Get("Allow") != "POST" {
 		t.Errorf("Allow: %q", a.header.Get("Allow"))
 	}
-	if got := s.stored(t); len(got.times) > 0 {
-		t.Errorf("%d events are stored", len(got.times))
+	if got := s.Stored(t); len(got.Times) > 0 {
+		t.Errorf("%d events are stored", len(got.Times))
 	}
 }
 
@@ -432,12 +321,12 @@ func TestMixedResults(t *testing.T) {
 	if a.status != http.StatusMultiStatus || a.Accepted != 1 || len(a.Results) != 4 {
 		t.Fatal(a.status, a.raw)
 	}
-	got := s.stored(t)
-	if r := a.Results[1]; r.Status != 202 || got.times["acme/activity/"+r.ID] != 1 {
+	got := s.Stored(t)
+	if r := a.Results[1]; r.Status != 202 || got.Times["acme/activity/"+r.ID] != 1 {
 		t.Errorf("%+v is not stored", r)
 	}
-	if len(got.times) != 3 {
-		t.Errorf("%d events are stored", len(got.times))
+	if len(got.Times) != 3 {
+		t.Errorf("%d events are stored", len(got.Times))
 	}
 	// Many faults are bounded.
 	a = s.post(t, "", codec.ContentNDJSON, []byte(strings.Repeat("{}\n", 5000)+line()))
@@ -492,8 +381,8 @@ func TestAccess(t *testing.T) {
 	wantStatus(t, "another's", s.post(t, "", codec.ContentJSON, []byte(line("acme", "globex")), key...), http.StatusForbidden, "not of this organization")
 	wantStatus(t, "another's block", s.post(t, "?organization=globex&trail=access", codec.ContentBlock, block(t), key...), http.StatusForbidden, "not of this organization")
 	wantStatus(t, "both", s.post(t, "", codec.ContentNDJSON, []byte(line()+"\n"+line("acme", "globex")), key...), http.StatusMultiStatus, `"status":403`)
-	if got := s.stored(t); len(got.times) != 2 {
-		t.Errorf("%d events are stored", len(got.times))
+	if got := s.Stored(t); len(got.Times) != 2 {
+		t.Errorf("%d events are stored", len(got.Times))
 	}
 }
 

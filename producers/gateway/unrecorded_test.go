@@ -17,7 +17,7 @@ import (
 func TestSwitchedOff(t *testing.T) {
 	t.Parallel()
 	s := start(t, gateway.Config{}, 0)
-	js := s.connect(t).JS
+	js := s.Connect(t).JS
 	body := func() []byte {
 		both := line() + "\n" + strings.Replace(line(), `"activity"`, `"access"`, 1) + "\n{}\n"
 		return []byte(both)
@@ -34,7 +34,7 @@ func TestSwitchedOff(t *testing.T) {
 	}
 	one := []byte(strings.Replace(line(), `"activity"`, `"access"`, 1))
 	for began := time.Now(); ; {
-		before := s.stored(t).messages
+		before := s.Stored(t).Messages
 		a = s.post(t, "?results=all", codec.ContentNDJSON, body())
 		b := s.post(t, "", codec.ContentJSON, one)
 		if a.status != http.StatusMultiStatus || b.status != http.StatusAccepted {
@@ -42,7 +42,7 @@ func TestSwitchedOff(t *testing.T) {
 		}
 		said := strings.Contains(a.raw, `"accepted":2,"rejected":1,"not_recorded":1`) && strings.Contains(a.raw, `"status":202,"not_recorded":true},{"index":2`) &&
 			strings.Count(a.raw, "not_recorded") == 2 && strings.Contains(b.raw, `"accepted":1,"not_recorded":1`)
-		if now := s.stored(t).messages; said && now != before+1 {
+		if now := s.Stored(t).Messages; said && now != before+1 {
 			t.Errorf("%d messages, want that of the other trail", now-before)
 		}
 		if said {

@@ -1,4 +1,5 @@
-// Package brokertest gives tests a real broker each: an embedded one, on disk, that ends with the test.
+// Package brokertest gives tests a real broker each: an embedded one, on disk, that ends with the test. It can be one
+// that is stopped and started again meanwhile, and what lies in its stream of events can be read.
 //
 // It is for tests alone.
 package brokertest

@@ -1,8 +1,7 @@
 package pipeline_test
 
 import (
-	"net/url"
-	"strconv"
+	"strings"
 	"testing"
 	"time"
 
@@ -11,6 +10,7 @@ import (
 	"github.com/kansa-audit/kansa/consumers/rollup"
 	"github.com/kansa-audit/kansa/pipeline"
 	"github.com/kansa-audit/kansa/pipeline/broker"
+	"github.com/kansa-audit/kansa/pipeline/broker/brokertest"
 	"github.com/kansa-audit/kansa/pipeline/pipelinetest"
 	"github.com/kansa-audit/kansa/schema"
 	"github.com/kansa-audit/kansa/schema/codec"
@@ -62,21 +62,7 @@ func TestSpooledMessageThatWasThereAlready(t *testing.T) {
 // the broker forgets message ids at once: every event that it was told is safe is stored, each once.
 func TestKillTheApplication(t *testing.T) {
 	t.Parallel()
-	dir := t.TempDir()
-	startBroker := func(port int) *broker.Server {
-		t.Helper()
-		server, err := broker.StartServer(t.Context(), broker.ServerOptions{Dir: dir, Port: port})
-		if err != nil {
-			t.Fatal(err)
-		}
-		return server
-	}
-	server := startBroker(0)
-	address, err := url.Parse(server.URL())
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { server.Close() })
+	server := brokertest.StartRestartable(t, nil)
 	c := pipelinetest.Config(t)
 	c.NATS.URL, c.NATS.AssumeSyncAlways = server.URL(), true
 	c.Streams.DuplicateWindow, c.Rollup.Grace = 100*time.Millisecond, 20*time.Millisecond
@@ -94,23 +80,19 @@ func TestKillTheApplication(t *testing.T) {
 	})
 
 	spool := t.TempDir()
-	way := newOneWay(t, address.Host)
+	way := newOneWay(t, strings.TrimPrefix(server.URL(), "nats://"))
 	first := startApp(t, way.url, spool, 31, 1<<30)
 	accepted := first.accepted(100)
 	way.mute.Store(true)
 	accepted = append(accepted, first.accepted(300)...)
 	accepted = append(accepted, first.kill(t)...)
 
-	port, err := strconv.Atoi(address.Port())
-	if err != nil {
-		t.Fatal(err)
-	}
-	server.Close()
+	server.Stop()
 	second := startApp(t, server.URL(), spool, 32, 1<<30)
 	accepted = append(accepted, second.accepted(100)...)
 	accepted = append(accepted, second.kill(t)...)
 
-	server = startBroker(port)
+	server.Start(t)
 	third := startApp(t, server.URL(), spool, 33, 100)
 	accepted = append(accepted, third.accepted(100)...)
 	if err := third.cmd.Wait(); err != nil { // when its spool is empty

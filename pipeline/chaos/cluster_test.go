@@ -24,6 +24,7 @@ import (
 	"github.com/kansa-audit/kansa/consumers/exporter"
 	"github.com/kansa-audit/kansa/consumers/exporter/mail"
 	"github.com/kansa-audit/kansa/pipeline/broker"
+	"github.com/kansa-audit/kansa/pipeline/broker/brokertest"
 	"github.com/kansa-audit/kansa/pipeline/config"
 	"github.com/kansa-audit/kansa/pipeline/demo/smtpd"
 	"github.com/kansa-audit/kansa/pipeline/pipelinetest"
@@ -111,7 +112,7 @@ func startCluster(t *testing.T, r *rand.Rand, dir string) *cluster {
 	}
 	port := func() int {
 		t.Helper()
-		n, err := freePort(r)
+		n, err := brokertest.FreePort(r.IntN)
 		must(err)
 		return n
 	}

@@ -17,6 +17,7 @@ import (
 	"github.com/nats-io/nats.go/jetstream"
 
 	"github.com/kansa-audit/kansa/pipeline/broker"
+	"github.com/kansa-audit/kansa/pipeline/broker/brokertest"
 	"github.com/kansa-audit/kansa/schema"
 )
 
@@ -25,7 +26,7 @@ import (
 // that file was synced in between.
 func TestAckNeverPrecedesFsync(t *testing.T) {
 	t.Parallel()
-	port, err := freePort(rand.New(rand.NewPCG(uint64(os.Getpid()), 0)))
+	port, err := brokertest.FreePort(rand.New(rand.NewPCG(uint64(os.Getpid()), 0)).IntN)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -7,7 +7,6 @@ import (
 	"encoding/json"
 	"fmt"
 	"math/rand/v2"
-	"net"
 	"strings"
 	"time"
 
@@ -116,15 +115,4 @@ func (n *network) close() {
 	for _, p := range n.links {
 		p.Stop()
 	}
-}
-
-// freePort finds a port that can be taken again and again, as no outgoing connection is given it.
-func freePort(r *rand.Rand) (int, error) {
-	for range 1000 {
-		port := 15000 + r.IntN(15000)
-		if l, err := net.Listen("tcp", fmt.Sprintf("127.0.0.1:%d", port)); err == nil {
-			return port, l.Close()
-		}
-	}
-	return 0, fmt.Errorf("no port is free")
 }

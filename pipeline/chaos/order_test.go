@@ -18,6 +18,7 @@ import (
 	"github.com/goccy/go-yaml"
 
 	"github.com/kansa-audit/kansa/pipeline/broker"
+	"github.com/kansa-audit/kansa/pipeline/broker/brokertest"
 	"github.com/kansa-audit/kansa/pipeline/config"
 	"github.com/kansa-audit/kansa/pipeline/pipelinetest"
 	"github.com/kansa-audit/kansa/producers"
@@ -32,7 +33,7 @@ import (
 // when its file and its manifest are synced under their names.
 func TestNothingIsLetGoBeforeItsSuccessorIsSynced(t *testing.T) {
 	t.Parallel()
-	port, err := freePort(rand.New(rand.NewPCG(uint64(os.Getpid()), 1)))
+	port, err := brokertest.FreePort(rand.New(rand.NewPCG(uint64(os.Getpid()), 1)).IntN)
 	if err != nil {
 		t.Fatal(err)
 	}

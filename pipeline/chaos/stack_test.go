@@ -24,6 +24,7 @@ import (
 	"github.com/kansa-audit/kansa/consumers/exporter/sftp/sftptest"
 	"github.com/kansa-audit/kansa/consumers/rollup"
 	"github.com/kansa-audit/kansa/pipeline/broker"
+	"github.com/kansa-audit/kansa/pipeline/broker/brokertest"
 	"github.com/kansa-audit/kansa/pipeline/config"
 	"github.com/kansa-audit/kansa/pipeline/demo/smtpd"
 	"github.com/kansa-audit/kansa/pipeline/demo/sshd"
@@ -127,7 +128,7 @@ func startStack(t *testing.T, r *rand.Rand, dir string) *stack {
 	t.Cleanup(s.net.close)
 
 	// The servers.
-	port, err := freePort(r)
+	port, err := brokertest.FreePort(r.IntN)
 	must(err)
 	s.procs[procBroker] = startProcess(dir, procBroker, fmt.Sprintf("%s=%s|%d", envBroker, filepath.Join(dir, "broker", "data"), port))
 	t.Cleanup(s.procs[procBroker].close)
@@ -140,9 +141,9 @@ func startStack(t *testing.T, r *rand.Rand, dir string) *stack {
 
 	// The links.
 	brokerAddr := fmt.Sprintf("127.0.0.1:%d", port)
-	apiPort, err := freePort(r)
+	apiPort, err := brokertest.FreePort(r.IntN)
 	must(err)
-	gatewayPort, err := freePort(r)
+	gatewayPort, err := brokertest.FreePort(r.IntN)
 	must(err)
 	upstream := map[string]string{
 		"broker": brokerAddr, "engine": s.engine.Addr(), "sftp": s.sshd, "smtp": s.mails.Addr(), "gateway": fmt.Sprintf("127.0.0.1:%d", gatewayPort),

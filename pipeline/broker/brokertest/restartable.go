@@ -2,7 +2,9 @@ package brokertest
 
 import (
 	"context"
-	"net/url"
+	"errors"
+	"math/rand/v2"
+	"net"
 	"strconv"
 	"testing"
 	"time"
@@ -19,14 +21,18 @@ type Restartable struct {
 	// Settings are those of Kansa's streams, which are set up at every start; nil, and they are left as they are.
 	Settings *broker.Settings
 
-	port   int            // 0 before the first start: it is of the server's choice
+	port   int
 	server *broker.Server // nil while it is stopped
 }
 
 // StartRestartable starts a broker that has nothing yet but what the settings, if there are any, say.
 func StartRestartable(t testing.TB, s *broker.Settings) *Restartable {
 	t.Helper()
-	b := &Restartable{Dir: t.TempDir(), Settings: s}
+	port, err := FreePort(rand.IntN)
+	if err != nil {
+		t.Fatal(err)
+	}
+	b := &Restartable{Dir: t.TempDir(), Settings: s, port: port}
 	t.Cleanup(b.Stop)
 	b.Start(t)
 	return b
@@ -42,13 +48,6 @@ func (b *Restartable) Start(t testing.TB) {
 		t.Fatal(err)
 	}
 	b.server = server
-	at, err := url.Parse(server.URL())
-	if err != nil {
-		t.Fatal(err)
-	}
-	if b.port, err = strconv.Atoi(at.Port()); err != nil {
-		t.Fatal(err)
-	}
 	if b.Settings != nil {
 		b.SetUp(t)
 	}
@@ -86,4 +85,19 @@ func (b *Restartable) Connect(t testing.TB) *broker.Client {
 	}
 	t.Cleanup(c.NC.Close) // and not Close, which waits for a server that may be gone
 	return c
+}
+
+// FreePort finds a port of this machine that can be taken again and again, as no outgoing connection is given it.
+func FreePort(intN func(int) int) (int, error) {
+	const first, ports = 15_000, 15_000
+	var tried error
+	for range 1000 {
+		port := first + intN(ports)
+		l, err := net.Listen("tcp", net.JoinHostPort("127.0.0.1", strconv.Itoa(port)))
+		if err == nil {
+			return port, l.Close()
+		}
+		tried = err
+	}
+	return 0, errors.Join(errors.New("no port is free"), tried)
 }

@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"github.com/kansa-audit/kansa/pipeline/broker"
+	"github.com/kansa-audit/kansa/pipeline/broker/brokertest"
 	"github.com/kansa-audit/kansa/pipeline/engine"
 	"github.com/kansa-audit/kansa/pipeline/pipelinetest"
 	"github.com/kansa-audit/kansa/pipeline/store"
@@ -20,7 +21,7 @@ import (
 
 // servers are a broker and an engine of their own, as kansa run needs them.
 type servers struct {
-	broker *broker.Server
+	broker *brokertest.Restartable
 	client *broker.Client
 	engine *engine.Engine
 	store  *store.Store
@@ -30,9 +31,7 @@ type servers struct {
 
 func startServers(t *testing.T) *servers {
 	t.Helper()
-	s := &servers{dir: t.TempDir()}
-	s.startBroker(t, 0)
-	t.Cleanup(func() { s.broker.Close() })
+	s := &servers{dir: t.TempDir(), broker: brokertest.StartRestartable(t, nil)}
 	var err error
 	s.engine, err = engine.Start(t.Context(), engine.Options{
 		Dir: filepath.Join(s.dir, "engine"), Command: pipelinetest.EngineCommand(t), Logger: pipelinetest.Logger(t),
@@ -67,15 +66,6 @@ api: {listen: "127.0.0.1:0"}
 	}
 	t.Cleanup(func() { _ = s.store.Close() })
 	return s
-}
-
-func (s *servers) startBroker(t *testing.T, port int) {
-	t.Helper()
-	b, err := broker.StartServer(t.Context(), broker.ServerOptions{Dir: filepath.Join(s.dir, "nats"), Port: port, Logger: pipelinetest.Logger(t)})
-	if err != nil {
-		t.Fatal(err)
-	}
-	s.broker = b
 }
 
 // untilSetUp waits until a role has made the streams.
@@ -146,12 +136,8 @@ func TestRestartTheBroker(t *testing.T) {
 	start(t, "run", "writer", "rollup", "--config", s.config)
 	s.untilSetUp(t)
 	s.publish(t, many, map[int]func(){many / 2: func() {
-		var port int
-		if _, err := fmt.Sscanf(s.broker.URL()[strings.LastIndexByte(s.broker.URL(), ':'):], ":%d", &port); err != nil {
-			t.Fatal(err)
-		}
-		s.broker.Close()
-		s.startBroker(t, port)
+		s.broker.Stop()
+		s.broker.Start(t)
 	}})
 	pipelinetest.UntilStored(t, s.store, many, 5*time.Minute)
 }

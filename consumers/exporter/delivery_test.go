@@ -13,6 +13,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 
 	"github.com/kansa-audit/kansa/consumers/exporter"
+	"github.com/kansa-audit/kansa/pipeline/pipelinetest"
 	"github.com/kansa-audit/kansa/pipeline/settings"
 	"github.com/kansa-audit/kansa/schema"
 )
@@ -45,13 +46,16 @@ func TestDeliveryHealth(t *testing.T) {
 		t.Fatal(err)
 	}
 	f.until(t, first, is(exporter.Retrying)) // there is no such directory
-	h, err := f.states.Health(t.Context(), "acme", "store")
-	for err == nil && h.Failures == 0 { // it is kept a moment later
-		time.Sleep(10 * time.Millisecond)
-		h, err = f.states.Health(t.Context(), "acme", "store")
-	}
-	if err != nil || h.Failures == 0 || h.LastError == "" || h.Alerted || !h.Next.Equal(start) {
-		t.Errorf("health %+v, %v", h, err)
+	var h exporter.Health
+	pipelinetest.Until(t, time.Minute, func() (bool, any) { // it is kept a moment later
+		var err error
+		if h, err = f.states.Health(t.Context(), "acme", "store"); err != nil {
+			t.Fatal(err)
+		}
+		return h.Failures > 0, h
+	})
+	if h.LastError == "" || h.Alerted || !h.Next.Equal(start) {
+		t.Errorf("health %+v", h)
 	}
 	// The next attempt is a minute away, in which nothing is to be learned: it is brought about.
 	f.mu.Lock()

@@ -27,6 +27,7 @@ import (
 	"github.com/kansa-audit/kansa/consumers/exporter"
 	"github.com/kansa-audit/kansa/consumers/exporter/archive"
 	"github.com/kansa-audit/kansa/consumers/exporter/render"
+	"github.com/kansa-audit/kansa/pipeline/pipelinetest"
 	"github.com/kansa-audit/kansa/pipeline/verify"
 	"github.com/kansa-audit/kansa/schema"
 	"github.com/kansa-audit/kansa/schema/codec"
@@ -660,15 +661,10 @@ func TestContentOfRequests(t *testing.T) {
 	f.mu.Lock()
 	f.now = f.now.Add(time.Second)
 	f.mu.Unlock()
-	for range 200 { // it is delivered: its working area goes
-		if len(keysBelow(t, f.bucket)) == 0 {
-			break
-		}
-		time.Sleep(10 * time.Millisecond)
-	}
-	if keys := keysBelow(t, f.bucket); len(keys) != 0 {
-		t.Errorf("left are %v", keys)
-	}
+	pipelinetest.Until(t, time.Minute, func() (bool, any) { // it is delivered: its working area goes
+		left := keysBelow(t, f.bucket)
+		return len(left) == 0, left
+	})
 	// A link to cells that are rendered gets them marked; one to the partitions themselves stays what was sealed.
 	qlik := anonymous(day(""))
 	qlik.Format, qlik.Profile = codec.FormatCSV, codec.ProfileQlik

@@ -19,6 +19,7 @@ import (
 	"github.com/nats-io/nats.go/jetstream"
 
 	"github.com/kansa-audit/kansa/pipeline/broker"
+	"github.com/kansa-audit/kansa/pipeline/pipelinetest"
 	"github.com/kansa-audit/kansa/producers/gateway"
 	"github.com/kansa-audit/kansa/schema"
 	"github.com/kansa-audit/kansa/schema/codec"
@@ -227,26 +228,20 @@ func TestMemoryIsBounded(t *testing.T) {
 	<-began
 	<-began
 	var a answer
-	for range 100 {
+	pipelinetest.Until(t, patience, func() (bool, any) { // both are being read
 		a = s.post(t, "", codec.ContentNDJSON, lines[:bytes.LastIndexByte(lines[:1<<20], '\n')])
-		if a.status == http.StatusTooManyRequests {
-			break
-		}
-		time.Sleep(20 * time.Millisecond) // until both are being read
-	}
+		return a.status == http.StatusTooManyRequests, a.raw
+	})
 	wantStatus(t, "third", a, http.StatusTooManyRequests, "of this client")
 	if a.header.Get("Retry-After") != "1" {
 		t.Errorf("Retry-After %q", a.header.Get("Retry-After"))
 	}
 	cancel()
 	wg.Wait()
-	for range 100 {
-		if a = s.post(t, "", codec.ContentJSON, []byte(line())); a.status == http.StatusAccepted {
-			return
-		}
-		time.Sleep(20 * time.Millisecond)
-	}
-	t.Error("memory is not given back", a.raw)
+	pipelinetest.Until(t, patience, func() (bool, any) { // memory is given back
+		a = s.post(t, "", codec.ContentJSON, []byte(line()))
+		return a.status == http.StatusAccepted, a.raw
+	})
 }
 
 func TestSlowBodyIsEnded(t *testing.T) {

@@ -58,6 +58,7 @@ func peerTableSQL() string {
 		" ORDER BY (organization, trail, timestamp) SETTINGS fsync_after_insert = 1, fsync_part_directory = 1"
 }
 
+// The stream's subjects have a slot at their end; see broker.Shards.
 const telegrafConfig = `[agent]
   interval = "10s"
   flush_interval = "100ms"
@@ -69,7 +70,7 @@ const telegrafConfig = `[agent]
 [[inputs.nats_consumer]]
   servers = [%[3]q]
   subjects = []
-  jetstream_subjects = ["audit.events.*.*"]
+  jetstream_subjects = ["audit.events.*.*.*"]
   jetstream_stream = "AUDIT"
   queue_group = "telegraf"
   max_undelivered_messages = %[4]d

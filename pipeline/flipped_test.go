@@ -29,7 +29,7 @@ const (
 )
 
 // The broker that was stopped in order trusts its index: one message can't be read, the others are delivered.
-// Its number is missing, so nobody's hour is sealed until somebody answers for it.
+// Its number is missing, so nobody's hour is sealed from there on until somebody answers for it.
 func TestFlippedBitInTheStream(t *testing.T) {
 	t.Parallel()
 	cfg := pipelinetest.Config(t)
@@ -38,7 +38,7 @@ func TestFlippedBitInTheStream(t *testing.T) {
 	s := pipelinetest.Start(t, cfg)
 	untilOnce(t, s, append(ids[:flipped-1:flipped-1], ids[flipped:]...))
 	pipelinetest.Until(t, time.Minute, func() (bool, any) { n := s.Rollup.Stats(); return n.Alarms > 0, n })
-	if n := s.Rollup.Stats().Rows; n != 0 {
+	if n := s.Rollup.Stats().Rows; n >= flipped { // those before it may be of an hour before
 		t.Errorf("%d rows were sealed", n)
 	}
 	untilOwnEvent(t, s)

@@ -17,6 +17,7 @@ import (
 	"github.com/kansa-audit/kansa/pipeline/broker/brokertest"
 	"github.com/kansa-audit/kansa/pipeline/health"
 	"github.com/kansa-audit/kansa/pipeline/pipelinetest"
+	"github.com/kansa-audit/kansa/pipeline/processtest"
 	"github.com/kansa-audit/kansa/schema"
 )
 
@@ -139,9 +140,7 @@ func TestReadyzSaysWhich(t *testing.T) {
 	finds(t, s, true, map[string]string{"exporter/deliveries": "export x1: "})
 
 	// An engine that is stopped, and the writer that is stuck for it.
-	if err := syscall.Kill(s.Engine.PID(), syscall.SIGSTOP); err != nil {
-		t.Fatal(err)
-	}
+	processtest.Stop(t, s.Engine.PID())
 	publish(t, s, 43, 100, nil)
 	finds(t, s, false, map[string]string{"writer/engine": "ClickHouse does not answer", "rollup/engine": "ClickHouse does not answer", "writer/progress": "it is stuck: "})
 	if code, body := get(t, s.API.URL()+"/readyz", ""); code != http.StatusServiceUnavailable || !strings.Contains(body, "\nfailing: writer: engine: ClickHouse does not answer") {

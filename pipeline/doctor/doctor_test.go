@@ -19,6 +19,7 @@ import (
 	"github.com/kansa-audit/kansa/pipeline/health"
 	"github.com/kansa-audit/kansa/pipeline/keys"
 	"github.com/kansa-audit/kansa/pipeline/pipelinetest"
+	"github.com/kansa-audit/kansa/pipeline/processtest"
 	"github.com/kansa-audit/kansa/schema"
 )
 
@@ -147,9 +148,7 @@ func TestDoctor(t *testing.T) {
 
 	// An engine that does not answer.
 	stopped := s.Engine.PID()
-	if err := syscall.Kill(stopped, syscall.SIGSTOP); err != nil {
-		t.Fatal(err)
-	}
+	processtest.Stop(t, stopped)
 	defer func() { _ = syscall.Kill(stopped, syscall.SIGCONT) }()
 	finds(t, sys, health.Failing, " writer", "engine", "ClickHouse does not answer", "start it")
 }

@@ -3,9 +3,6 @@ package engine
 import (
 	"context"
 	"errors"
-	"fmt"
-	"os"
-	"path/filepath"
 	"strings"
 	"syscall"
 	"testing"
@@ -13,6 +10,8 @@ import (
 	"time"
 
 	"github.com/ClickHouse/clickhouse-go/v2"
+
+	"github.com/kansa-audit/kansa/pipeline/processtest"
 )
 
 // An insert that was under way for longer than its client waited is not begun any more, whatever held it up.
@@ -38,7 +37,7 @@ func TestInsertThatComesTooLateIsNotBegun(t *testing.T) {
 		t.Error(err)
 	}
 	// The engine's process is stopped, and goes on with what has reached it meanwhile.
-	stop(t, e.PID())
+	processtest.Stop(t, e.PID())
 	ctx, cancel := context.WithTimeout(t.Context(), 200*time.Millisecond)
 	defer cancel()
 	until, _ := ctx.Deadline()
@@ -55,35 +54,6 @@ func TestInsertThatComesTooLateIsNotBegun(t *testing.T) {
 			t.Fatalf("%d rows, want that of the insert that came in time", n)
 		}
 		<-tick.C
-	}
-}
-
-// stop stops a process, and waits until each of its threads has: one that goes on for a moment would take what comes in time.
-func stop(t *testing.T, pid int) {
-	t.Helper()
-	if err := syscall.Kill(pid, syscall.SIGSTOP); err != nil {
-		t.Fatal(err)
-	}
-	tick := time.NewTicker(time.Millisecond)
-	defer tick.Stop()
-	for limit := time.Now().Add(time.Minute); ; <-tick.C {
-		threads, err := filepath.Glob(fmt.Sprintf("/proc/%d/task/*/stat", pid)) // none where there is no such thing
-		if err != nil {
-			t.Fatal(err)
-		}
-		goOn := ""
-		for _, thread := range threads {
-			text, err := os.ReadFile(thread)
-			if _, state, found := strings.Cut(string(text), ") "); err == nil && found && !strings.HasPrefix(state, "T") {
-				goOn = string(text)
-			}
-		}
-		if goOn == "" {
-			return
-		}
-		if time.Now().After(limit) {
-			t.Fatalf("it does not stop: %s", goOn)
-		}
 	}
 }
 

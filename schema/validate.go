@@ -192,15 +192,20 @@ func CheckOrganization(s string) *Fault {
 
 // reserved reports names that no folder of partitions can have: where the sealing keys are, and the devices of Windows,
 // where an archive could not be unpacked.
-func reserved(s string) bool {
-	switch len(s) {
-	case 3:
-		return strings.EqualFold(s, "con") || strings.EqualFold(s, "prn") || strings.EqualFold(s, "aux") || strings.EqualFold(s, "nul")
-	case 4:
-		digit := '0' <= s[3] && s[3] <= '9'
-		return strings.EqualFold(s, "keys") || digit && (strings.EqualFold(s[:3], "com") || strings.EqualFold(s[:3], "lpt"))
+func reserved(s string) bool { return strings.EqualFold(s, "keys") || IsWindowsDevice(s) }
+
+// IsWindowsDevice reports the names that no file or folder can have on Windows, whatever the case. A file's extension
+// does not help: it is to be cut off before.
+func IsWindowsDevice(s string) bool {
+	for _, device := range [...]string{"con", "prn", "aux", "nul", "conin$", "conout$"} { // no copy in lower case: each event's organization comes here
+		if len(s) == len(device) && strings.EqualFold(s, device) {
+			return true
+		}
 	}
-	return false
+	if len(s) < 4 || !strings.EqualFold(s[:3], "com") && !strings.EqualFold(s[:3], "lpt") {
+		return false
+	}
+	return utf8.RuneCountInString(s[3:]) == 1 && strings.Contains("0123456789¹²³", s[3:])
 }
 
 // CheckTrail applies the rules of a trail.

@@ -105,11 +105,12 @@ func writerPart(ctx context.Context, s *session) (r report, err error) {
 	if err != nil {
 		return r, err
 	}
+	server := w.Server()
 	info, err := stream.Info(ctx)
 	if err != nil {
 		return r, fmt.Errorf("look up the stream: %w", err)
 	}
-	w.Suspect(w.Server(), info.State.LastSeq)
+	w.Suspect(server, info.State.LastSeq)
 	status := client.NC.StatusChanged(nats.RECONNECTING)
 	defer client.NC.RemoveStatusListener(status)
 	count := func() report {

@@ -26,6 +26,7 @@ import (
 	"github.com/kansa-audit/kansa/consumers/writer"
 	"github.com/kansa-audit/kansa/pipeline/broker"
 	"github.com/kansa-audit/kansa/pipeline/broker/brokertest"
+	"github.com/kansa-audit/kansa/pipeline/pipelinetest"
 	"github.com/kansa-audit/kansa/schema"
 	"github.com/kansa-audit/kansa/schema/codec"
 )
@@ -301,15 +302,10 @@ func (f *fixture) forgets(t *testing.T) {
 		t.Fatal(err)
 	}
 	f.broker.Start(t)
-	limit, tick := time.After(time.Minute), time.NewTicker(time.Millisecond)
-	defer tick.Stop()
-	for now := before; now == before || now == ""; now = f.client.NC.ConnectedServerId() { // what is asked before that is lost
-		select {
-		case <-tick.C:
-		case <-limit:
-			t.Fatal("the client has not come back to the broker")
-		}
-	}
+	pipelinetest.Until(t, time.Minute, func() (bool, any) { // what is asked before that is lost
+		now := f.client.NC.ConnectedServerId()
+		return now != before && now != "", "the client has not come back to the broker"
+	})
 }
 
 // await waits until something has come to pass.

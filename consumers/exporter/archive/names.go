@@ -6,6 +6,8 @@ import (
 	"strings"
 	"unicode"
 	"unicode/utf8"
+
+	"github.com/kansa-audit/kansa/schema"
 )
 
 // Limits of a name: ZIP's own, and that of a path component on common file systems.
@@ -72,20 +74,7 @@ func componentFault(c string) string {
 // reserved reports the names of devices, which Windows takes with any extension.
 func reserved(c string) bool {
 	stem, _, _ := strings.Cut(c, ".")
-	stem = strings.ToUpper(strings.TrimRight(stem, " "))
-	switch stem {
-	case "CON", "PRN", "AUX", "NUL", "CONIN$", "CONOUT$":
-		return true
-	}
-	if digit, ok := strings.CutPrefix(stem, "COM"); ok {
-		return portNumber(digit)
-	}
-	digit, ok := strings.CutPrefix(stem, "LPT")
-	return ok && portNumber(digit)
-}
-
-func portNumber(s string) bool {
-	return utf8.RuneCountInString(s) == 1 && strings.Contains("0123456789¹²³", s)
+	return schema.IsWindowsDevice(strings.TrimRight(stem, " "))
 }
 
 // checkNames checks each name and that no two meet when unpacked, also where upper and lower case

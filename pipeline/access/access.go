@@ -18,6 +18,7 @@ import (
 	"regexp"
 	"slices"
 	"strings"
+	"sync"
 	"time"
 
 	"github.com/nats-io/nats.go/jetstream"
@@ -45,6 +46,10 @@ var (
 	ErrForbidden = errors.New("not allowed")
 	ErrTaken     = errors.New("the name is taken")
 	ErrNone      = errors.New("there is none of this name")
+	// ErrFirst answers a link for the first admin that makes nobody.
+	ErrFirst = errors.New("this link makes no admin: it was used, a later start replaced it, or there are users already: sign in, or ask an operator for an account")
+	// ErrBusy answers a network that has too many passwords checked at once.
+	ErrBusy = errors.New("too many sign-ins at once from this network: try again in a few seconds")
 )
 
 // Principal is who asks.
@@ -56,8 +61,15 @@ type Principal struct {
 	Role Role   `json:"role"`
 	// Organization is the one it may act for; empty is the operator's: all of them.
 	Organization string `json:"organization,omitempty"`
-	// Until is when a key expires.
+	// UID is the stable id of the user or key. A later one of the same name has another.
+	UID string `json:"uid,omitempty" doc:"Stable id of the user or key; a later one of the same name has another"`
+	// Until is when the key or session expires.
 	Until time.Time `json:"-"`
+
+	generation uint64 // of the user's credentials
+	session    string // hash of the session's token
+	// revision of the key or user in the bucket, and of the session, when they were looked up.
+	revision, began uint64
 }
 
 // May says whether p may act in a role for an organization.
@@ -88,6 +100,8 @@ func (s *Store) now() time.Time {
 
 // Key is an API key as people see it.
 type Key struct {
+	// ID is random and never used again.
+	ID   string `json:"id,omitempty" doc:"Stable id; a later key of the same name has another"`
 	Name         string    `json:"name"`
 	Organization string    `json:"organization,omitempty"`
 	Role         Role      `json:"role"`
@@ -98,6 +112,8 @@ type Key struct {
 
 // User is one as people see it.
 type User struct {
+	// ID is random and never used again.
+	ID   string `json:"id,omitempty" doc:"Stable id; a later user of the same name has another"`
 	Name         string    `json:"name"`
 	Organization string    `json:"organization,omitempty"`
 	Role         Role      `json:"role"`
@@ -123,6 +139,8 @@ type keptKey struct {
 
 type keptUser struct {
 	User
+	// Generation counts the changes of what a session rests on. A session of an earlier one has ended.
+	Generation uint64 `json:"generation,omitempty"`
 	Salt []byte `json:"salt"`
 	Hash []byte `json:"hash"` // argon2id
 	// Issuer and Subject are what the OpenID provider knows him by, from his first sign-in on: his name there may become another's.
@@ -132,13 +150,15 @@ type keptUser struct {
 
 type session struct {
 	Principal
-	Expires time.Time `json:"expires"`
+	Generation uint64    `json:"generation,omitempty"`
+	Expires    time.Time `json:"expires"`
 }
 
 const (
 	prefixKey     = "key."
 	prefixUser    = "user."
 	prefixSession = "session."
+	prefixSecret  = "secret."
 	keyFirst      = "first"
 
 	keyStart = "kansa_" // how a secret of a key begins, so that it is recognized where it was left lying
@@ -168,6 +188,13 @@ func random() string {
 	return base64.RawURLEncoding.EncodeToString(b)
 }
 
+// newID names a user or key for good.
+func newID() string {
+	b := make([]byte, 16)
+	_, _ = rand.Read(b) // never fails
+	return hex.EncodeToString(b)
+}
+
 func hash(secret string) string {
 	sum := sha256.Sum256([]byte(secret))
 	return hex.EncodeToString(sum[:])
@@ -181,14 +208,14 @@ func (s *Store) CreateKey(ctx context.Context, k *Key) (secret string, err error
 	if !k.Expires.After(s.now()) {
 		return "", &schema.Fault{Field: "expires", Value: k.Expires.Format(time.RFC3339), Problem: "is past", Remedy: "give a time to come"}
 	}
-	k.Created = s.now()
+	k.ID, k.Created = newID(), s.now()
 	secret = keyStart + random()
 	kept := keptKey{*k, hash(secret)}
 	if err := s.create(ctx, prefixKey+k.Name, kept); err != nil {
 		return "", err
 	}
 	// The secret leads to the name by its hash.
-	if err := s.create(ctx, "secret."+kept.Hash, k.Name); err != nil {
+	if err := s.create(ctx, prefixSecret+kept.Hash, k.Name); err != nil {
 		return "", err
 	}
 	return secret, nil
@@ -196,11 +223,33 @@ func (s *Store) CreateKey(ctx context.Context, k *Key) (secret string, err error
 
 // RevokeKey has a key open nothing any more.
 func (s *Store) RevokeKey(ctx context.Context, name string) (*Key, error) {
-	var k keptKey
-	if err := s.read(ctx, prefixKey+name, &k); err != nil {
-		return nil, err
+	for {
+		k, revision, err := s.key(ctx, name)
+		if err != nil {
+			return nil, err
+		}
+		switch err := s.remove(ctx, prefixKey+name, revision); {
+		case errors.Is(err, errMoved):
+			continue
+		case err != nil:
+			return nil, err
+		}
+		return &k.Key, s.remove(ctx, prefixSecret+k.Hash, 0)
 	}
-	return &k.Key, errors.Join(s.KV.Delete(ctx, prefixKey+name), s.KV.Delete(ctx, "secret."+k.Hash))
+}
+
+// key reads one, and gives it an id if it was made before keys had any.
+func (s *Store) key(ctx context.Context, name string) (k keptKey, revision uint64, err error) {
+	for {
+		k = keptKey{}
+		if revision, err = s.readAt(ctx, prefixKey+name, &k); err != nil || k.ID != "" {
+			return k, revision, err
+		}
+		k.ID = newID()
+		if revision, err = s.update(ctx, prefixKey+name, k, revision); !errors.Is(err, errMoved) {
+			return k, revision, err
+		}
+	}
 }
 
 // FollowKeys calls began when it follows, and then revoked whenever a key was, until ctx ends or something fails. What was revoked before
@@ -231,7 +280,10 @@ func (s *Store) FollowKeys(ctx context.Context, began func() error, revoked func
 
 // Keys lists the keys of an organization, or all.
 func (s *Store) Keys(ctx context.Context, organization string) ([]Key, error) {
-	return list(ctx, s, prefixKey, organization, func(k *keptKey) (Key, string) { return k.Key, k.Organization })
+	return list(ctx, s, prefixKey, organization, func(name string) (Key, string, error) {
+		k, _, err := s.key(ctx, name)
+		return k.Key, k.Organization, err
+	})
 }
 
 // ByKey says whose a secret is. Beside ErrUnknown stands whose it was, for the trail alone, if it has expired.
@@ -241,10 +293,11 @@ func (s *Store) ByKey(ctx context.Context, secret string) (*Principal, error) {
 	}
 	var name string
 	var k keptKey
+	var revision uint64
 	h := hash(secret)
-	err := s.read(ctx, "secret."+h, &name)
+	err := s.read(ctx, prefixSecret+h, &name)
 	if err == nil {
-		err = s.read(ctx, prefixKey+name, &k)
+		k, revision, err = s.key(ctx, name)
 	}
 	switch {
 	case errors.Is(err, ErrNone):
@@ -254,11 +307,16 @@ func (s *Store) ByKey(ctx context.Context, secret string) (*Principal, error) {
 	case subtle.ConstantTimeCompare([]byte(k.Hash), []byte(h)) != 1:
 		return nil, ErrUnknown
 	}
-	p := &Principal{Kind: "key", ID: k.Name, Role: k.Role, Organization: k.Organization, Until: k.Expires}
+	p := k.principal()
+	p.revision = revision
 	if !s.now().Before(k.Expires) {
 		return p, ErrUnknown
 	}
 	return p, nil
+}
+
+func (k *Key) principal() *Principal {
+	return &Principal{Kind: "key", ID: k.Name, UID: k.ID, Role: k.Role, Organization: k.Organization, Until: k.Expires}
 }
 
 // The cost of a password: the second choice of RFC 9106, section 4.
@@ -272,7 +330,68 @@ const (
 // passwords bounds how many are checked at once: each takes 64 MiB.
 var passwords = make(chan struct{}, 4)
 
+type networkKey struct{}
+
+// WithNetwork names the network that a sign-in comes from. Each network has one password checked at a time, so that a flood
+// from one leaves the others their turn.
+func WithNetwork(ctx context.Context, network string) context.Context {
+	return context.WithValue(ctx, networkKey{}, network)
+}
+
+// turns has each network wait for its own turn first.
+type turns struct {
+	mu sync.Mutex
+	of map[string]*turn
+}
+
+type turn struct {
+	free    chan struct{}
+	waiting int
+}
+
+// mostWaiting bounds the sign-ins of one network that wait for its turn.
+const mostWaiting = 8
+
+var networks = turns{of: map[string]*turn{}}
+
+// take waits for the turn of a network, and returns what ends it.
+func (t *turns) take(ctx context.Context, network string) (end func(), err error) {
+	t.mu.Lock()
+	own := t.of[network]
+	if own == nil {
+		own = &turn{free: make(chan struct{}, 1)}
+		t.of[network] = own
+	}
+	if own.waiting >= mostWaiting {
+		t.mu.Unlock()
+		return nil, ErrBusy
+	}
+	own.waiting++
+	t.mu.Unlock()
+	leave := func() {
+		t.mu.Lock()
+		defer t.mu.Unlock()
+		if own.waiting--; own.waiting == 0 {
+			delete(t.of, network)
+		}
+	}
+	select {
+	case own.free <- struct{}{}:
+		return func() { <-own.free; leave() }, nil
+	case <-ctx.Done():
+		leave()
+		return nil, ctx.Err()
+	}
+}
+
 func derive(ctx context.Context, password string, salt []byte) ([]byte, error) {
+	if network, ok := ctx.Value(networkKey{}).(string); ok {
+		end, err := networks.take(ctx, network)
+		if err != nil {
+			return nil, err
+		}
+		defer end()
+	}
 	select {
 	case passwords <- struct{}{}:
 		defer func() { <-passwords }()
@@ -282,22 +401,97 @@ func derive(ctx context.Context, password string, salt []byte) ([]byte, error) {
 	return argon2.IDKey([]byte(password), salt, argonTime, argonMemory, argonThreads, argonLength), nil
 }
 
-// SetUser makes a user, or changes his role and, unless it is empty, his password.
+// Change is what became of a user.
+type Change struct {
+	Before *User // nil if the user is new
+	After  User
+	// Password tells that it has another password.
+	Password bool
+	// Ended tells that the sessions which it had have ended.
+	Ended bool
+}
+
+// SetUser makes a user, or changes its role and, unless it is empty, its password.
 func (s *Store) SetUser(ctx context.Context, u User, password string) error {
+	_, err := s.ChangeUser(ctx, u, password, nil)
+	return err
+}
+
+// ChangeUser makes or changes a user as SetUser does. allow is asked about the user that the change replaces, nil if there is none; no
+// other change comes between its answer and the write. It may be called several times.
+func (s *Store) ChangeUser(ctx context.Context, u User, password string, allow func(before *User) error) (*Change, error) {
 	if err := check(u.Name, u.Organization, u.Role); err != nil {
-		return err
+		return nil, err
 	}
-	var kept keptUser
-	err := s.read(ctx, prefixUser+u.Name, &kept)
-	there := err == nil
-	if err != nil && !errors.Is(err, ErrNone) {
-		return err
+	var derived *keptUser
+	for {
+		kept, revision, err := s.user(ctx, u.Name)
+		there := err == nil
+		if err != nil && !errors.Is(err, ErrNone) {
+			return nil, err
+		}
+		change := &Change{}
+		if there {
+			before := kept.User
+			change.Before = &before
+		}
+		if allow != nil {
+			if err := allow(change.Before); err != nil {
+				return nil, err
+			}
+		}
+		fresh, err := kept.become(u, password, there)
+		if err != nil {
+			return nil, err
+		}
+		if fresh {
+			// Of a change that is tried again, the password is derived once.
+			if derived == nil {
+				if derived, err = deriveUser(ctx, password); err != nil {
+					return nil, err
+				}
+			}
+			kept.Salt, kept.Hash = derived.Salt, derived.Hash
+		}
+		if !there {
+			kept.ID, kept.Created = newID(), s.now()
+		}
+		change.After, change.Password = kept.User, fresh
+		change.Ended = there && (fresh || changed(change.Before, &kept.User))
+		if change.Ended {
+			kept.Generation++
+		}
+		if there {
+			_, err = s.update(ctx, prefixUser+u.Name, kept, revision)
+		} else if err = s.create(ctx, prefixUser+u.Name, kept); errors.Is(err, ErrTaken) {
+			err = errMoved
+		}
+		if !errors.Is(err, errMoved) {
+			return change, err
+		}
 	}
+}
+
+// changed says whether a user's sessions end by a change, besides one of the password.
+func changed(before, after *User) bool {
+	return before.Role != after.Role || before.Organization != after.Organization || before.SignIn != after.SignIn
+}
+
+func deriveUser(ctx context.Context, password string) (*keptUser, error) {
+	u := &keptUser{Salt: make([]byte, 16)}
+	_, _ = rand.Read(u.Salt) // never fails
+	var err error
+	u.Hash, err = derive(ctx, password, u.Salt)
+	return u, err
+}
+
+// become takes over what is asked for, and says whether the password is to be derived.
+func (kept *keptUser) become(u User, password string, there bool) (fresh bool, err error) {
 	switch {
 	case u.SignIn == "" && kept.SignIn == OpenID && password == "":
 		u.SignIn = OpenID // it stays
 	case u.SignIn == OpenID && password != "":
-		return &schema.Fault{Field: "password", Problem: "is given to who signs in by OpenID", Remedy: "leave it out"}
+		return false, &schema.Fault{Field: "password", Problem: "is given to who signs in by OpenID", Remedy: "leave it out"}
 	case u.SignIn == Password:
 		u.SignIn = ""
 	}
@@ -307,36 +501,98 @@ func (s *Store) SetUser(ctx context.Context, u User, password string) error {
 		kept.Issuer, kept.Subject = "", ""
 	}
 	if u.SignIn != OpenID && (password != "" || !there || kept.Hash == nil) {
-		if n := len(password); n < shortestPassword || n > longestPassword {
-			return &schema.Fault{Field: "password", Problem: fmt.Sprintf("has %d bytes", n), Remedy: fmt.Sprintf("give %d to %d", shortestPassword, longestPassword)}
+		if err := checkPassword(password); err != nil {
+			return false, err
 		}
-		kept.Salt = make([]byte, 16)
-		_, _ = rand.Read(kept.Salt) // never fails
-		if kept.Hash, err = derive(ctx, password, kept.Salt); err != nil {
-			return err
-		}
+		fresh = true
 	}
-	if !there {
-		u.Created = s.now()
-	} else {
-		u.Created = kept.Created
-	}
+	u.ID, u.Created = kept.ID, kept.Created
 	kept.User = u
-	return s.put(ctx, prefixUser+u.Name, kept)
+	return fresh, nil
 }
 
-// RemoveUser forgets a user. His sessions end with their next request.
-func (s *Store) RemoveUser(ctx context.Context, name string) (*User, error) {
-	var u keptUser
-	if err := s.read(ctx, prefixUser+name, &u); err != nil {
-		return nil, err
+func checkPassword(password string) error {
+	if n := len(password); n < shortestPassword || n > longestPassword {
+		return &schema.Fault{Field: "password", Problem: fmt.Sprintf("has %d bytes", n), Remedy: fmt.Sprintf("give %d to %d", shortestPassword, longestPassword)}
 	}
-	return &u.User, s.KV.Delete(ctx, prefixUser+name)
+	return nil
+}
+
+// user reads one, and gives it an id if it was made before users had any.
+func (s *Store) user(ctx context.Context, name string) (u keptUser, revision uint64, err error) {
+	for {
+		u = keptUser{}
+		if revision, err = s.readAt(ctx, prefixUser+name, &u); err != nil || u.ID != "" {
+			return u, revision, err
+		}
+		u.ID = newID()
+		if revision, err = s.update(ctx, prefixUser+name, u, revision); !errors.Is(err, errMoved) {
+			return u, revision, err
+		}
+	}
+}
+
+// RemoveUser forgets a user, and its sessions end. allow is asked about it as by ChangeUser, and may be nil.
+func (s *Store) RemoveUser(ctx context.Context, name string, allow ...func(*User) error) (*User, error) {
+	for {
+		u, revision, err := s.user(ctx, name)
+		if err != nil {
+			return nil, err
+		}
+		for _, a := range allow {
+			if err := a(&u.User); err != nil {
+				return nil, err
+			}
+		}
+		if err := s.remove(ctx, prefixUser+name, revision); !errors.Is(err, errMoved) {
+			return &u.User, err
+		}
+	}
+}
+
+// ForgetSessions removes the sessions of a user that have ended, and those of everybody that have expired. It returns how many of that
+// user's it removed. They open nothing in any case.
+func (s *Store) ForgetSessions(ctx context.Context, uid string) (ended int, err error) {
+	keys, err := s.KV.ListKeysFiltered(ctx, prefixSession+"*")
+	if err != nil {
+		return 0, fmt.Errorf("list the sessions: %w", err)
+	}
+	var all []string
+	for k := range keys.Keys() {
+		all = append(all, k)
+	}
+	for _, k := range all {
+		var se session
+		if err := s.read(ctx, k, &se); errors.Is(err, ErrNone) {
+			continue
+		} else if err != nil {
+			return ended, err
+		}
+		expired := !s.now().Before(se.Expires)
+		if se.UID != uid && !expired {
+			continue
+		}
+		if u, _, err := s.user(ctx, se.ID); err == nil && u.ID == se.UID && u.Generation == se.Generation && !expired {
+			continue
+		} else if err != nil && !errors.Is(err, ErrNone) {
+			return ended, err
+		}
+		if err := s.KV.Purge(ctx, k); err != nil {
+			return ended, fmt.Errorf("forget a session: %w", err)
+		}
+		if se.UID == uid && !expired {
+			ended++
+		}
+	}
+	return ended, nil
 }
 
 // Users lists the users of an organization, or all.
 func (s *Store) Users(ctx context.Context, organization string) ([]User, error) {
-	return list(ctx, s, prefixUser, organization, func(u *keptUser) (User, string) { return u.User, u.Organization })
+	return list(ctx, s, prefixUser, organization, func(name string) (User, string, error) {
+		u, _, err := s.user(ctx, name)
+		return u.User, u.Organization, err
+	})
 }
 
 // SignIn checks a password and begins a session; token is what the browser brings back. Beside ErrUnknown stands whose
@@ -345,7 +601,7 @@ func (s *Store) SignIn(ctx context.Context, name, password string) (token string
 	var u keptUser
 	err = ErrNone
 	if namePattern.MatchString(name) {
-		err = s.read(ctx, prefixUser+name, &u)
+		u, _, err = s.user(ctx, name)
 	}
 	if err != nil && !errors.Is(err, ErrNone) {
 		return "", nil, err
@@ -361,43 +617,47 @@ func (s *Store) SignIn(ctx context.Context, name, password string) (token string
 	if u.SignIn == OpenID || subtle.ConstantTimeCompare(got, u.Hash) != 1 {
 		return "", u.principal(), ErrUnknown
 	}
-	return s.begin(ctx, &u.User)
+	return s.begin(ctx, &u)
 }
 
-func (s *Store) begin(ctx context.Context, u *User) (string, *Principal, error) {
+func (s *Store) begin(ctx context.Context, u *keptUser) (string, *Principal, error) {
 	ttl := s.SessionTTL
 	if ttl == 0 {
 		ttl = 12 * time.Hour
 	}
 	p := u.principal()
 	token := random()
-	return token, p, s.create(ctx, prefixSession+hash(token), session{*p, s.now().Add(ttl)})
+	return token, p, s.create(ctx, prefixSession+hash(token), session{*p, u.Generation, s.now().Add(ttl)})
 }
 
-// BySession says whose a session is. A user who was removed, or whose role was changed, has what he has now.
+// BySession says whose a session is. It has ended if the user was removed, or its password, role, organization or way to sign in changed.
 func (s *Store) BySession(ctx context.Context, token string) (*Principal, error) {
 	var se session
 	var u keptUser
-	err := s.read(ctx, prefixSession+hash(token), &se)
+	key := hash(token)
+	var revision uint64
+	began, err := s.readAt(ctx, prefixSession+key, &se)
 	if err == nil {
-		err = s.read(ctx, prefixUser+se.ID, &u)
+		u, revision, err = s.user(ctx, se.ID)
 	}
-	if errors.Is(err, ErrNone) || err == nil && !s.now().Before(se.Expires) {
+	if errors.Is(err, ErrNone) || err == nil && (!s.now().Before(se.Expires) || se.UID != u.ID || se.Generation != u.Generation) {
 		return nil, ErrUnknown
 	}
 	if err != nil {
 		return nil, err
 	}
-	return u.principal(), nil
+	p := u.principal()
+	p.Until, p.session, p.began, p.revision = se.Expires, key, began, revision
+	return p, nil
 }
 
-func (u *User) principal() *Principal {
-	return &Principal{Kind: "user", ID: u.Name, Role: u.Role, Organization: u.Organization}
+func (u *keptUser) principal() *Principal {
+	return &Principal{Kind: "user", ID: u.Name, UID: u.ID, Role: u.Role, Organization: u.Organization, generation: u.Generation}
 }
 
 // SignOut ends a session.
 func (s *Store) SignOut(ctx context.Context, token string) error {
-	return s.KV.Delete(ctx, prefixSession+hash(token))
+	return s.KV.Purge(ctx, prefixSession+hash(token))
 }
 
 // First returns a token with which the first admin is made, once, and nothing if there are users already.
@@ -410,34 +670,102 @@ func (s *Store) First(ctx context.Context) (token string, err error) {
 	return token, s.put(ctx, keyFirst, hash(token))
 }
 
-// MakeFirst makes the first admin, an operator, with the token of First.
+// MakeFirst makes the first admin, an operator, with the token of First: of several calls at once, one succeeds. The others, and those
+// that come when there are users, get ErrFirst. A name or password that is refused leaves the token as it is.
 func (s *Store) MakeFirst(ctx context.Context, token, name, password string) (*User, error) {
 	var want string
-	if err := s.read(ctx, keyFirst, &want); errors.Is(err, ErrNone) {
-		return nil, ErrUnknown
+	revision, err := s.readAt(ctx, keyFirst, &want)
+	if errors.Is(err, ErrNone) {
+		return nil, ErrFirst
 	} else if err != nil {
 		return nil, err
 	}
 	if subtle.ConstantTimeCompare([]byte(want), []byte(hash(token))) != 1 {
-		return nil, ErrUnknown
+		return nil, ErrFirst
 	}
-	u := User{Name: name, Role: Admin, By: "first start"}
-	if err := s.SetUser(ctx, u, password); err != nil {
+	u := User{ID: newID(), Name: name, Role: Admin, By: "first start", Created: s.now()}
+	if err := errors.Join(check(u.Name, "", u.Role), checkPassword(password)); err != nil {
 		return nil, err
 	}
-	return &u, s.KV.Delete(ctx, keyFirst)
+	if users, err := s.Users(ctx, ""); err != nil {
+		return nil, err
+	} else if len(users) > 0 {
+		return nil, ErrFirst
+	}
+	kept, err := deriveUser(ctx, password)
+	if err != nil {
+		return nil, err
+	}
+	kept.User = u
+	// Whoever takes the token by its revision makes the admin.
+	switch err := s.remove(ctx, keyFirst, revision); {
+	case errors.Is(err, errMoved):
+		return nil, ErrFirst
+	case err != nil:
+		return nil, err
+	}
+	if err := s.create(ctx, prefixUser+name, kept); err != nil {
+		if errors.Is(err, ErrTaken) {
+			return nil, ErrFirst
+		}
+		return nil, errors.Join(err, s.create(ctx, keyFirst, want)) // the link works still
+	}
+	return &u, nil
 }
 
 func (s *Store) read(ctx context.Context, key string, to any) error {
+	_, err := s.readAt(ctx, key, to)
+	return err
+}
+
+// readAt returns the revision, too, against which a change is made.
+func (s *Store) readAt(ctx context.Context, key string, to any) (uint64, error) {
 	entry, err := s.KV.Get(ctx, key)
 	if errors.Is(err, jetstream.ErrKeyNotFound) || errors.Is(err, jetstream.ErrInvalidKey) {
-		return ErrNone
+		return 0, ErrNone
 	}
 	if err == nil {
 		err = json.Unmarshal(entry.Value(), to)
 	}
 	if err != nil {
-		return fmt.Errorf("look up who may do what: %w", err)
+		return 0, fmt.Errorf("look up users and keys: %w", err)
+	}
+	return entry.Revision(), nil
+}
+
+// errMoved means that another change came first: read again.
+var errMoved = errors.New("it was changed meanwhile")
+
+func moved(err error) bool {
+	return errors.Is(err, jetstream.ErrKeyExists) || errors.Is(err, jetstream.ErrKeyRevisionMismatch)
+}
+
+// update replaces what had a revision.
+func (s *Store) update(ctx context.Context, key string, v any, revision uint64) (uint64, error) {
+	data, err := json.Marshal(v)
+	if err == nil {
+		revision, err = s.KV.Update(ctx, key, data, revision)
+	}
+	switch {
+	case err != nil && moved(err):
+		return 0, errMoved
+	case err != nil:
+		return 0, fmt.Errorf("write users and keys: %w", err)
+	}
+	return revision, nil
+}
+
+// remove deletes what has a revision; whichever it has if that is 0.
+func (s *Store) remove(ctx context.Context, key string, revision uint64) error {
+	var o []jetstream.KVDeleteOpt
+	if revision != 0 {
+		o = append(o, jetstream.LastRevision(revision))
+	}
+	switch err := s.KV.Delete(ctx, key, o...); {
+	case err != nil && moved(err):
+		return errMoved
+	case err != nil:
+		return fmt.Errorf("remove from users and keys: %w", err)
 	}
 	return nil
 }
@@ -458,7 +786,7 @@ func (s *Store) create(ctx context.Context, key string, v any) error {
 	if err == nil {
 		_, err = s.KV.Create(ctx, key, data)
 	}
-	if errors.Is(err, jetstream.ErrKeyExists) {
+	if err != nil && moved(err) {
 		return ErrTaken
 	}
 	if err != nil {
@@ -467,25 +795,25 @@ func (s *Store) create(ctx context.Context, key string, v any) error {
 	return nil
 }
 
-func list[K, V any](ctx context.Context, s *Store, prefix, organization string, show func(*K) (V, string)) ([]V, error) {
+func list[V any](ctx context.Context, s *Store, prefix, organization string, read func(name string) (V, string, error)) ([]V, error) {
 	keys, err := s.KV.ListKeysFiltered(ctx, prefix+"*")
 	if err != nil {
 		return nil, fmt.Errorf("list who may do what: %w", err)
 	}
 	var names []string
 	for k := range keys.Keys() {
-		names = append(names, k)
+		names = append(names, strings.TrimPrefix(k, prefix))
 	}
 	slices.Sort(names)
 	all := []V{}
-	for _, k := range names {
-		var kept K
-		if err := s.read(ctx, k, &kept); errors.Is(err, ErrNone) {
+	for _, name := range names {
+		v, of, err := read(name)
+		if errors.Is(err, ErrNone) {
 			continue
 		} else if err != nil {
 			return nil, err
 		}
-		if v, of := show(&kept); organization == "" || of == organization {
+		if organization == "" || of == organization {
 			all = append(all, v)
 		}
 	}

@@ -99,7 +99,7 @@ func TestUsers(t *testing.T) {
 	if err != nil || token == "" {
 		t.Fatal(token, err)
 	}
-	if _, err := s.MakeFirst(t.Context(), token+"x", "ann", "correct horse battery"); !errors.Is(err, access.ErrUnknown) {
+	if _, err := s.MakeFirst(t.Context(), token+"x", "ann", "correct horse battery"); !errors.Is(err, access.ErrFirst) {
 		t.Errorf("got %v", err)
 	}
 	if _, err := s.MakeFirst(t.Context(), token, "ann", "short"); err == nil || !strings.Contains(err.Error(), "12 to") {
@@ -108,7 +108,7 @@ func TestUsers(t *testing.T) {
 	if _, err := s.MakeFirst(t.Context(), token, "ann", "correct horse battery"); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := s.MakeFirst(t.Context(), token, "eve", "correct horse battery"); !errors.Is(err, access.ErrUnknown) {
+	if _, err := s.MakeFirst(t.Context(), token, "eve", "correct horse battery"); !errors.Is(err, access.ErrFirst) {
 		t.Errorf("used twice: %v", err)
 	}
 	if again, err := s.First(t.Context()); err != nil || again != "" {
@@ -129,8 +129,11 @@ func TestUsers(t *testing.T) {
 	if err := s.SetUser(t.Context(), access.User{Name: "ann", Role: access.Auditor, Organization: "acme"}, ""); err != nil {
 		t.Fatal(err)
 	}
-	if p, err = s.BySession(t.Context(), session); err != nil || p.Role != access.Auditor || p.Organization != "acme" {
-		t.Errorf("after a change: %+v, %v", p, err)
+	if _, err := s.BySession(t.Context(), session); !errors.Is(err, access.ErrUnknown) {
+		t.Errorf("after a change: %v", err)
+	}
+	if session, p, err = s.SignIn(t.Context(), "ann", "correct horse battery"); err != nil || p.Role != access.Auditor || p.Organization != "acme" {
+		t.Fatal(p, err)
 	}
 	*now = now.Add(13 * time.Hour)
 	if _, err := s.BySession(t.Context(), session); !errors.Is(err, access.ErrUnknown) {

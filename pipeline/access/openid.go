@@ -27,20 +27,33 @@ func (s *Store) SignInVouched(ctx context.Context, v *Vouched) (token string, p 
 	if !namePattern.MatchString(v.Name) {
 		return "", nil, fmt.Errorf("%w: %.64q is no name of a user", ErrUnknown, v.Name)
 	}
-	var u keptUser
-	err = s.read(ctx, prefixUser+v.Name, &u)
+	for {
+		u, p, err := s.vouch(ctx, v)
+		if errors.Is(err, errMoved) {
+			continue // somebody changed the user meanwhile
+		}
+		if err != nil {
+			return "", p, err
+		}
+		return s.begin(ctx, u)
+	}
+}
+
+// vouch finds, makes or changes the user.
+func (s *Store) vouch(ctx context.Context, v *Vouched) (*keptUser, *Principal, error) {
+	u, revision, err := s.user(ctx, v.Name)
 	there := err == nil
 	switch {
 	case errors.Is(err, ErrNone) && v.Create && v.Role != "":
-		u = keptUser{User: User{Name: v.Name, SignIn: OpenID, Created: s.now(), By: "openid"}}
+		u = keptUser{User: User{ID: newID(), Name: v.Name, SignIn: OpenID, Created: s.now(), By: "openid"}}
 	case errors.Is(err, ErrNone):
-		return "", nil, fmt.Errorf("%w: there is no user of this name", ErrUnknown)
+		return nil, nil, fmt.Errorf("%w: there is no user of this name", ErrUnknown)
 	case err != nil:
-		return "", nil, err
+		return nil, nil, err
 	case u.SignIn != OpenID:
-		return "", u.principal(), fmt.Errorf("%w: the user signs in by password", ErrUnknown)
+		return nil, u.principal(), fmt.Errorf("%w: the user signs in by password", ErrUnknown)
 	case u.Subject != "" && (u.Subject != v.Subject || u.Issuer != v.Issuer):
-		return "", u.principal(), fmt.Errorf("%w: the name was another person's at the provider: remove the user if it is to be his", ErrUnknown)
+		return nil, u.principal(), fmt.Errorf("%w: the name was another person's at the provider: remove the user if it is to be his", ErrUnknown)
 	}
 	was := u
 	u.Issuer, u.Subject = v.Issuer, v.Subject
@@ -48,18 +61,20 @@ func (s *Store) SignInVouched(ctx context.Context, v *Vouched) (token string, p 
 		u.Role, u.Organization = v.Role, v.Organization
 	}
 	if err := check(u.Name, u.Organization, u.Role); err != nil {
-		return "", nil, err
+		return nil, nil, err
+	}
+	if there && changed(&was.User, &u.User) {
+		u.Generation++ // sessions with the former role end
 	}
 	switch {
 	case !there:
-		err = s.create(ctx, prefixUser+u.Name, u)
+		if err = s.create(ctx, prefixUser+u.Name, u); errors.Is(err, ErrTaken) {
+			err = errMoved
+		}
 	case was.Subject != u.Subject || was.User != u.User:
-		err = s.put(ctx, prefixUser+u.Name, u)
+		_, err = s.update(ctx, prefixUser+u.Name, u, revision)
 	}
-	if err != nil {
-		return "", nil, err
-	}
-	return s.begin(ctx, &u.User)
+	return &u, nil, err
 }
 
 const prefixPending = "pending."

@@ -19,7 +19,6 @@ func TestVouched(t *testing.T) {
 			t.Errorf("%+v: %v, want %q", u, err, fault)
 		}
 	}
-	const password = "correct horse battery"
 	ann := access.User{Name: "ann", Role: access.Auditor, Organization: "acme"}
 	set(ann, password, "")
 	by := func(subject string, role access.Role, create bool) error {

@@ -3,14 +3,17 @@ package pipeline
 import (
 	"context"
 	"errors"
+	"fmt"
 	"log/slog"
 	"maps"
 	"net/http"
 	"time"
 
 	"github.com/kansa-audit/kansa/pipeline/api"
+	"github.com/kansa-audit/kansa/pipeline/config"
 	"github.com/kansa-audit/kansa/pipeline/console"
 	"github.com/kansa-audit/kansa/pipeline/health"
+	"github.com/kansa-audit/kansa/pipeline/request"
 	"github.com/kansa-audit/kansa/producers"
 	"github.com/kansa-audit/kansa/producers/gateway"
 )
@@ -21,9 +24,18 @@ const drainRequests = 10 * time.Second
 // startAPI starts the HTTP server, with the downloads and the gateway or one of them.
 func (s *System) startAPI(ctx context.Context, downloads, intake bool) (err error) {
 	c := s.Config.API
-	o := api.Options{Listen: c.Listen, Routes: map[string]http.Handler{}, Limits: api.Limits{
-		PerSecond: c.RequestsPerSecond, AddressPerSecond: c.AddressRequestsPerSecond, SignInsPerMinute: c.SignInsPerMinute,
-	}}
+	slots := func(s config.Slots) api.Slots { return api.Slots(s) }
+	o := api.Options{
+		Listen: c.Listen, CertFile: c.TLSCertFile, KeyFile: c.TLSKeyFile, WriteTimeout: c.WriteTimeout, PublicURL: s.Config.Exports.PublicURL, OwnRules: []string{gateway.Path},
+		Routes: map[string]http.Handler{}, Limits: api.Limits{
+			PerSecond: c.RequestsPerSecond, AddressPerSecond: c.AddressRequestsPerSecond, SignInsPerMinute: c.SignInsPerMinute,
+			Tails: slots(c.Tails), Logs: slots(c.Logs), Downloads: slots(c.Downloads), Refused: &s.refused,
+		},
+		Watch: s.watchAccess,
+	}
+	if o.Proxies, err = request.ParseProxies(c.TrustedProxies); err != nil {
+		return fmt.Errorf("api.trusted_proxies: %w", err)
+	}
 	if downloads {
 		o.Bucket, o.States, o.Links, o.Record = s.Bucket, s.States, s.Links, s.own.Record
 		if o.Audit, err = s.audit(ctx); err != nil {
@@ -40,26 +52,25 @@ func (s *System) startAPI(ctx context.Context, downloads, intake bool) (err erro
 		if publisher, err = s.newGateway(); err != nil {
 			return err
 		}
-		o.Routes[gateway.Path] = s.Gateway
+		o.Routes[gateway.Path] = publishing(s.Gateway)
 		o.Drain = drainRequests
 	}
-	return s.serve(ctx, o, publisher)
+	s.API, err = s.serve(ctx, o, publisher)
+	return err
 }
 
-// serve starts the HTTP server with what every process says of itself, and stops it, and then the publisher if
+// serve starts an HTTP server with what every process says of itself, and stops it, and then the publisher if
 // there is one, with the system.
-func (s *System) serve(ctx context.Context, o api.Options, publisher *producers.Publisher) (err error) {
-	if o.Routes == nil {
-		o.Routes = map[string]http.Handler{}
-	}
-	o.Routes["GET /metrics"] = s.registry.Handler()
-	o.Ready, o.Logger = health.Handler(s.currentChecks), s.log.With(slog.String("part", "api"))
-	if s.API, err = api.Start(ctx, o); err != nil {
-		return err
+func (s *System) serve(ctx context.Context, o api.Options, publisher *producers.Publisher) (*api.Server, error) {
+	o.Ready, o.Details = health.Ready(s.currentChecks), health.Handler(s.currentChecks)
+	o.Metrics, o.Logger = s.registry.Handler(), s.log.With(slog.String("part", "api"))
+	server, err := api.Start(ctx, o)
+	if err != nil {
+		return nil, err
 	}
 	s.roles.Go(func() error {
 		<-s.ended.Done()
-		errs := []error{s.API.Close()}
+		errs := []error{server.Close()}
 		if publisher != nil { // no request is left that could publish
 			ctx, cancel := context.WithTimeout(context.Background(), drainRequests)
 			defer cancel()
@@ -67,7 +78,13 @@ func (s *System) serve(ctx context.Context, o api.Options, publisher *producers.
 		}
 		return errors.Join(errs...)
 	})
-	return nil
+	return server, nil
+}
+
+// serveHealth serves what the process says of itself at an address of its own.
+func (s *System) serveHealth(ctx context.Context) (err error) {
+	s.Health, err = s.serve(ctx, api.Options{Listen: s.Config.Health.Listen, Public: true}, nil)
+	return err
 }
 
 func (s *System) newGateway() (*producers.Publisher, error) {
@@ -77,7 +94,7 @@ func (s *System) newGateway() (*producers.Publisher, error) {
 		return nil, err
 	}
 	s.Gateway, err = gateway.New(publisher, gateway.Config{
-		Access:  &publishers{store: &s.Access},
+		Access:  &publishers{watch: s.watchAccess},
 		MaxBody: c.MaxBody, MaxEvents: c.MaxEvents, Memory: c.Memory, ClientMemory: c.ClientMemory, MaxRequests: c.MaxRequests,
 		Timeout: c.Timeout, Window: s.Config.Streams.DuplicateWindow, Logger: log,
 	})

@@ -30,7 +30,7 @@ func (s *System) audit(ctx context.Context) (*api.Audit, error) {
 	return &api.Audit{
 		Integrity: desk,
 		OpenID:    openID,
-		Access:    &s.Access, Store: s.Store, Bucket: s.Bucket, States: s.States, Floor: s.newFloor(), Hour: s.Config.Rollup.Hour, JS: s.Client.JS,
+		Access:    &s.Access, Watch: s.watchAccess, Store: s.Store, Bucket: s.Bucket, States: s.States, Floor: s.newFloor(), Hour: s.Config.Rollup.Hour, JS: s.Client.JS,
 		Ask:    func(by string) operator.Client { return operator.Client{NC: s.Client.NC, By: by} },
 		Secure: strings.HasPrefix(s.Config.Exports.PublicURL, "https://"),
 		Record: s.own.Record, Logger: s.log.With(slog.String("part", "api")),

@@ -23,7 +23,7 @@ func TestSystemOnAFullDisk(t *testing.T) {
 	cfg.DataDir = filepath.Join(dir, "data")
 	s := pipelinetest.Start(t, cfg)
 	ready := func() (status int, text string) {
-		r, err := http.Get(s.API.URL() + "/readyz")
+		r, err := http.Get(s.Health.URL() + "/readyz")
 		if err != nil {
 			t.Fatal(err)
 		}

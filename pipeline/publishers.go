@@ -1,13 +1,11 @@
 package pipeline
 
 import (
-	"crypto/sha256"
+	"context"
 	"errors"
 	"fmt"
 	"net/http"
 	"strings"
-	"sync"
-	"time"
 
 	"github.com/kansa-audit/kansa/pipeline/access"
 	"github.com/kansa-audit/kansa/producers/gateway"
@@ -17,32 +15,44 @@ import (
 // publishers lets who has a publisher's key publish for its organization, from anywhere, and programs on this machine
 // without one for all.
 type publishers struct {
-	store *access.Store
+	watch *access.Watch
 	local gateway.Loopback
-
-	mu    sync.Mutex
-	known map[[sha256.Size]byte]publisher
 }
 
-const (
-	// keyFor is how long a key is believed: one that is revoked works for this long still.
-	keyFor = 5 * time.Second
-	// mostKeys bounds what is remembered.
-	mostKeys = 10_000
-)
-
+// publisher is who publishes, as long as the key holds: see publishing.
 type publisher struct {
 	access.Principal
-	until time.Time
+	held context.Context
 }
 
 func (p publisher) Name() string { return "key:" + p.ID }
 
 func (p publisher) MayPublish(organization string, _ schema.Trail) error {
+	if errors.Is(context.Cause(p.held), access.ErrEnded) {
+		return access.ErrEnded
+	}
 	return p.May(access.Publisher, organization)
 }
 
-// Authenticate is a gateway.Access.
+type requestKey struct{}
+
+// leaving is what a request leaves behind when it ends.
+type leaving struct{ leave func() }
+
+// publishing has the hold on a request's key end with the request.
+func publishing(next http.Handler) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		l := &leaving{}
+		defer func() {
+			if l.leave != nil {
+				l.leave()
+			}
+		}()
+		next.ServeHTTP(w, r.WithContext(context.WithValue(r.Context(), requestKey{}, l)))
+	})
+}
+
+// Authenticate is a gateway.Access. A key that is revoked while a request is under way publishes nothing more.
 func (k *publishers) Authenticate(r *http.Request) (gateway.Client, error) {
 	header := r.Header.Get("Authorization")
 	if header == "" {
@@ -52,26 +62,18 @@ func (k *publishers) Authenticate(r *http.Request) (gateway.Client, error) {
 	if !ok {
 		return nil, fmt.Errorf("%w: give the key as Authorization: Bearer kansa_…", gateway.ErrUnauthenticated)
 	}
-	sum, now := sha256.Sum256([]byte(secret)), time.Now()
-	k.mu.Lock()
-	p, ok := k.known[sum]
-	k.mu.Unlock()
-	if ok && now.Before(p.until) {
-		return p, nil
-	}
-	who, err := k.store.ByKey(r.Context(), secret)
+	held, who, leave, err := k.watch.Enter(r.Context(), func(ctx context.Context) (*access.Principal, error) { return k.watch.ByKey(ctx, secret) })
 	if errors.Is(err, access.ErrUnknown) {
 		return nil, fmt.Errorf("%w: the key is not known, or has expired", gateway.ErrUnauthenticated)
 	}
 	if err != nil {
 		return nil, fmt.Errorf("the key can't be looked up at the moment: %w", err)
 	}
-	p = publisher{*who, now.Add(keyFor)}
-	k.mu.Lock()
-	defer k.mu.Unlock()
-	if k.known == nil || len(k.known) >= mostKeys {
-		k.known = map[[sha256.Size]byte]publisher{}
+	if l, ok := r.Context().Value(requestKey{}).(*leaving); ok {
+		l.leave = leave
+	} else {
+		leave()
+		held = r.Context()
 	}
-	k.known[sum] = p
-	return p, nil
+	return publisher{*who, held}, nil
 }

@@ -126,9 +126,11 @@ func (s *System) apiKeysLast(ctx context.Context) error {
 	}
 	var errs []error
 	for i := range all {
-		errs = append(errs, health.Expiry("the API key "+all[i].Name, all[i].Expires))
+		if err := health.Expiry("the API key "+all[i].Name, all[i].Expires); err != nil {
+			errs = append(errs, err)
+		}
 	}
-	return health.Do(errors.Join(errs...), "make another key (POST /api/v1/keys, or the console's page Access), give it to who has the old one, and revoke that")
+	return health.Do(health.Named(errors.Join(errs...), "%d API keys have expired or will soon", len(errs)), "make another key (POST /api/v1/keys, or the console's page Access), give it to who has the old one, and revoke that")
 }
 
 // Bounds beyond which ClickHouse is not well, before it refuses anything: it slows inserts down at 1,000 parts.
@@ -217,12 +219,14 @@ func nothingBlocked(ctx context.Context, progress *rollup.Progress, hour time.Du
 	for i, p := range blocked {
 		paths[i] = p.Path()
 	}
-	return health.Do(fmt.Errorf("accounts disagree, and these wait for kansa repair: %s", strings.Join(paths, ", ")), "kansa repair, and find out why before --fix")
+	found := fmt.Errorf("accounts disagree, and these wait for kansa repair: %s", strings.Join(paths, ", "))
+	return health.Do(health.Named(found, "accounts disagree, and %d trails wait for kansa repair", len(paths)), "kansa repair, and find out why before --fix")
 }
 
 func (s *System) deliveriesSucceed(context.Context) error {
 	if failing := s.Exporter.Failing(); len(failing) > 0 {
-		return health.Do(fmt.Errorf("%d are to be tried again: %s", len(failing), strings.Join(failing, "; ")), "kansa export list; kansa destination test ORGANIZATION/NAME")
+		found := fmt.Errorf("%d are to be tried again: %s", len(failing), strings.Join(failing, "; "))
+		return health.Do(health.Named(found, "%d deliveries are to be tried again", len(failing)), "kansa export list; kansa destination test ORGANIZATION/NAME")
 	}
 	return nil
 }

@@ -118,7 +118,7 @@ func TestTamperedRowsAreFoundAndRepaired(t *testing.T) {
 		err := s.Store.Conn().QueryRow(t.Context(), "SELECT count() FROM audit_events WHERE organization = '"+owntrail.Organization+"' AND event = 'hour.disagreed'").Scan(&n)
 		return n == 3, []any{n, err}
 	})
-	r, err := http.Get(s.API.URL() + "/metrics")
+	r, err := http.Get(s.Health.URL() + "/metrics")
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -98,7 +98,7 @@ func SecretFiles(c *config.Config, roles []Role) health.Secrets {
 	all := health.Secrets{}
 	for key, path := range map[string]string{
 		"nats.credentials_file": c.NATS.CredentialsFile, "nats.nkey_file": c.NATS.NKeyFile, "nats.password_file": c.NATS.PasswordFile,
-		"nats.token_file": c.NATS.TokenFile, "nats.key_file": c.NATS.KeyFile, "nats.tls_key_file": c.NATS.TLSKeyFile, "clickhouse.password_file": c.ClickHouse.PasswordFile,
+		"nats.token_file": c.NATS.TokenFile, "nats.key_file": c.NATS.KeyFile, "nats.tls_key_file": c.NATS.TLSKeyFile, "api.tls_key_file": c.API.TLSKeyFile, "clickhouse.password_file": c.ClickHouse.PasswordFile,
 		"encryption.streams.file": c.Encryption.Streams.File, "encryption.streams_before.file": c.Encryption.StreamsBefore.File,
 		"encryption.clickhouse.file": c.Encryption.ClickHouse.File, "encryption.partitions.file": c.Encryption.Partitions.File,
 	} {
@@ -124,7 +124,7 @@ func SecretFiles(c *config.Config, roles []Role) health.Secrets {
 func CertificateFiles(c *config.Config) map[string]string {
 	all := map[string]string{}
 	for key, path := range map[string]string{
-		"nats.ca_file": c.NATS.CAFile, "nats.cert_file": c.NATS.CertFile, "nats.tls_cert_file": c.NATS.TLSCertFile, "clickhouse.ca_file": c.ClickHouse.CAFile,
+		"nats.ca_file": c.NATS.CAFile, "nats.cert_file": c.NATS.CertFile, "nats.tls_cert_file": c.NATS.TLSCertFile, "api.tls_cert_file": c.API.TLSCertFile, "clickhouse.ca_file": c.ClickHouse.CAFile,
 	} {
 		if path != "" {
 			all[key] = path
@@ -146,14 +146,14 @@ func (s *System) certificatesOf() *health.Certificates {
 		}
 		return state.PeerCertificates, nil
 	}
-	for n, text := range strings.Split(s.Config.ClickHouse.URL, ",") {
+	for n, text := range strings.Split(s.Config.ClickHouse.URL, ",") { // a metric's label has its place, and not its address
 		address := tlsAddress(strings.TrimSpace(text))
 		if address == "" || s.Store == nil {
 			continue
 		}
 		name := "clickhouse"
 		if n > 0 {
-			name += " " + address
+			name = fmt.Sprintf("clickhouse %d", n+1)
 		}
 		c.Shown[name] = func(ctx context.Context) ([]*x509.Certificate, error) { return health.Presented(ctx, address) }
 	}

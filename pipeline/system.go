@@ -7,6 +7,7 @@ import (
 	"log/slog"
 	"os"
 	"slices"
+	"strings"
 	"sync/atomic"
 	"time"
 
@@ -29,6 +30,8 @@ import (
 	"github.com/kansa-audit/kansa/pipeline/keys"
 	"github.com/kansa-audit/kansa/pipeline/metrics"
 	"github.com/kansa-audit/kansa/pipeline/owntrail"
+	"github.com/kansa-audit/kansa/pipeline/rate"
+	"github.com/kansa-audit/kansa/pipeline/request"
 	"github.com/kansa-audit/kansa/pipeline/settings"
 	"github.com/kansa-audit/kansa/pipeline/status"
 	"github.com/kansa-audit/kansa/pipeline/store"
@@ -70,8 +73,14 @@ type System struct {
 	States     exporter.States
 	Links      exporter.Links
 	API        *api.Server
+	// Health is at health.listen; nil without.
+	Health *api.Server
 	// Gateway is nil if the role is not here; it is served by API.
 	Gateway *gateway.Gateway
+
+	// watchAccess ends what a credential opened with the credential.
+	watchAccess *access.Watch
+	refused     rate.Refused // by limits
 
 	own      owntrail.Trail
 	settings jetstream.KeyValue
@@ -154,6 +163,8 @@ func Start(ctx context.Context, o Options) (_ *System, err error) {
 	run, stop := context.WithCancel(context.Background())
 	s.stop = stop
 	s.roles, s.ended = errgroup.WithContext(run)
+	s.watchAccess = access.NewWatch(&s.Access, s.log.With(slog.String("part", "access")))
+	s.roles.Go(func() error { return s.watchAccess.Run(s.ended) })
 	if s.server != nil {
 		s.logins.begin(s.ended, &s.Access, s.own.Record)
 		s.roles.Go(func() error { return s.logins.follow(s.ended, s.server) })
@@ -188,8 +199,9 @@ func Start(ctx context.Context, o Options) (_ *System, err error) {
 		if err := s.startAPI(ctx, has(RoleAPI), has(RoleGateway)); err != nil {
 			return nil, fmt.Errorf("start the API: %w", err)
 		}
-	} else if o.Config.Health.Listen != "" {
-		if err := s.serve(ctx, api.Options{Listen: o.Config.Health.Listen}, nil); err != nil {
+	}
+	if listen := o.Config.Health.Listen; listen != "" && (s.API == nil || listen != o.Config.API.Listen || strings.HasSuffix(listen, ":0")) {
+		if err := s.serveHealth(ctx); err != nil {
 			return nil, fmt.Errorf("serve health.listen: %w", err)
 		}
 	}
@@ -207,6 +219,7 @@ func Start(ctx context.Context, o Options) (_ *System, err error) {
 	measured := &metrics.Sources{
 		JS: s.Client.JS, Floor: s.floor, Writer: s.Writer, Rollup: s.Rollup, Exporter: s.Exporter, Progress: progress, Hour: o.Config.Rollup.Hour,
 		Gateway: s.Gateway, Recording: recording.New(s.Client.JS), Shards: s.shards, Disks: s.disks(), Restarts: s.restarts(),
+		Refused: s.refused.Counts, Panics: request.Panics,
 		Certificates: s.certificates, Report: func(ctx context.Context) health.Report { return s.lately.run(ctx, s.currentChecks()) },
 	}
 	if s.Engine != nil {

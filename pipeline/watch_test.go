@@ -44,7 +44,7 @@ func get(t *testing.T, url, accept string) (int, string) {
 func finds(t *testing.T, s *pipeline.System, ready bool, want map[string]string) {
 	t.Helper()
 	pipelinetest.Until(t, time.Minute, func() (bool, any) {
-		code, body := get(t, s.API.URL()+"/readyz", "application/json")
+		code, body := get(t, s.Health.URL()+"/readyz", "application/json")
 		var r health.Report
 		if err := json.Unmarshal([]byte(body), &r); err != nil {
 			t.Fatalf("%v: %s", err, body)
@@ -69,7 +69,7 @@ func quick(t *testing.T) (restarts func(role string) string, s *pipeline.System)
 	c.Writer.AckWait, c.Writer.InsertTimeout = 5*time.Second, time.Second
 	s = pipelinetest.Start(t, c)
 	return func(role string) string {
-		_, body := get(t, s.API.URL()+"/metrics", "")
+		_, body := get(t, s.Health.URL()+"/metrics", "")
 		for line := range strings.Lines(body) {
 			if rest, ok := strings.CutPrefix(line, `kansa_watchdog_restarts_total{role="`+role+`"} `); ok {
 				return strings.TrimSpace(rest)
@@ -137,13 +137,13 @@ func TestReadyzSaysWhich(t *testing.T) {
 	if err := exporter.Submit(t.Context(), s.Client.JS, request); err != nil {
 		t.Fatal(err)
 	}
-	finds(t, s, true, map[string]string{"exporter/deliveries": "export x1: "})
+	finds(t, s, true, map[string]string{"exporter/deliveries": "1 deliveries are to be tried again"})
 
 	// An engine that is stopped, and the writer that is stuck for it.
 	processtest.Stop(t, s.Engine.PID())
 	publish(t, s, 43, 100, nil)
 	finds(t, s, false, map[string]string{"writer/engine": "ClickHouse does not answer", "rollup/engine": "ClickHouse does not answer", "writer/progress": "it is stuck: "})
-	if code, body := get(t, s.API.URL()+"/readyz", ""); code != http.StatusServiceUnavailable || !strings.Contains(body, "\nfailing: writer: engine: ClickHouse does not answer") {
+	if code, body := get(t, s.Health.URL()+"/readyz", ""); code != http.StatusServiceUnavailable || !strings.Contains(body, "\nfailing: writer: engine: ClickHouse does not answer") {
 		t.Errorf("%d %s", code, body)
 	}
 	if err := syscall.Kill(s.Engine.PID(), syscall.SIGCONT); err != nil {
@@ -155,7 +155,7 @@ func TestReadyzSaysWhich(t *testing.T) {
 	// No broker.
 	server.Close()
 	finds(t, s, false, map[string]string{"writer/broker": "no connection", "rollup/broker": "no connection", "exporter/broker": "", "api/broker": "", "gateway/broker": ""})
-	if code, body := get(t, s.API.URL()+"/healthz", ""); code != http.StatusOK {
+	if code, body := get(t, s.Health.URL()+"/healthz", ""); code != http.StatusOK {
 		t.Errorf("healthz: %d %s", code, body)
 	}
 }
@@ -166,11 +166,11 @@ func TestReadyzTellsOfDisks(t *testing.T) {
 	c := pipelinetest.Config(t)
 	c.Health.DiskFree = 1 << 62
 	s := pipelinetest.Start(t, c)
-	code, body := get(t, s.API.URL()+"/readyz", "")
+	code, body := get(t, s.Health.URL()+"/readyz", "")
 	if code != http.StatusOK {
 		t.Errorf("%d", code)
 	}
-	_, told := get(t, s.API.URL()+"/metrics", "")
+	_, told := get(t, s.Health.URL()+"/metrics", "")
 	for _, name := range []string{"nats", "clickhouse", "partitions"} {
 		if !strings.Contains(body, "warning: kansa: disk: the disk of "+name+" (") || !strings.Contains(body, "are free") {
 			t.Errorf("%s is not in\n%s", name, body)
@@ -185,12 +185,11 @@ func TestReadyzTellsOfDisks(t *testing.T) {
 func TestHealthOfARoleApart(t *testing.T) {
 	t.Parallel()
 	c := pipelinetest.Config(t)
-	c.Health.Listen = "127.0.0.1:0"
 	s := pipelinetest.Start(t, c, pipeline.RoleWriter)
-	if code, body := get(t, s.API.URL()+"/readyz", ""); code != http.StatusOK || body != "ready\n" {
+	if code, body := get(t, s.Health.URL()+"/readyz", ""); code != http.StatusOK || body != "ready\n" {
 		t.Errorf("%d %s", code, body)
 	}
-	if _, body := get(t, s.API.URL()+"/metrics", ""); !strings.Contains(body, "kansa_writer_ack_floor_age_seconds 0") {
+	if _, body := get(t, s.Health.URL()+"/metrics", ""); !strings.Contains(body, "kansa_writer_ack_floor_age_seconds 0") {
 		t.Errorf("metrics:\n%s", body)
 	}
 }

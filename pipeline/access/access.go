@@ -101,7 +101,7 @@ func (s *Store) now() time.Time {
 // Key is an API key as people see it.
 type Key struct {
 	// ID is random and never used again.
-	ID   string `json:"id,omitempty" doc:"Stable id; a later key of the same name has another"`
+	ID           string    `json:"id,omitempty" doc:"Stable id; a later key of the same name has another"`
 	Name         string    `json:"name"`
 	Organization string    `json:"organization,omitempty"`
 	Role         Role      `json:"role"`
@@ -113,7 +113,7 @@ type Key struct {
 // User is one as people see it.
 type User struct {
 	// ID is random and never used again.
-	ID   string `json:"id,omitempty" doc:"Stable id; a later user of the same name has another"`
+	ID           string    `json:"id,omitempty" doc:"Stable id; a later user of the same name has another"`
 	Name         string    `json:"name"`
 	Organization string    `json:"organization,omitempty"`
 	Role         Role      `json:"role"`
@@ -141,8 +141,8 @@ type keptUser struct {
 	User
 	// Generation counts the changes of what a session rests on. A session of an earlier one has ended.
 	Generation uint64 `json:"generation,omitempty"`
-	Salt []byte `json:"salt"`
-	Hash []byte `json:"hash"` // argon2id
+	Salt       []byte `json:"salt"`
+	Hash       []byte `json:"hash"` // argon2id
 	// Issuer and Subject are what the OpenID provider knows him by, from his first sign-in on: his name there may become another's.
 	Issuer  string `json:"issuer,omitempty"`
 	Subject string `json:"subject,omitempty"`
@@ -159,7 +159,9 @@ const (
 	prefixUser    = "user."
 	prefixSession = "session."
 	prefixSecret  = "secret."
-	keyFirst      = "first"
+	// prefixNetworks leads to those that a user signed in from, by the user's id.
+	prefixNetworks = "networks."
+	keyFirst       = "first"
 
 	keyStart = "kansa_" // how a secret of a key begins, so that it is recognized where it was left lying
 )
@@ -545,9 +547,59 @@ func (s *Store) RemoveUser(ctx context.Context, name string, allow ...func(*User
 			}
 		}
 		if err := s.remove(ctx, prefixUser+name, revision); !errors.Is(err, errMoved) {
-			return &u.User, err
+			return &u.User, errors.Join(err, s.remove(ctx, prefixNetworks+u.ID, 0))
 		}
 	}
+}
+
+// network is one that a user signed in from.
+type network struct {
+	Hash string    `json:"hash"`
+	At   time.Time `json:"at"`
+}
+
+// mostNetworks bounds those that are remembered of a user, and networkAgain how often one is written again.
+const (
+	mostNetworks = 16
+	networkAgain = 24 * time.Hour
+)
+
+// RememberNetwork keeps from which network a user has signed in, as a hash.
+func (s *Store) RememberNetwork(ctx context.Context, name, from string) error {
+	u, _, err := s.user(ctx, name)
+	if err != nil {
+		return err
+	}
+	h := hash(u.ID + " " + from)
+	var seen []network
+	if err := s.read(ctx, prefixNetworks+u.ID, &seen); err != nil && !errors.Is(err, ErrNone) {
+		return err
+	}
+	if i := slices.IndexFunc(seen, func(n network) bool { return n.Hash == h }); i >= 0 {
+		if s.now().Sub(seen[i].At) < networkAgain {
+			return nil
+		}
+		seen = slices.Delete(seen, i, i+1)
+	}
+	seen = append(seen, network{h, s.now()})
+	return s.put(ctx, prefixNetworks+u.ID, seen[max(0, len(seen)-mostNetworks):])
+}
+
+// SignedInFrom says whether a user has signed in from a network.
+func (s *Store) SignedInFrom(ctx context.Context, name, from string) (bool, error) {
+	if !namePattern.MatchString(name) {
+		return false, nil
+	}
+	u, _, err := s.user(ctx, name)
+	var seen []network
+	if err == nil {
+		err = s.read(ctx, prefixNetworks+u.ID, &seen)
+	}
+	if err != nil && !errors.Is(err, ErrNone) {
+		return false, err
+	}
+	h := hash(u.ID + " " + from)
+	return slices.ContainsFunc(seen, func(n network) bool { return n.Hash == h }), nil
 }
 
 // ForgetSessions removes the sessions of a user that have ended, and those of everybody that have expired. It returns how many of that

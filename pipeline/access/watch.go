@@ -301,6 +301,11 @@ func (w *Watch) ByKey(ctx context.Context, secret string) (*Principal, error) {
 	return p, nil
 }
 
+// BySession says whose a session is, as [Store.BySession] does.
+func (w *Watch) BySession(ctx context.Context, token string) (*Principal, error) {
+	return w.store.BySession(ctx, token)
+}
+
 // Stands says whether what let somebody in holds still, as far as is known here.
 func (w *Watch) Stands(p *Principal) bool {
 	if !p.Until.IsZero() && !w.store.now().Before(p.Until) {

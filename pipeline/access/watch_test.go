@@ -64,7 +64,10 @@ func TestEndOfCredentialEndsWhatItOpened(t *testing.T) {
 			_, err := s.RemoveUser(t.Context(), "ann")
 			return err
 		},
-		"sign-out": func(t *testing.T, s *access.Store, session string) error { t.Helper(); return s.SignOut(t.Context(), session) },
+		"sign-out": func(t *testing.T, s *access.Store, session string) error {
+			t.Helper()
+			return s.SignOut(t.Context(), session)
+		},
 		"key": func(t *testing.T, s *access.Store, _ string) error {
 			t.Helper()
 			_, err := s.RevokeKey(t.Context(), "bi")

@@ -37,6 +37,8 @@ import (
 // Audit are the parts behind the reading of events and the changing of settings; there is neither without them.
 type Audit struct {
 	Access *access.Store
+	// Watch follows it, and ends what a credential opened with the credential.
+	Watch *access.Watch
 	// OpenID is another way to sign in; nil if there is none.
 	OpenID *OpenID
 	Store  *store.Store
@@ -216,8 +218,9 @@ type Page struct {
 func (a *audit) reads() {
 	type logsInput struct {
 		FilterParams
-		Format string `query:"format" enum:"tsv,csv,ndjson,cef" doc:"In place of Accept. cef: a line for each event in the Common Event Format; a value that is too long for its key has its SHA-256 in its place, and the whole one is in the event whose id externalId is"`
-		Accept string `header:"Accept"`
+		SpreadsheetSafe bool   `query:"spreadsheet_safe" doc:"Puts an apostrophe before values of CSV and TSV that a spreadsheet would take for a formula"`
+		Format          string `query:"format" enum:"tsv,csv,ndjson,cef" doc:"In place of Accept. cef: a line for each event in the Common Event Format; a value that is too long for its key has its SHA-256 in its place, and the whole one is in the event whose id externalId is"`
+		Accept          string `header:"Accept"`
 	}
 	register(a, huma.Operation{
 		OperationID: "audit-logs", Method: http.MethodGet, Path: "/api/v1/audit/logs", Tags: []string{"events"},
@@ -226,6 +229,9 @@ func (a *audit) reads() {
 		Responses: map[string]*huma.Response{"200": {Description: "The events, in the order in which they were recorded", Content: map[string]*huma.MediaType{
 			typeTSV: {}, typeCSV: {}, typeNDJSON: {}, codec.FormatCEF.ContentType(): {},
 		}}},
+		Middlewares: huma.Middlewares{func(ctx huma.Context, next func(huma.Context)) {
+			a.slot(ctx, a.limits.logs, "logs", "readings of the trail as text", next)
+		}},
 	}, func(ctx context.Context, in *logsInput) (*huma.StreamResponse, error) {
 		form, kind := chooseTable(in.Format, in.Accept)
 		name := string(form)
@@ -243,6 +249,9 @@ func (a *audit) reads() {
 		if err == nil && name == string(codec.FormatCEF) {
 			text, err = newCEF(text)
 		}
+		if err == nil && in.SpreadsheetSafe && (kind == typeCSV || kind == typeTSV) {
+			text = newMarked(text)
+		}
 		if err != nil {
 			return nil, err
 		}
@@ -258,7 +267,6 @@ func (a *audit) reads() {
 			}
 			h.SetHeader("Content-Type", kind)
 			h.SetHeader("Content-Disposition", fmt.Sprintf("inline; filename=%q", "audit-"+q.Organization+"."+name))
-			h.SetHeader("X-Content-Type-Options", "nosniff")
 			w := h.BodyWriter()
 			if _, err = w.Write(first[:n]); err == nil {
 				_, err = io.Copy(w, text)

@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
-	"net"
 	"net/http"
 	"slices"
 	"strings"
@@ -13,9 +12,11 @@ import (
 	"time"
 
 	"github.com/danielgtaylor/huma/v2"
+	"github.com/danielgtaylor/huma/v2/adapters/humago"
 
 	"github.com/kansa-audit/kansa/pipeline/access"
 	"github.com/kansa-audit/kansa/pipeline/rate"
+	"github.com/kansa-audit/kansa/pipeline/request"
 	"github.com/kansa-audit/kansa/schema"
 )
 
@@ -57,35 +58,27 @@ func (a *audit) may(ctx context.Context, role access.Role, organization string) 
 	return organization, w, err
 }
 
-// addressOf is the address of who asks, without the port.
-func addressOf(remote string) string {
-	ip, _, err := net.SplitHostPort(remote)
-	if err != nil {
-		return ""
-	}
-	return ip
-}
-
 // from is who asks as far as it is known without looking at what he shows.
 func from(ctx huma.Context) *who {
 	agent := strings.ToValidUTF8(ctx.Header("User-Agent"), "?")
-	return &who{Principal: access.Principal{Kind: "nobody", ID: "-"}, ip: addressOf(ctx.RemoteAddr()), agent: strings.ToValidUTF8(agent[:min(len(agent), 200)], "")}
+	return &who{Principal: access.Principal{Kind: "nobody", ID: "-"}, ip: request.From(ctx.Context()).IP, agent: strings.ToValidUTF8(agent[:min(len(agent), 200)], "")}
 }
 
 // bounded answers 429 where an address asks too often.
 func (a *audit) bounded(ctx huma.Context, next func(huma.Context)) {
 	w := from(ctx)
-	if !a.limit(ctx, a.limits.address, rate.Network(w.ip), w, "requests from this address") {
+	if !a.limit(ctx, a.limits.address, "address", rate.Network(w.ip), w, "requests from this address") {
 		next(ctx)
 	}
 }
 
-// limit answers 429 if that is one of key too many. Of those in a row, the first is told to the trail.
-func (a *audit) limit(ctx huma.Context, r *rate.Limiter, key string, w *who, of string) bool {
+// limit answers 429 if that is one of key too many. Of those in a row, the first is told to the trail. name is what the metric calls it.
+func (a *audit) limit(ctx huma.Context, r *rate.Limiter, name, key string, w *who, of string) bool {
 	wait, first := r.Take(key)
 	if wait == 0 {
 		return false
 	}
+	a.limits.refused.Add(name)
 	if first {
 		a.tell(ctx.Context(), w, "request.limited", "read", schema.Denied, "", "too many "+of+": "+ctx.Method()+" "+ctx.URL().Path, nil)
 	}
@@ -94,23 +87,26 @@ func (a *audit) limit(ctx huma.Context, r *rate.Limiter, key string, w *who, of 
 	return true
 }
 
-// authenticate finds out who asks: by a key in the header Authorization, or by the session of a browser.
+// finishing are operations that may end what let the client in, and have to answer all the same.
+var finishing = []string{"sign-out", "put-user", "delete-user", "revoke-key"}
+
+// authenticate finds out who asks: by a key in the header Authorization, or by the session of a browser. The request ends with it.
 func (a *audit) authenticate(ctx huma.Context, next func(huma.Context)) {
-	var p *access.Principal
-	err := access.ErrUnknown
+	look := func(context.Context) (*access.Principal, error) { return nil, access.ErrUnknown }
 	if secret, ok := strings.CutPrefix(ctx.Header("Authorization"), "Bearer "); ok {
-		p, err = a.o.Access.ByKey(ctx.Context(), secret)
-	} else if c, cookieErr := huma.ReadCookie(ctx, sessionCookie); cookieErr == nil && sameSite(ctx) {
-		p, err = a.o.Access.BySession(ctx.Context(), c.Value)
+		look = func(c context.Context) (*access.Principal, error) { return a.o.Watch.ByKey(c, secret) }
+	} else if cookie, err := huma.ReadCookie(ctx, sessionCookie); err == nil {
+		look = func(c context.Context) (*access.Principal, error) { return a.o.Watch.BySession(c, cookie.Value) }
 	}
+	entered, p, leave, err := a.o.Watch.Enter(ctx.Context(), look)
 	w := from(ctx)
 	switch {
 	case errors.Is(err, access.ErrUnknown):
-		if a.limit(ctx, a.limits.signIn, "key "+rate.Network(w.ip), w, "requests with a key or session that is not known") {
+		if a.limit(ctx, a.limits.signIn, "unknown_key", "key "+rate.Network(w.ip), w, "requests with a key or session that is not known") {
 			return
 		}
 		if p != nil {
-			w.Kind, w.ID, w.Organization = p.Kind, p.ID, p.Organization
+			w.Kind, w.ID, w.UID, w.Organization = p.Kind, p.ID, p.UID, p.Organization
 		}
 		a.tell(ctx.Context(), w, "signin.refused", "signin", schema.Denied, "", ctx.Method()+" "+ctx.URL().Path, nil)
 		ctx.SetHeader("WWW-Authenticate", `Bearer realm="kansa"`)
@@ -123,28 +119,50 @@ func (a *audit) authenticate(ctx huma.Context, next func(huma.Context)) {
 		_ = huma.WriteErr(a.api, ctx, http.StatusServiceUnavailable, "sign-in can not be looked at at the moment")
 		return
 	}
+	defer leave()
 	w.Principal = *p
-	if a.limit(ctx, a.limits.who, w.String(), w, "requests of "+w.ID) {
+	if a.limit(ctx, a.limits.who, "key", w.String(), w, "requests of "+w.ID) {
 		return
+	}
+	if !slices.Contains(finishing, ctx.Operation().OperationID) {
+		_, to := humago.Unwrap(ctx)
+		stop := held(entered, to)
+		defer stop()
+		ctx = huma.WithContext(ctx, entered)
 	}
 	next(huma.WithValue(ctx, whoKey{}, w))
 }
 
-// sameSite refuses what a page of another site had a browser ask for (the browser says so itself).
-func sameSite(ctx huma.Context) bool {
-	site := ctx.Header("Sec-Fetch-Site")
-	if site == "" || site == "same-origin" || site == "none" {
-		return true
+// slot takes one of what few may have open at once, and gives it back when the request ends. Otherwise it answers 429.
+func (a *audit) slot(ctx huma.Context, s *rate.Slots, name, of string, next func(huma.Context)) {
+	w := asking(ctx.Context())
+	release, reached := s.Take(w.String(), w.Organization)
+	if release == nil {
+		a.limits.refused.Add(name + "_" + reached)
+		retryAfter(ctx.SetHeader, slotAgain)
+		_ = huma.WriteErr(a.api, ctx, http.StatusTooManyRequests, "too many "+of+" are open ("+boundsOf[reached]+"): end one, or ask again after Retry-After seconds") // who asked may be gone
+		return
 	}
-	return ctx.Method() == http.MethodGet && ctx.Header("Sec-Fetch-Mode") == "navigate"
+	defer release()
+	next(ctx)
 }
+
+// boundsOf names the bounds of slots.
+var boundsOf = map[string]string{"each": "of this key or person", "organization": "of this organization", "all": "in all"}
 
 // tell puts what was done into the trail (requirements Q1, Q3, Q10, B5). It is the trail of the organization of who did it,
 // and what an operator did, of the one it was done to; there is none for a name that an operator made up.
 func (a *audit) tell(ctx context.Context, w *who, code, action string, outcome schema.Outcome, organization, description string, attributes map[string]string) {
+	a.o.Record(ctx, a.event(ctx, w, code, action, outcome, organization, description, attributes))
+}
+
+func (a *audit) event(ctx context.Context, w *who, code, action string, outcome schema.Outcome, organization, description string, attributes map[string]string) schema.Event {
 	e := schema.Event{
 		Organization: w.Organization, Event: code, Action: action, Outcome: outcome, Trail: schema.Access, Actor: schema.Actor{Type: w.Kind, ID: w.ID}, Description: description,
 		Context: schema.Context{IP: w.ip, UserAgent: w.agent}, Attributes: map[string]string{},
+	}
+	if w.UID != "" {
+		e.Attributes["actor_uid"] = w.UID
 	}
 	for k, v := range attributes {
 		if v != "" {
@@ -155,13 +173,13 @@ func (a *audit) tell(ctx context.Context, w *who, code, action string, outcome s
 		e.Trail = schema.Activity
 	}
 	if organization != "" && organization != e.Organization {
-		if w.Organization == "" && (e.Trail == schema.Activity || action == "signin" || a.known.has(ctx, organization)) {
+		if w.Organization == "" && (e.Trail == schema.Activity || action == "signin" || action == "signout" || a.known.has(ctx, organization)) {
 			e.Organization = organization
 		} else {
 			e.Attributes["organization"] = organization
 		}
 	}
-	a.o.Record(ctx, e)
+	return e
 }
 
 // changes are the actions that belong into the trail activity.
@@ -199,7 +217,8 @@ func (k *known) has(ctx context.Context, organization string) bool {
 }
 
 type signInBody struct {
-	Body struct {
+	Session string `cookie:"kansa_session"`
+	Body    struct {
 		Name     string `json:"name" doc:"The user's name" maxLength:"64"`
 		Password string `json:"password" maxLength:"1024"`
 	}
@@ -218,48 +237,127 @@ type session struct {
 	Body      access.Principal
 }
 
-func (a *audit) sessionCookie(token string) http.Cookie {
-	return http.Cookie{Name: sessionCookie, Value: token, Path: "/", HttpOnly: true, Secure: a.o.Secure, SameSite: http.SameSiteLaxMode}
+// secure tells that the browser speaks TLS, with us or with a proxy.
+func (a *audit) secure(ctx context.Context) bool { return a.o.Secure || request.From(ctx).HTTPS }
+
+func (a *audit) sessionCookie(ctx context.Context, token string) http.Cookie {
+	return http.Cookie{Name: sessionCookie, Value: token, Path: "/", HttpOnly: true, Secure: a.secure(ctx), SameSite: http.SameSiteLaxMode}
+}
+
+// attempt bounds the attempts to sign in of a network, and those by a name of all networks together. A name's own networks, from which it
+// signed in before, are not held up by the others, nor is who has a session of it: nobody can lock the user out. It returns what to call
+// when the attempt has succeeded.
+func (a *audit) attempt(ctx context.Context, name, token string) (succeeded func(), err error) {
+	w := asking(ctx)
+	network := rate.Network(w.ip)
+	if wait, first := a.limits.signIn.Take(network); wait > 0 {
+		return nil, a.tooMany(ctx, w, "sign_in_network", "attempts to sign in from this network", wait, first)
+	}
+	byName := strings.ToValidUTF8(name, "?")
+	wait, first := a.limits.name.Take(byName)
+	if wait > 0 {
+		known, err := a.o.Access.SignedInFrom(ctx, name, network)
+		if err != nil {
+			return nil, problem(err)
+		}
+		if p, err := a.o.Watch.BySession(ctx, token); err == nil && p.ID == name {
+			known = true
+		}
+		if !known {
+			a.limits.signIn.Return(network)
+			return nil, a.tooMany(ctx, w, "sign_in_name", "attempts to sign in by this name from networks that it never signed in from", wait, first)
+		}
+	}
+	return func() {
+		a.limits.signIn.Return(network)
+		if wait == 0 {
+			a.limits.name.Return(byName)
+		}
+		if err := a.o.Access.RememberNetwork(ctx, name, network); err != nil && ctx.Err() == nil {
+			a.o.Logger.WarnContext(ctx, "the network of a sign-in was not remembered", slog.Any("error", err))
+		}
+	}, nil
+}
+
+func (a *audit) tooMany(ctx context.Context, w *who, name, of string, wait time.Duration, first bool) error {
+	a.limits.refused.Add(name)
+	if first {
+		a.tell(ctx, w, "request.limited", "read", schema.Denied, "", "too many "+of, nil)
+	}
+	return later(wait, "too many "+of+": ask again after Retry-After seconds")
+}
+
+// later is a 429.
+func later(wait time.Duration, detail string) error {
+	h := http.Header{}
+	retryAfter(h.Set, wait)
+	return huma.ErrorWithHeaders(huma.Error429TooManyRequests(detail), h)
 }
 
 // signIn registers how a browser's session begins and ends.
 func (a *audit) signIn() {
-	open := huma.Middlewares{func(ctx huma.Context, next func(huma.Context)) {
+	visitor := huma.Middlewares{func(ctx huma.Context, next func(huma.Context)) {
 		w := from(ctx)
-		if !a.limit(ctx, a.limits.signIn, rate.Network(w.ip), w, "attempts to sign in") {
-			next(huma.WithValue(ctx, whoKey{}, w))
-		}
+		next(huma.WithContext(huma.WithValue(ctx, whoKey{}, w), access.WithNetwork(context.WithValue(ctx.Context(), whoKey{}, w), rate.Network(w.ip))))
 	}}
+	open := append(slices.Clone(visitor), func(ctx huma.Context, next func(huma.Context)) {
+		w := asking(ctx.Context())
+		if !a.limit(ctx, a.limits.signIn, "sign_in_network", rate.Network(w.ip), w, "attempts to sign in") {
+			next(ctx)
+		}
+	})
 	begin := func(ctx context.Context, name, password string) (*session, error) {
 		w := asking(ctx)
 		w.Kind, w.ID = "user", strings.ToValidUTF8(name, "?")
 		token, p, err := a.o.Access.SignIn(ctx, name, password)
 		if err != nil {
 			if p != nil {
-				w.Organization = p.Organization
+				w.Organization, w.UID = p.Organization, p.UID
 			}
-			a.tell(ctx, w, "signin.refused", "signin", schema.Denied, "", "password", nil)
+			if errors.Is(err, access.ErrUnknown) {
+				a.tell(ctx, w, "signin.refused", "signin", schema.Denied, "", "password", nil)
+			}
+			if errors.Is(err, access.ErrBusy) {
+				a.limits.refused.Add("sign_in_waiting")
+				return nil, later(slotAgain, err.Error())
+			}
 			return nil, problem(err)
 		}
+		w.UID = p.UID
 		a.tell(ctx, w, "signin.allowed", "signin", schema.Success, p.Organization, "password", nil)
-		return &session{
-			SetCookie: a.sessionCookie(token),
-			Body:      *p,
-		}, nil
+		return &session{SetCookie: a.sessionCookie(ctx, token), Body: *p}, nil
 	}
 	huma.Register(a.api, huma.Operation{
-		OperationID: "sign-in", Method: http.MethodPost, Path: "/api/v1/session", Summary: "Sign in with a password", Tags: []string{"access"}, Middlewares: open,
+		OperationID: "sign-in", Method: http.MethodPost, Path: "/api/v1/session", Summary: "Sign in with a password", Tags: []string{"access"}, Middlewares: visitor,
 		Errors: []int{401, 429}, MaxBodyBytes: 16 << 10,
 	}, func(ctx context.Context, in *signInBody) (*session, error) {
-		return begin(ctx, in.Body.Name, in.Body.Password)
+		succeeded, err := a.attempt(ctx, in.Body.Name, in.Session)
+		if err != nil {
+			return nil, err
+		}
+		s, err := begin(ctx, in.Body.Name, in.Body.Password)
+		if err == nil {
+			succeeded()
+		}
+		return s, err
 	})
 	huma.Register(a.api, huma.Operation{
 		OperationID: "first-admin", Method: http.MethodPost, Path: "/api/v1/first", Summary: "Make the first admin", Tags: []string{"access"}, Middlewares: open,
 		Errors: []int{401, 422, 429}, MaxBodyBytes: 16 << 10,
 	}, func(ctx context.Context, in *firstBody) (*session, error) {
-		if _, err := a.o.Access.MakeFirst(ctx, in.Body.Token, in.Body.Name, in.Body.Password); err != nil {
+		u, err := a.o.Access.MakeFirst(ctx, in.Body.Token, in.Body.Name, in.Body.Password)
+		w := asking(ctx)
+		if err != nil {
+			if errors.Is(err, access.ErrFirst) {
+				a.tell(ctx, w, "signin.refused", "signin", schema.Denied, "", "link for the first admin", nil)
+			}
+			if errors.Is(err, access.ErrBusy) {
+				return nil, later(slotAgain, err.Error())
+			}
 			return nil, problem(err)
 		}
+		w.Kind, w.ID, w.UID = "user", u.Name, u.ID
+		a.tell(ctx, w, "user.first", "create", schema.Success, "", "the first admin was made with the link of the start", map[string]string{"name": u.Name, "uid": u.ID})
 		return begin(ctx, in.Body.Name, in.Body.Password)
 	})
 	a.openID(open)
@@ -280,21 +378,26 @@ func (a *audit) signIn() {
 			if err := a.o.Access.SignOut(ctx, in.Session); err != nil {
 				return nil, problem(fmt.Errorf("sign out: %w", err))
 			}
+			w := asking(ctx)
+			a.tell(ctx, w, "session.ended", "signout", schema.Success, w.Organization, "sign-out", nil)
 		}
 		return &struct {
 			SetCookie http.Cookie `header:"Set-Cookie"`
-		}{http.Cookie{Name: sessionCookie, Path: "/", MaxAge: -1, HttpOnly: true}}, nil
+		}{http.Cookie{Name: sessionCookie, Path: "/", MaxAge: -1, HttpOnly: true, Secure: a.secure(ctx), SameSite: http.SameSiteLaxMode}}, nil
 	})
 }
 
 // register adds an operation for which one has to be signed in.
 func register[I, O any](a *audit, op huma.Operation, handle func(context.Context, *I) (*O, error)) {
-	op.Middlewares = append(op.Middlewares, a.authenticate)
+	op.Middlewares = append(huma.Middlewares{a.authenticate}, op.Middlewares...)
 	op.Errors = append(op.Errors, http.StatusBadRequest, http.StatusUnauthorized, http.StatusForbidden, http.StatusTooManyRequests, http.StatusServiceUnavailable)
 	op.Security = []map[string][]string{{"key": {}}, {"session": {}}}
 	op.RejectUnknownQueryParameters = true
 	huma.Register(a.api, op, func(ctx context.Context, in *I) (*O, error) {
 		out, err := handle(ctx, in)
+		if err != nil && errors.Is(context.Cause(ctx), access.ErrEnded) {
+			return nil, huma.Error401Unauthorized(access.ErrEnded.Error())
+		}
 		if err != nil {
 			p := problem(err)
 			var wrong *Problem

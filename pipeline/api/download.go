@@ -14,12 +14,15 @@ import (
 	"sync"
 
 	"github.com/kansa-audit/kansa/consumers/exporter"
+	"github.com/kansa-audit/kansa/pipeline/rate"
+	"github.com/kansa-audit/kansa/pipeline/request"
 	"github.com/kansa-audit/kansa/schema"
 )
 
 // downloads serves archives to those who hold a link.
 type downloads struct {
-	o Options
+	o     Options
+	slots *rate.Slots
 
 	mu sync.Mutex
 	// recent holds the plans of the archives asked for last, the latest at the end: a download manager
@@ -54,6 +57,14 @@ func (d *downloads) serve(w http.ResponseWriter, r *http.Request) {
 		answer(w, http.StatusServiceUnavailable, "The archive can't be read at the moment", "Try again in a few minutes.")
 		return
 	}
+	release, reached := d.slots.Take(e.ID, e.Organization)
+	if release == nil {
+		d.o.Limits.Refused.Add("downloads_" + reached)
+		retryAfter(h.Set, slotAgain)
+		answer(w, http.StatusTooManyRequests, "Too many downloads", "Too many are under way ("+boundsOf[reached]+"). Try again when one has ended.")
+		return
+	}
+	defer release()
 	d.record(r, &e)
 	body := plan.NewReader(r.Context())
 	defer body.Close()
@@ -73,7 +84,7 @@ func (d *downloads) record(r *http.Request, e *exporter.Export) {
 	agent := strings.ToValidUTF8(r.UserAgent(), "?")
 	d.o.Record(r.Context(), schema.Event{
 		Event: "export.downloaded", Action: "download", Organization: e.Organization, Trail: schema.Access, Target: schema.Target{Type: "export", ID: e.ID, Name: e.File},
-		Actor: schema.Actor{Type: "link", ID: e.ID}, Context: schema.Context{IP: addressOf(r.RemoteAddr), UserAgent: agent[:min(len(agent), 200)]}, Attributes: attributes,
+		Actor: schema.Actor{Type: "link", ID: e.ID}, Context: schema.Context{IP: request.From(r.Context()).IP, UserAgent: agent[:min(len(agent), 200)]}, Attributes: attributes,
 	})
 }
 

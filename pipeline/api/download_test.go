@@ -57,7 +57,7 @@ func TestDownload(t *testing.T) {
 	states := exporter.States{KV: exports}
 	server, err := api.Start(t.Context(), api.Options{
 		Listen: "127.0.0.1:0", Bucket: bucket, States: states, Links: links, Logger: slog.New(slog.DiscardHandler),
-		Ready: http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+		Public: true, Details: http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
 			if sick.Load() {
 				http.Error(w, "no connection to NATS", http.StatusServiceUnavailable)
 			}

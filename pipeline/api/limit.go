@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"github.com/kansa-audit/kansa/pipeline/rate"
+	"github.com/kansa-audit/kansa/pipeline/request"
 )
 
 // Limits say how often something may be asked for. The zero value of a field is no bound.
@@ -17,16 +18,42 @@ type Limits struct {
 	AddressPerSecond int
 	// SignInsPerMinute bounds an address's attempts to sign in, and its requests with a key that is not known.
 	SignInsPerMinute int
+	// Tails, Logs and Downloads bound what is open at once.
+	Tails, Logs, Downloads Slots
+	// Refused counts what is refused. May be nil.
+	Refused *rate.Refused
 }
 
+// Slots bound how much is open at once: of one key, person or link, of one organization, and in all.
+type Slots struct{ Each, Organization, Total int }
+
+func (s Slots) slots() *rate.Slots { return rate.NewSlots(s.Each, s.Organization, s.Total) }
+
 // limits count.
-type limits struct{ who, address, signIn *rate.Limiter }
+type limits struct {
+	who, address, signIn *rate.Limiter
+	// name bounds the attempts to sign in by a name from networks that it never signed in from.
+	name                   *rate.Limiter
+	tails, logs, downloads *rate.Slots
+	// looks bounds the queries of all tails at once, so that they leave the engine to others.
+	looks   chan struct{}
+	refused *rate.Refused
+}
+
+// looksAtOnce is how many tails query the engine at once.
+const looksAtOnce = 2
+
+// slotAgain is when to ask again where too much is open.
+const slotAgain = 5 * time.Second
 
 func newLimits(l Limits, now func() time.Time) *limits {
 	return &limits{
 		who:     rate.New(l.PerSecond, time.Second, 10*l.PerSecond, now),
 		address: rate.New(l.AddressPerSecond, time.Second, 10*l.AddressPerSecond, now),
 		signIn:  rate.New(l.SignInsPerMinute, time.Minute, l.SignInsPerMinute, now),
+		name:    rate.New(l.SignInsPerMinute, time.Minute, 3*l.SignInsPerMinute, now),
+		tails:   l.Tails.slots(), logs: l.Logs.slots(), downloads: l.Downloads.slots(),
+		looks: make(chan struct{}, looksAtOnce), refused: l.Refused,
 	}
 }
 
@@ -37,7 +64,8 @@ func retryAfter(set func(name, value string), wait time.Duration) {
 // bounded has h answer 429 where an address asks too often.
 func (l *limits) bounded(h http.Handler) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		if wait, _ := l.address.Take(rate.Network(addressOf(r.RemoteAddr))); wait > 0 {
+		if wait, _ := l.address.Take(rate.Network(request.From(r.Context()).IP)); wait > 0 {
+			l.refused.Add("address")
 			retryAfter(w.Header().Set, wait)
 			answer(w, http.StatusTooManyRequests, "Too many requests", "Wait a moment, and try again.")
 			return

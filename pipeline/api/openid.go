@@ -15,6 +15,7 @@ import (
 
 	"github.com/kansa-audit/kansa/pipeline/access"
 	"github.com/kansa-audit/kansa/pipeline/oidc"
+	"github.com/kansa-audit/kansa/pipeline/rate"
 	"github.com/kansa-audit/kansa/schema"
 )
 
@@ -72,8 +73,8 @@ func leadTo(to string, cookies ...http.Cookie) *redirect {
 	return &redirect{http.StatusSeeOther, to, "no-store", "no-referrer", cookies}
 }
 
-func (a *audit) bindingCookie(value string, age time.Duration) http.Cookie {
-	return http.Cookie{Name: bindingCookie, Value: value, Path: openIDPath, MaxAge: int(age.Seconds()), HttpOnly: true, Secure: a.o.Secure, SameSite: http.SameSiteLaxMode}
+func (a *audit) bindingCookie(ctx context.Context, value string, age time.Duration) http.Cookie {
+	return http.Cookie{Name: bindingCookie, Value: value, Path: openIDPath, MaxAge: int(age.Seconds()), HttpOnly: true, Secure: a.secure(ctx), SameSite: http.SameSiteLaxMode}
 }
 
 // openID registers the sign-in by the provider. open bounds how often it may be tried.
@@ -112,7 +113,7 @@ func (a *audit) openID(open huma.Middlewares) {
 		if err := a.o.Access.Keep(ctx, pending.State, begun{pending, digest(browser)}, signInFor); err != nil {
 			return nil, problem(err)
 		}
-		return leadTo(to, a.bindingCookie(browser, signInFor)), nil
+		return leadTo(to, a.bindingCookie(ctx, browser, signInFor)), nil
 	})
 	type input struct {
 		State   string `query:"state" maxLength:"1000"`
@@ -128,10 +129,13 @@ func (a *audit) openID(open huma.Middlewares) {
 			return nil, err
 		}
 		token, err := a.finish(ctx, in.State, in.Browser, in.Code, in.Error)
-		done := a.bindingCookie("", -time.Second)
+		done := a.bindingCookie(ctx, "", -time.Second)
 		switch {
 		case err == nil:
-			return leadTo("/", done, a.sessionCookie(token)), nil
+			for range 2 { // its beginning and its end
+				a.limits.signIn.Return(rate.Network(asking(ctx).ip))
+			}
+			return leadTo("/", done, a.sessionCookie(ctx, token)), nil
 		case errors.Is(err, access.ErrUnknown), errors.Is(err, oidc.ErrRefused):
 			return leadTo("/?sign-in=refused", done), nil
 		}
@@ -185,6 +189,7 @@ func (a *audit) finish(ctx context.Context, state, browser, code, refusal string
 		}
 		return "", err
 	}
+	w.UID = p.UID
 	a.tell(ctx, w, "signin.allowed", "signin", schema.Success, p.Organization, "OpenID", nil)
 	return token, nil
 }

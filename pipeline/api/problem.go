@@ -65,7 +65,7 @@ func problem(err error) error {
 	switch {
 	case errors.As(err, &known):
 		return err
-	case errors.Is(err, access.ErrUnknown):
+	case errors.Is(err, access.ErrUnknown), errors.Is(err, access.ErrFirst):
 		return huma.Error401Unauthorized(err.Error())
 	case errors.Is(err, access.ErrForbidden):
 		return huma.Error403Forbidden(err.Error())

@@ -1,8 +1,12 @@
 package api
 
 import (
+	"cmp"
 	"context"
+	"encoding/json"
+	"errors"
 	"fmt"
+	"log/slog"
 	"net/http"
 	"strconv"
 	"strings"
@@ -14,6 +18,7 @@ import (
 	"github.com/kansa-audit/kansa/consumers/exporter/render"
 	"github.com/kansa-audit/kansa/pipeline/access"
 	"github.com/kansa-audit/kansa/pipeline/operator"
+	"github.com/kansa-audit/kansa/pipeline/rate"
 	"github.com/kansa-audit/kansa/pipeline/settings"
 	"github.com/kansa-audit/kansa/schema"
 )
@@ -368,19 +373,15 @@ func (a *audit) people() {
 		Name string `path:"name" maxLength:"64"`
 		Body userBody
 	}
-	// An admin of one organization does not take over somebody of another, nor learn that there is somebody: what he is told, instead
-	// says.
-	mine := func(ctx context.Context, w *who, name string, instead error) error {
-		all, err := a.o.Access.Users(ctx, "")
-		if err != nil {
-			return err
-		}
-		for i := range all {
-			if all[i].Name == name && w.Organization != "" && all[i].Organization != w.Organization {
+	// An admin of one organization does not take over somebody of another, nor learn that there is somebody: they are answered instead.
+	// The store asks this about the user that is there when it writes.
+	mine := func(w *who, instead error) func(*access.User) error {
+		return func(u *access.User) error {
+			if u != nil && w.Organization != "" && u.Organization != w.Organization {
 				return instead
 			}
+			return nil
 		}
-		return nil
 	}
 	register(a, huma.Operation{OperationID: "put-user", Method: http.MethodPut, Path: "/api/v1/users/{name}", Summary: "Make or change a user", Tags: tags, Errors: []int{409, 422}},
 		func(ctx context.Context, in *putUser) (*struct{ Body access.User }, error) {
@@ -388,15 +389,16 @@ func (a *audit) people() {
 			if err != nil {
 				return nil, err
 			}
-			if err := mine(ctx, w, in.Name, access.ErrTaken); err != nil {
-				return nil, err
-			}
 			u := access.User{Name: in.Name, Organization: in.Body.Organization, Role: in.Body.Role, By: w.String(), SignIn: in.Body.SignIn}
-			if err := a.o.Access.SetUser(ctx, u, in.Body.Password); err != nil {
+			change, err := a.o.Access.ChangeUser(access.WithNetwork(ctx, rate.Network(w.ip)), u, in.Body.Password, mine(w, access.ErrTaken))
+			if errors.Is(err, access.ErrBusy) {
+				return nil, later(slotAgain, err.Error())
+			}
+			if err != nil {
 				return nil, err
 			}
-			a.tell(ctx, w, "user.updated", "update", schema.Success, u.Organization, "", map[string]string{"name": u.Name, "role": string(u.Role)})
-			return &struct{ Body access.User }{u}, nil
+			a.tellChange(ctx, w, change)
+			return &struct{ Body access.User }{change.After}, nil
 		})
 	type named struct {
 		Name string `path:"name" maxLength:"64"`
@@ -407,14 +409,13 @@ func (a *audit) people() {
 			if err != nil {
 				return nil, err
 			}
-			if err := mine(ctx, w, in.Name, access.ErrNone); err != nil {
+			u, err := a.o.Access.RemoveUser(ctx, in.Name, mine(w, access.ErrNone))
+			if err != nil {
 				return nil, err
 			}
-			u, err := a.o.Access.RemoveUser(ctx, in.Name)
-			if err == nil {
-				a.tell(ctx, w, "user.deleted", "delete", schema.Success, u.Organization, "", map[string]string{"name": u.Name})
-			}
-			return nil, err
+			a.tellWith(ctx, w, "user.deleted", "delete", u.Organization, map[string]string{"name": u.Name, "uid": u.ID, "role": string(u.Role)}, u, nil)
+			a.endSessions(ctx, w, u, "the user was removed")
+			return nil, nil
 		})
 	register(a, huma.Operation{OperationID: "list-keys", Method: http.MethodGet, Path: "/api/v1/keys", Summary: "API keys, without their secrets", Tags: tags},
 		func(ctx context.Context, in *query) (*list[access.Key], error) {
@@ -451,7 +452,9 @@ func (a *audit) people() {
 		if err != nil {
 			return nil, err
 		}
-		a.tell(ctx, w, "key.created", "create", schema.Success, k.Organization, "", map[string]string{"name": k.Name, "role": string(k.Role)})
+		a.tell(ctx, w, "key.created", "create", schema.Success, k.Organization, "", map[string]string{
+			"name": k.Name, "uid": k.ID, "role": string(k.Role), "of": cmp.Or(k.Organization, "all organizations"), "expires": k.Expires.Format(time.RFC3339),
+		})
 		return &struct{ Body newKey }{newKey{k, secret}}, nil
 	})
 	register(a, huma.Operation{OperationID: "revoke-key", Method: http.MethodDelete, Path: "/api/v1/keys/{name}", Summary: "Have a key open nothing any more", Tags: tags, Errors: []int{404}},
@@ -471,9 +474,57 @@ func (a *audit) people() {
 				if _, err := a.o.Access.RevokeKey(ctx, in.Name); err != nil {
 					return nil, err
 				}
-				a.tell(ctx, w, "key.revoked", "delete", schema.Success, keys[i].Organization, "", map[string]string{"name": in.Name})
+				a.tell(ctx, w, "key.revoked", "delete", schema.Success, keys[i].Organization, "", map[string]string{"name": in.Name, "uid": keys[i].ID, "role": string(keys[i].Role)})
 				return nil, nil
 			}
 			return nil, access.ErrNone
 		})
+}
+
+// tellChange puts a new or changed user into the trail, with what it was and is, and the sessions that the change ended.
+func (a *audit) tellChange(ctx context.Context, w *who, c *access.Change) {
+	after := &c.After
+	attributes := map[string]string{"name": after.Name, "uid": after.ID, "role": string(after.Role)}
+	if c.Password {
+		attributes["password"] = "set"
+	}
+	if c.Before == nil {
+		a.tellWith(ctx, w, "user.created", "create", after.Organization, attributes, nil, after)
+		return
+	}
+	a.tellWith(ctx, w, "user.updated", "update", after.Organization, attributes, c.Before, after)
+	if c.Before.Organization != after.Organization { // the one that loses the user learns of it, too
+		a.tellWith(ctx, w, "user.updated", "update", c.Before.Organization, attributes, c.Before, after)
+	}
+	if c.Ended {
+		a.endSessions(ctx, w, after, "the user was changed")
+	}
+}
+
+// tellWith tells of a change with what was before and what is after.
+func (a *audit) tellWith(ctx context.Context, w *who, code, action, organization string, attributes map[string]string, before, after *access.User) {
+	e := a.event(ctx, w, code, action, schema.Success, organization, "", attributes)
+	for user, to := range map[*access.User]*json.RawMessage{before: &e.Before, after: &e.After} {
+		if user == nil {
+			continue
+		}
+		text, err := json.Marshal(user) // it has no secrets
+		if err != nil {
+			a.o.Logger.ErrorContext(ctx, "a user is not in the event of its change", slog.Any("error", err))
+			continue
+		}
+		*to = text
+	}
+	a.o.Record(ctx, e)
+}
+
+// endSessions removes the sessions that a change has ended, and tells how many they were. The caller may be gone.
+func (a *audit) endSessions(ctx context.Context, w *who, u *access.User, why string) {
+	n, err := a.o.Access.ForgetSessions(context.WithoutCancel(ctx), u.ID)
+	if err != nil {
+		a.o.Logger.WarnContext(ctx, "ended sessions were not removed: they open nothing", slog.String("user", u.Name), slog.Any("error", err))
+	}
+	if n > 0 {
+		a.tell(ctx, w, "session.ended", "signout", schema.Success, u.Organization, why, map[string]string{"name": u.Name, "uid": u.ID, "sessions": strconv.Itoa(n)})
+	}
 }

@@ -1,9 +1,11 @@
 package api
 
 import (
+	"bytes"
 	"context"
 	"encoding/json"
 	"fmt"
+	"io"
 	"log/slog"
 	"net/http"
 	"time"
@@ -35,6 +37,9 @@ func (a *audit) tail() {
 		OperationID: "audit-tail", Method: http.MethodGet, Path: "/api/v1/audit/tail", Summary: "New events as they are stored", Tags: []string{"events"},
 		Description: "Server-sent events. The data of each is an event as JSON, its id is a cursor. None is skipped or repeated.",
 		Responses:   map[string]*huma.Response{"200": {Description: "The events", Content: map[string]*huma.MediaType{"text/event-stream": {}}}},
+		Middlewares: huma.Middlewares{func(ctx huma.Context, next func(huma.Context)) {
+			a.slot(ctx, a.limits.tails, "tails", "live tails", next)
+		}},
 	}, func(ctx context.Context, in *input) (*huma.StreamResponse, error) {
 		q, err := a.question(ctx, &in.FilterParams, "tail")
 		if err != nil {
@@ -84,24 +89,20 @@ func (a *audit) follow(h huma.Context, q *store.Question) error {
 	flush()
 	said := time.Now()
 	q.Limit = tailAtOnce
+	seen := uint64(0)
 	for {
 		var err error
 		if q.UpTo, err = a.floor(ctx); err != nil {
 			return err
 		}
 		n := 0
-		err = a.o.Store.Events(ctx, q, func(e *codec.Stored) error {
-			data, err := json.Marshal(Event{*e})
-			if err != nil {
+		if q.UpTo != seen { // or there is nothing new of anybody
+			if n, err = a.look(ctx, w, q); err != nil {
 				return err
 			}
-			q.After = store.Position{RecordedAt: e.RecordedAt, StreamSeq: e.StreamSeq, BatchIndex: e.BatchIndex}
-			n++
-			_, err = fmt.Fprintf(w, "id: %s\ndata: %s\n\n", writeCursor(q.After), data)
-			return err
-		})
-		if err != nil {
-			return err
+			if n < tailAtOnce {
+				seen = q.UpTo
+			}
 		}
 		if n == 0 && time.Since(said) > tailBeat {
 			if _, err := fmt.Fprint(w, ": nothing new\n\n"); err != nil {
@@ -122,4 +123,33 @@ func (a *audit) follow(h huma.Context, q *store.Question) error {
 		case <-look.C:
 		}
 	}
+}
+
+// look sends what is new, and returns how many events that are. Of all tails, a few query the engine at once. What they find is sent when
+// the query is over: a client that does not read holds no place in the engine.
+func (a *audit) look(ctx context.Context, w io.Writer, q *store.Question) (n int, err error) {
+	select {
+	case a.limits.looks <- struct{}{}:
+	case <-ctx.Done():
+		return 0, nil
+	}
+	var text bytes.Buffer
+	after := q.After
+	err = a.o.Store.Events(ctx, q, func(e *codec.Stored) error {
+		data, err := json.Marshal(Event{*e})
+		if err != nil {
+			return fmt.Errorf("encode an event: %w", err)
+		}
+		after = store.Position{RecordedAt: e.RecordedAt, StreamSeq: e.StreamSeq, BatchIndex: e.BatchIndex}
+		n++
+		fmt.Fprintf(&text, "id: %s\ndata: %s\n\n", writeCursor(after), data)
+		return nil
+	})
+	<-a.limits.looks
+	if err != nil {
+		return 0, err
+	}
+	q.After = after
+	_, err = w.Write(text.Bytes())
+	return n, err
 }

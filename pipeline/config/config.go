@@ -21,6 +21,7 @@ import (
 
 	"github.com/kansa-audit/kansa/consumers/exporter"
 	"github.com/kansa-audit/kansa/consumers/exporter/mail"
+	"github.com/kansa-audit/kansa/pipeline/request"
 	"github.com/kansa-audit/kansa/schema"
 )
 
@@ -241,14 +242,36 @@ type Exports struct {
 // API is the HTTP server. What asks too often is answered with 429 and when to ask again.
 type API struct {
 	Listen string `yaml:"listen"` // host:port; port 0 chooses a free one
+	// TLSCertFile and TLSKeyFile are the server's certificate (PEM), read again when the files change. Beyond this machine the API speaks
+	// plain HTTP only behind a proxy that is listed in trusted_proxies.
+	TLSCertFile string `yaml:"tls_cert_file"`
+	TLSKeyFile  string `yaml:"tls_key_file"`
+	// TrustedProxies are addresses and networks of reverse proxies, such as 10.0.0.0/8. Limits and events take the client's address from the
+	// X-Forwarded-For, or else the Forwarded, that they send. Such headers from anybody else are ignored.
+	TrustedProxies []string `yaml:"trusted_proxies"`
+	// WriteTimeout is how long a client may take to read 64 KiB of an answer before it is closed.
+	WriteTimeout time.Duration `yaml:"write_timeout"`
+	// Tails bounds the live tails that are open at once, Logs the readings of the trail as text, Downloads those of archives. What is too much
+	// is answered with 429.
+	Tails     Slots `yaml:"tails"`
+	Logs      Slots `yaml:"logs"`
+	Downloads Slots `yaml:"downloads"`
 	// RequestsPerSecond bounds what one key, or one person, asks for; AddressRequestsPerSecond what comes from one address, whoever
 	// asks. Ten seconds' worth may come at once. 0 is no bound. Publishing has bounds of its own: see gateway.
 	RequestsPerSecond        int `yaml:"requests_per_second"`
 	AddressRequestsPerSecond int `yaml:"address_requests_per_second"`
-	// SignInsPerMinute bounds an address's attempts to sign in, and its requests with a key that is not known.
+	// SignInsPerMinute bounds a network's failed attempts to sign in, and its requests with a key that is not known; and the failed attempts by
+	// one name from all networks together that it never signed in from, of which three times as many may come at once.
 	SignInsPerMinute int `yaml:"sign_ins_per_minute"`
 	// OIDC lets people sign in by an OpenID provider, beside passwords.
 	OIDC OIDC `yaml:"oidc"`
+}
+
+// Slots bound how much is open at once: of one key, person or link, of one organization, and in all. 0 is no bound.
+type Slots struct {
+	Each         int `yaml:"each"`
+	Organization int `yaml:"organization"`
+	Total        int `yaml:"total"`
 }
 
 // OIDC is an OpenID provider; there is none without an issuer. It has to know exports.public_url followed by
@@ -281,8 +304,9 @@ type GroupRole struct {
 
 // Health is what the process says of itself.
 type Health struct {
-	// Listen is where a process without the roles api and gateway serves /healthz, /readyz and /metrics;
-	// nowhere if empty.
+	// Listen is where the process serves /healthz, /readyz and /metrics to everybody who reaches it, for Prometheus and probes; nowhere if
+	// empty. At api.listen, metrics and reasons take the key of an operator's auditor or admin; a process that has both at one address
+	// serves them so only.
 	Listen string `yaml:"listen"`
 	// DiskFree is how many bytes should be free on the disk of each directory that is written to.
 	DiskFree int64 `yaml:"disk_free"`
@@ -326,7 +350,11 @@ func Default() *Config {
 		Retention: Retention{Every: time.Hour, Days: 730},
 		Rollup:    Rollup{Hour: time.Hour, Grace: 500 * time.Millisecond},
 		Exports:   Exports{LinkDays: 7, Parallel: 4, AckWait: 30 * time.Second, PerDay: 3, AlertAfter: 15 * time.Minute},
-		API:       API{Listen: "127.0.0.1:8080", RequestsPerSecond: 100, AddressRequestsPerSecond: 500, SignInsPerMinute: 10, OIDC: OIDC{Scopes: []string{"profile"}, Title: "OpenID", NameClaim: "preferred_username", GroupsClaim: "groups"}},
+		API: API{
+			Listen: "127.0.0.1:8080", TrustedProxies: []string{}, WriteTimeout: 30 * time.Second,
+			Tails: Slots{8, 32, 256}, Logs: Slots{2, 2, 4}, Downloads: Slots{4, 16, 64},
+			RequestsPerSecond: 100, AddressRequestsPerSecond: 500, SignInsPerMinute: 10, OIDC: OIDC{Scopes: []string{"profile"}, Title: "OpenID", NameClaim: "preferred_username", GroupsClaim: "groups"},
+		},
 		Gateway: Gateway{
 			MaxBody: 32 << 20, MaxEvents: schema.MaxMessageEvents, Memory: 192 << 20, ClientMemory: 128 << 20, MaxRequests: 1024,
 			Timeout: 30 * time.Second, RetryFor: 10 * time.Second,
@@ -417,6 +445,7 @@ func (c *Config) Check() error {
 		fault("encryption.streams_before is set without encryption.streams: give the new key, too; a broker can not go back to plain files")
 	}
 	c.NATS.check(fault)
+	c.API.check(fault)
 	c.checkOIDC(fault)
 	if c.NATS.URL != "" && c.Encryption.Streams.Set() {
 		fault("encryption.streams is for the embedded broker: set jetstream.key on the servers of nats.url instead")
@@ -532,6 +561,36 @@ func (c *Config) checkOIDC(fault func(format string, v ...any)) {
 			fault("api.oidc.roles[%d].organization: %w", i, f)
 		}
 	}
+}
+
+func (a *API) check(fault func(format string, v ...any)) {
+	if (a.TLSCertFile == "") != (a.TLSKeyFile == "") {
+		fault("api.tls_cert_file and api.tls_key_file belong together: set both")
+	}
+	if _, err := request.ParseProxies(a.TrustedProxies); err != nil {
+		fault("api.trusted_proxies: %w", err)
+	}
+	if a.TLSCertFile == "" && len(a.TrustedProxies) == 0 && !loopback(a.Listen) {
+		fault("api.listen is %q without TLS: passwords and keys would cross the network in plain text: set api.tls_cert_file and api.tls_key_file, "+
+			"or api.trusted_proxies to the addresses of the proxy that speaks TLS, or listen on 127.0.0.1", a.Listen)
+	}
+	if a.WriteTimeout < time.Second {
+		fault("api.write_timeout is %s: give one second at least", a.WriteTimeout)
+	}
+	for key, slots := range map[string]Slots{"tails": a.Tails, "logs": a.Logs, "downloads": a.Downloads} {
+		if slots.Each < 0 || slots.Organization < 0 || slots.Total < 0 {
+			fault("api.%s has a negative bound: give 0, which is no bound, or more", key)
+		}
+	}
+}
+
+// loopback says whether only this machine reaches an address.
+func loopback(listen string) bool {
+	host, _, err := net.SplitHostPort(listen)
+	if err != nil {
+		return true // the start says what is wrong with it
+	}
+	return host == "localhost" || net.ParseIP(host).IsLoopback()
 }
 
 func (n *NATS) check(fault func(format string, v ...any)) {

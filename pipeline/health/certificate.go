@@ -71,7 +71,13 @@ func (c *Certificates) Look(ctx context.Context) error {
 	for who, end := range ends {
 		errs = append(errs, Expiry("the certificate "+who, end))
 	}
-	return Do(errors.Join(errs...), "have new ones made and installed: deploy/RUNBOOK.md, Key rotation")
+	n := 0
+	for _, err := range errs {
+		if err != nil {
+			n++
+		}
+	}
+	return Do(Named(errors.Join(errs...), "%d certificates can not be read, have expired or will soon", n), "have new ones made and installed: deploy/RUNBOOK.md, Key rotation")
 }
 
 // Expiry says that something has expired, or will soon.

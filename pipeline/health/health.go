@@ -8,11 +8,14 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"log/slog"
 	"net/http"
 	"slices"
 	"strings"
 	"sync"
 	"time"
+
+	"github.com/kansa-audit/kansa/pipeline/request"
 )
 
 // Severity says whether a role works.
@@ -41,6 +44,41 @@ type Finding struct {
 	Reason   string   `json:"reason"`
 	// Remedy is what to do about it, if the check knows.
 	Remedy string `json:"remedy,omitempty"`
+	// bare is the reason without names of tenants; empty if there are none in it.
+	bare string
+}
+
+// Named adds to what a check found what may be said of it to those who may not learn names of organizations, keys, destinations or hosts.
+func Named(err error, bare string, v ...any) error {
+	if err == nil {
+		return nil
+	}
+	return named{err, fmt.Sprintf(bare, v...)}
+}
+
+type named struct {
+	error
+	bare string
+}
+
+func (n named) Unwrap() error { return n.error }
+
+func bareOf(err error) string {
+	if n := (named{}); errors.As(err, &n) {
+		return n.bare
+	}
+	return ""
+}
+
+// WithoutNames is the report for HTTP, with no names of tenants. The full one is for doctor and top.
+func (r Report) WithoutNames() Report {
+	r.Findings = slices.Clone(r.Findings)
+	for i := range r.Findings {
+		if f := &r.Findings[i]; f.bare != "" {
+			f.Reason = f.bare + "; kansa doctor names them"
+		}
+	}
+	return r
 }
 
 // Do adds to what a check found what somebody should do about it: a command, if there is one.
@@ -89,7 +127,14 @@ func Run(ctx context.Context, checks []Check) Report {
 	errs := make([]error, len(checks))
 	var all sync.WaitGroup
 	for i, c := range checks {
-		all.Go(func() { errs[i] = c.Look(ctx) })
+		all.Go(func() {
+			defer func() {
+				if err := request.Caught(ctx, slog.Default(), "check "+c.Name, recover()); err != nil {
+					errs[i] = err
+				}
+			}()
+			errs[i] = c.Look(ctx)
+		})
 	}
 	all.Wait()
 	r := Report{Ready: true, Findings: []Finding{}, Roles: []Role{}}
@@ -115,7 +160,7 @@ func Run(ctx context.Context, checks []Check) Report {
 // finding is what the check found. A reason is one line, whoever wrote it.
 func (c *Check) finding(err error) Finding {
 	reason := strings.Join(strings.FieldsFunc(err.Error(), func(r rune) bool { return r == '\n' || r == '\r' }), "; ")
-	return Finding{Role: c.Role, Check: c.Name, Severity: c.Severity, Reason: reason, Remedy: remedyOf(err)}
+	return Finding{Role: c.Role, Check: c.Name, Severity: c.Severity, Reason: reason, Remedy: remedyOf(err), bare: bareOf(err)}
 }
 
 // Text is the report with a line for each finding.
@@ -136,11 +181,24 @@ func (r Report) Text() string {
 	return b.String()
 }
 
+// Ready answers whether the process works, and not why: 503 if anything is failing.
+func Ready(checks func() []Check) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, req *http.Request) {
+		r := Report{Ready: Run(req.Context(), checks()).Ready}
+		w.Header().Set("Content-Type", "text/plain; charset=utf-8")
+		w.Header().Set("Cache-Control", "no-store")
+		if !r.Ready {
+			w.WriteHeader(http.StatusServiceUnavailable)
+		}
+		_, _ = w.Write([]byte(r.Text())) // who asked may be gone
+	})
+}
+
 // Handler answers with what the checks find: 503 if anything is failing; as JSON if that is asked for, or else with
 // a line for each finding.
 func Handler(checks func() []Check) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, req *http.Request) {
-		r := Run(req.Context(), checks())
+		r := Run(req.Context(), checks()).WithoutNames()
 		body, kind := []byte(r.Text()), "text/plain; charset=utf-8"
 		if strings.Contains(req.Header.Get("Accept"), "application/json") {
 			var err error

@@ -26,6 +26,7 @@ import (
 	"github.com/kansa-audit/kansa/pipeline/access"
 	"github.com/kansa-audit/kansa/pipeline/broker"
 	"github.com/kansa-audit/kansa/pipeline/health"
+	"github.com/kansa-audit/kansa/pipeline/request"
 	"github.com/kansa-audit/kansa/pipeline/settings"
 	"github.com/kansa-audit/kansa/producers/gateway"
 )
@@ -59,6 +60,9 @@ type Sources struct {
 		Keys(ctx context.Context, organization string) ([]access.Key, error)
 	}
 	Certificates *health.Certificates
+	// Refused counts what limits refused, by limit; Panics those that were caught.
+	Refused func() map[string]uint64
+	Panics  func() uint64
 	// Report is what the checks of this process find.
 	Report func(ctx context.Context) health.Report
 }
@@ -168,7 +172,10 @@ var (
 	diskBytes = desc("disk_bytes", "Bytes of the disk of a directory that this process writes to.", "directory")
 
 	certificateEnds = desc("certificate_expiry_timestamp_seconds", "When a certificate expires that this process shows, is shown or trusts.", "certificate")
-	keyEnds         = desc("api_key_expiry_timestamp_seconds", "When an API key expires.", "key")
+	keyEnds         = desc("api_key_expiry_timestamp_seconds", "When an API key expires, by the key's id.", "key")
+
+	refused = desc("limits_refused_total", "Requests that this process refused because a limit was reached, by limit.", "limit")
+	panics  = desc("panics_total", "Panics that this process caught: faults of the program, which its log describes.")
 )
 
 type collector struct {
@@ -182,7 +189,7 @@ func (c *collector) Describe(out chan<- *prometheus.Desc) {
 		streamMessages, streamBytes, streamLimit, lagMessages, lagSeconds, redelivered, deadLetters, stored, skipped, rejected, inserts,
 		insertErrors, rolledUpUntil, rollupLag, partitions, alarms, blocked, deliveries, floorAge, restarts, diskFree, unrecorded, gatewayUnrecorded,
 		trailsOff, deliveryAge, paused, deadReasons, gatewayRequests, gatewayEvents, rollupHours, rollupSpent, rollupLast, engineRestarts, roleReady,
-		diskBytes, certificateEnds, keyEnds,
+		diskBytes, certificateEnds, keyEnds, refused, panics,
 	} {
 		out <- d
 	}
@@ -193,6 +200,7 @@ func (c *collector) Collect(out chan<- prometheus.Metric) {
 	if s == nil {
 		return
 	}
+	defer func() { _ = request.Caught(context.Background(), c.log, "metrics", recover()) }() // what is missing, an alert finds
 	ctx, cancel := context.WithTimeout(context.Background(), scrapeTimeout)
 	defer cancel()
 	gauge := func(d *prometheus.Desc, v float64, labels ...string) {
@@ -230,6 +238,14 @@ func (c *collector) Collect(out chan<- prometheus.Metric) {
 			oldest = max(oldest, age)
 		}
 		gauge(floorAge, oldest.Seconds())
+	}
+	if s.Refused != nil {
+		for limit, n := range s.Refused() {
+			count(refused, n, limit)
+		}
+	}
+	if s.Panics != nil {
+		count(panics, s.Panics())
 	}
 	for role, n := range s.Restarts {
 		count(restarts, n(), role)
@@ -333,7 +349,7 @@ func (s *Sources) expiries(ctx context.Context, gauge gauger) error {
 		all, err := s.Keys.Keys(ctx, "")
 		errs = append(errs, err)
 		for i := range all {
-			gauge(keyEnds, float64(all[i].Expires.Unix()), all[i].Name)
+			gauge(keyEnds, float64(all[i].Expires.Unix()), all[i].ID)
 		}
 	}
 	return errors.Join(errs...)

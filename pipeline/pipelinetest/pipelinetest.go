@@ -46,7 +46,7 @@ func EngineCommand(t testing.TB) []string {
 func Config(t testing.TB) *config.Config {
 	t.Helper()
 	c := config.Default()
-	c.DataDir, c.NATS.Port, c.API.Listen = t.TempDir(), 0, "127.0.0.1:0"
+	c.DataDir, c.NATS.Port, c.API.Listen, c.Health.Listen = t.TempDir(), 0, "127.0.0.1:0", "127.0.0.1:0"
 	c.Rollup.Hour = time.Second
 	return c
 }

@@ -65,6 +65,18 @@ func (r *Limiter) Take(key string) (wait time.Duration, first bool) {
 	return 0, false
 }
 
+// Return takes back one that Take counted: an attempt that was no fault, such as a sign-in that succeeded.
+func (r *Limiter) Return(key string) {
+	if r.every == 0 {
+		return
+	}
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if p := r.of[key]; p != nil {
+		p.due = p.due.Add(-r.every)
+	}
+}
+
 func (r *Limiter) forget(now time.Time) {
 	for key, p := range r.of {
 		if !p.due.After(now) {

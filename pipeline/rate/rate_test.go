@@ -55,3 +55,41 @@ func TestNetwork(t *testing.T) {
 		}
 	}
 }
+
+// Each bound of slots holds by itself, and what is given back can be taken again.
+func TestSlotsHaveThreeBounds(t *testing.T) {
+	t.Parallel()
+	s := NewSlots(2, 3, 4)
+	take := func(holder, group, want string) func() {
+		t.Helper()
+		release, reached := s.Take(holder, group)
+		if reached != want || (release == nil) != (want != "") {
+			t.Errorf("%s of %s: %q, want %q", holder, group, reached, want)
+		}
+		return release
+	}
+	one := take("a", "acme", "")
+	take("a", "acme", "")
+	take("a", "acme", "each")
+	take("b", "acme", "")
+	take("b", "acme", "organization")
+	take("c", "globex", "")
+	take("d", "globex", "all")
+	one()
+	one() // once is enough
+	take("d", "globex", "")
+	take("e", "globex", "all")
+}
+
+// An attempt that is taken back does not count.
+func TestReturnedAttemptDoesNotCount(t *testing.T) {
+	t.Parallel()
+	now := time.Now()
+	r := New(2, time.Minute, 2, func() time.Time { return now })
+	for range 10 {
+		if wait, _ := r.Take("a"); wait > 0 {
+			t.Fatal(wait)
+		}
+		r.Return("a")
+	}
+}

@@ -36,8 +36,9 @@ func With(ctx context.Context, id string) context.Context {
 // wellFormed are ids that nothing they are written to could take for something else.
 var wellFormed = regexp.MustCompile(`^[A-Za-z0-9._:/=+-]{1,128}$`)
 
-// Handler takes the id that a request brings if it is well-formed, or else makes one, and says it in the answer.
-func Handler(next http.Handler) http.Handler {
+// Handler takes the id that a request brings if it is well-formed, or else makes one, and says it in the answer. It also finds out where
+// the request comes from, for From.
+func Handler(next http.Handler, proxies Proxies) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		id := r.Header.Get(Header)
 		if !wellFormed.MatchString(id) {
@@ -45,7 +46,8 @@ func Handler(next http.Handler) http.Handler {
 		}
 		w.Header().Set(Header, id)
 		r.Header.Set(Header, id) // for the gateway, which answers for itself
-		next.ServeHTTP(w, r.WithContext(context.WithValue(r.Context(), key{}, id)))
+		ctx := context.WithValue(r.Context(), key{}, id)
+		next.ServeHTTP(w, r.WithContext(context.WithValue(ctx, clientKey{}, proxies.Of(r))))
 	})
 }
 

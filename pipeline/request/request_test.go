@@ -23,7 +23,7 @@ func TestHandler(t *testing.T) {
 		h := request.Handler(http.HandlerFunc(func(_ http.ResponseWriter, r *http.Request) {
 			id = request.ID(r.Context())
 			log.InfoContext(r.Context(), "looked")
-		}))
+		}), nil)
 		r := httptest.NewRequestWithContext(t.Context(), http.MethodGet, "/", http.NoBody)
 		r.Header.Set(request.Header, given)
 		w := httptest.NewRecorder()

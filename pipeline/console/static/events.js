@@ -304,7 +304,7 @@ export async function render(main, { org, signal, params }) {
   }
 
   function exportMenu() {
-    const link = (format) => h('a', { class: 'item', href: '#', onclick: (ev) => { ev.currentTarget.href = `/api/v1/audit/logs?${question({ format })}`; }, download: `audit-${org}.${format}` }, t('export.as', { format: format.toUpperCase() }));
+    const link = (format) => h('a', { class: 'item', href: '#', onclick: (ev) => { ev.currentTarget.href = `/api/v1/audit/logs?${question({ format, ...(format === 'csv' || format === 'tsv' ? { spreadsheet_safe: 'true' } : {}) })}`; }, download: `audit-${org}.${format}` }, t('export.as', { format: format.toUpperCase() }));
     return menu(t('export'), [
       h('button', { class: 'item', onclick: () => go(address('exports', { start: from, end: until, trail: asked.trail })) }, t('export.archive')),
       h('p', { class: 'hint' }, t('export.archive.hint')),

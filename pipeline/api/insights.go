@@ -1,0 +1,64 @@
+package api
+
+import (
+	"context"
+	"errors"
+	"log/slog"
+	"net/http"
+	"strings"
+
+	"github.com/kansa-audit/kansa/pipeline/access"
+	"github.com/kansa-audit/kansa/pipeline/rate"
+	"github.com/kansa-audit/kansa/pipeline/request"
+)
+
+// insights registers what the process says of itself: in full to admins and auditors of all organizations, by key or session, or to
+// everybody where the address is for that. Others are told whether it is ready, and nothing else.
+func (s *Server) insights(mux *http.ServeMux, bounds *limits) {
+	full := func(r *http.Request) bool { return s.o.Public || s.o.Watch != nil && s.operates(r, bounds) }
+	mux.HandleFunc("GET /readyz", func(w http.ResponseWriter, r *http.Request) {
+		if full(r) {
+			s.o.Details.ServeHTTP(w, r)
+			return
+		}
+		s.o.Ready.ServeHTTP(w, r)
+	})
+	if s.o.Metrics == nil {
+		return
+	}
+	mux.HandleFunc("GET /metrics", func(w http.ResponseWriter, r *http.Request) {
+		if full(r) {
+			s.o.Metrics.ServeHTTP(w, r)
+			return
+		}
+		w.Header().Set("WWW-Authenticate", `Bearer realm="kansa"`)
+		plain(w, r, http.StatusUnauthorized, "metrics are for operators: give the key of an auditor or admin of all organizations, or scrape health.listen")
+	})
+}
+
+// operates says whether a request is of somebody who may see how the process is doing.
+func (s *Server) operates(r *http.Request, bounds *limits) bool {
+	secret, isKey := strings.CutPrefix(r.Header.Get("Authorization"), "Bearer ")
+	cookie, err := r.Cookie(sessionCookie)
+	if !isKey && (err != nil || foreign(r, hostOf(s.o.PublicURL)) != "") {
+		return false
+	}
+	network := "key " + rate.Network(request.From(r.Context()).IP)
+	if wait, _ := bounds.signIn.Take(network); wait > 0 {
+		return false
+	}
+	var p *access.Principal
+	if isKey {
+		p, err = s.o.Watch.ByKey(r.Context(), secret)
+	} else {
+		p, err = s.o.Watch.BySession(r.Context(), cookie.Value)
+	}
+	if err != nil {
+		if !errors.Is(err, access.ErrUnknown) && !errors.Is(err, context.Canceled) {
+			s.o.Logger.WarnContext(r.Context(), "a key or session could not be looked up", slog.Any("error", err))
+		}
+		return false
+	}
+	bounds.signIn.Return(network)
+	return p.Organization == "" && p.May(access.Auditor, "") == nil
+}

@@ -74,7 +74,7 @@ func TestQueriesAgainstPrometheus(t *testing.T) {
 	text := fmt.Sprintf(`global: {scrape_interval: 500ms}
 scrape_configs:
 - {job_name: kansa, static_configs: [{targets: [%q]}]}
-`, strings.TrimPrefix(s.API.URL(), "http://"))
+`, strings.TrimPrefix(s.Health.URL(), "http://"))
 	if err := os.WriteFile(config, []byte(text), 0o600); err != nil {
 		t.Fatal(err)
 	}

@@ -184,13 +184,7 @@ func (r Report) Text() string {
 // Ready answers whether the process works, and not why: 503 if anything is failing.
 func Ready(checks func() []Check) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, req *http.Request) {
-		r := Report{Ready: Run(req.Context(), checks()).Ready}
-		w.Header().Set("Content-Type", "text/plain; charset=utf-8")
-		w.Header().Set("Cache-Control", "no-store")
-		if !r.Ready {
-			w.WriteHeader(http.StatusServiceUnavailable)
-		}
-		_, _ = w.Write([]byte(r.Text())) // who asked may be gone
+		(Report{Ready: Run(req.Context(), checks()).Ready, Findings: []Finding{}, Roles: []Role{}}).write(w, req)
 	})
 }
 
@@ -198,21 +192,24 @@ func Ready(checks func() []Check) http.Handler {
 // a line for each finding.
 func Handler(checks func() []Check) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, req *http.Request) {
-		r := Run(req.Context(), checks()).WithoutNames()
-		body, kind := []byte(r.Text()), "text/plain; charset=utf-8"
-		if strings.Contains(req.Header.Get("Accept"), "application/json") {
-			var err error
-			if body, err = json.Marshal(r); err != nil {
-				http.Error(w, err.Error(), http.StatusInternalServerError)
-				return
-			}
-			kind = "application/json"
-		}
-		w.Header().Set("Content-Type", kind)
-		w.Header().Set("Cache-Control", "no-store")
-		if !r.Ready {
-			w.WriteHeader(http.StatusServiceUnavailable)
-		}
-		_, _ = w.Write(body) // who asked may be gone
+		Run(req.Context(), checks()).WithoutNames().write(w, req)
 	})
+}
+
+func (r Report) write(w http.ResponseWriter, req *http.Request) {
+	body, kind := []byte(r.Text()), "text/plain; charset=utf-8"
+	if strings.Contains(req.Header.Get("Accept"), "application/json") {
+		var err error
+		if body, err = json.Marshal(r); err != nil {
+			http.Error(w, err.Error(), http.StatusInternalServerError)
+			return
+		}
+		kind = "application/json"
+	}
+	w.Header().Set("Content-Type", kind)
+	w.Header().Set("Cache-Control", "no-store")
+	if !r.Ready {
+		w.WriteHeader(http.StatusServiceUnavailable)
+	}
+	_, _ = w.Write(body) // who asked may be gone
 }

@@ -81,6 +81,10 @@ func (b *browser) who(t *testing.T) (p access.Principal) {
 		if err := json.NewDecoder(res.Body).Decode(&p); err != nil {
 			t.Error(err)
 		}
+		if p.UID == "" {
+			t.Errorf("%+v has no id", p)
+		}
+		p.UID = "" // which is random
 	}
 	return p
 }

@@ -12,6 +12,8 @@ import (
 	"time"
 
 	"github.com/kansa-audit/kansa/pipeline/access"
+	"github.com/kansa-audit/kansa/pipeline/broker"
+	"github.com/kansa-audit/kansa/pipeline/broker/brokertest"
 )
 
 const password = "correct horse battery"
@@ -350,5 +352,56 @@ func TestSignInsOfOneNetworkLeaveOthersTheirTurn(t *testing.T) {
 	all.Wait()
 	if busy.Load() == 0 {
 		t.Error("the flood waited without a bound")
+	}
+}
+
+// A watch that the broker has forgotten is noticed and made again: what ends meanwhile ends what it opened, and each request is looked up.
+func TestBrokenWatchIsNoticed(t *testing.T) {
+	t.Parallel()
+	c := brokertest.SetUp(t)
+	kv, err := c.JS.KeyValue(t.Context(), broker.BucketAccess)
+	if err != nil {
+		t.Fatal(err)
+	}
+	s := &access.Store{KV: kv}
+	w := watch(t, s)
+	secret, err := s.CreateKey(t.Context(), &access.Key{Name: "bi", Role: access.Auditor, Expires: time.Now().Add(time.Hour)})
+	if err != nil {
+		t.Fatal(err)
+	}
+	byKey := func(ctx context.Context) (*access.Principal, error) { return w.ByKey(ctx, secret) }
+	ctx, _, leave, err := w.Enter(t.Context(), byKey)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer leave()
+	stream, err := c.JS.Stream(t.Context(), "KV_"+broker.BucketAccess)
+	if err != nil {
+		t.Fatal(err)
+	}
+	forgotten := 0
+	for deadline := time.Now().Add(time.Minute); forgotten == 0 && time.Now().Before(deadline); { // it may not have begun
+		names := stream.ConsumerNames(t.Context())
+		for name := range names.Name() {
+			if err := stream.DeleteConsumer(t.Context(), name); err != nil {
+				t.Error(err)
+			}
+			forgotten++
+		}
+	}
+	if _, err := s.RevokeKey(t.Context(), "bi"); err != nil {
+		t.Fatal(err)
+	}
+	began := time.Now()
+	select {
+	case <-ctx.Done():
+		if took := time.Since(began); took > 3*time.Second {
+			t.Errorf("it ended after %s", took)
+		}
+	case <-time.After(time.Minute):
+		t.Fatal("it is open after a minute")
+	}
+	if _, _, _, err := w.Enter(t.Context(), byKey); !errors.Is(err, access.ErrUnknown) {
+		t.Errorf("it opens again: %v", err)
 	}
 }

@@ -10,6 +10,7 @@ import (
 	"github.com/kansa-audit/kansa/pipeline/access"
 	"github.com/kansa-audit/kansa/pipeline/broker"
 	"github.com/kansa-audit/kansa/pipeline/rate"
+	"github.com/kansa-audit/kansa/pipeline/request"
 	"github.com/kansa-audit/kansa/schema"
 )
 
@@ -44,7 +45,12 @@ func (l *logins) begin(ended context.Context, store *access.Store, record func(c
 }
 
 // LogIn is that of broker.ServerOptions.
-func (l *logins) LogIn(ctx context.Context, secret, ip string) (*broker.Login, error) {
+func (l *logins) LogIn(ctx context.Context, secret, ip string) (login *broker.Login, err error) {
+	defer func() {
+		if fault := request.Caught(ctx, l.log, "login to the broker", recover()); fault != nil {
+			login, err = nil, fault
+		}
+	}()
 	select {
 	case <-l.open:
 	case <-ctx.Done():
@@ -64,7 +70,7 @@ func (l *logins) LogIn(ctx context.Context, secret, ip string) (*broker.Login, e
 	case err != nil:
 		return nil, err
 	}
-	login := &broker.Login{Name: loginName(who.ID), Organization: who.Organization, Until: who.Until}
+	login = &broker.Login{Name: loginName(who.ID), Organization: who.Organization, Until: who.Until}
 	switch {
 	case who.Role == access.Publisher && who.Organization == "":
 		login.Organization = broker.Everybody

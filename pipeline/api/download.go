@@ -12,8 +12,10 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"time"
 
 	"github.com/kansa-audit/kansa/consumers/exporter"
+	"github.com/kansa-audit/kansa/pipeline/access"
 	"github.com/kansa-audit/kansa/pipeline/rate"
 	"github.com/kansa-audit/kansa/pipeline/request"
 	"github.com/kansa-audit/kansa/schema"
@@ -66,13 +68,45 @@ func (d *downloads) serve(w http.ResponseWriter, r *http.Request) {
 	}
 	defer release()
 	d.record(r, &e)
-	body := plan.NewReader(r.Context())
+	ctx, done := d.whileValid(r.Context(), w, e.ID)
+	defer done()
+	body := plan.NewReader(ctx)
 	defer body.Close()
 	h.Set("Content-Type", plan.ContentType())
 	h.Set("Content-Disposition", mime.FormatMediaType("attachment", map[string]string{"filename": plan.Name}))
 	h.Set("ETag", plan.ETag())
 	d.o.Logger.InfoContext(r.Context(), "download", slog.String("export", e.ID), slog.String("range", r.Header.Get("Range")))
 	http.ServeContent(w, r, plan.Name, plan.Modified, body)
+}
+
+// validEvery is how often is looked whether the link of a download under way was revoked.
+const validEvery = 500 * time.Millisecond
+
+// whileValid returns a context that ends when the links of an export are revoked, and the response with it.
+func (d *downloads) whileValid(ctx context.Context, w http.ResponseWriter, export string) (valid context.Context, done func()) {
+	valid, end := context.WithCancelCause(ctx)
+	stop := held(valid, w)
+	var looking sync.WaitGroup
+	looking.Go(func() {
+		tick := time.NewTicker(validEvery)
+		defer tick.Stop()
+		for {
+			select {
+			case <-valid.Done():
+				return
+			case <-tick.C:
+			}
+			// What can not be looked up now was valid a moment ago, and is looked up again.
+			if e, ok, err := d.o.States.Get(valid, export); err == nil && (!ok || e.Revoked != nil) {
+				end(access.ErrEnded)
+			}
+		}
+	})
+	return valid, func() {
+		stop()
+		end(context.Canceled)
+		looking.Wait()
+	}
 }
 
 // record tells the own trail who fetched what (requirements Q3, Z6).

@@ -133,7 +133,7 @@ func TestOldSessionDoesNotOpenNewUserOfSameName(t *testing.T) {
 	}
 }
 
-// Issue 13, row 13: the link, posted eight times at once, makes one admin, and the others are told why they are none.
+// Issue 13, row 13: the link, posted eight times at once, makes one admin; the others get the reason.
 func TestFirstAdminLinkMakesOneAdmin(t *testing.T) {
 	t.Parallel()
 	c := pipelinetest.Config(t)
@@ -382,7 +382,7 @@ func fill(t *testing.T, s *pipeline.System, organizations ...string) {
 }
 
 // Issue 13, row 4: an auditor who opens eight readings and reads none has two of them, the others are answered 429, another organization
-// and the pages go on, and the responses that nobody reads are closed.
+// and the pages go on, and the unread responses are closed.
 func TestUnreadResponsesAreClosed(t *testing.T) {
 	t.Parallel()
 	c := pipelinetest.Config(t)
@@ -406,7 +406,7 @@ func TestUnreadResponsesAreClosed(t *testing.T) {
 		t.Errorf("another organization reads %d bytes", len(text))
 	}
 	greedy.get(t, http.StatusOK, "/api/v1/audit/events")
-	// What nobody reads is closed, and there is room again.
+	// Unread responses are closed, and there is room again.
 	pipelinetest.Until(t, time.Minute, func() (bool, any) { return !refused(), "the responses are open" })
 	operator := newClient(t, s, "operator", "", access.Auditor)
 	if text := operator.get(t, http.StatusOK, "/metrics"); !strings.Contains(string(text), `kansa_limits_refused_total{limit="logs_each"}`) {
@@ -499,7 +499,7 @@ func TestAttackerDoesNotLockUserOut(t *testing.T) {
 	}
 }
 
-// What a client claims about its address counts for nothing without a trusted proxy.
+// Without a trusted proxy, a client's claim about its address is ignored.
 func TestClaimedAddressIsIgnored(t *testing.T) {
 	t.Parallel()
 	c := pipelinetest.Config(t)
@@ -650,7 +650,7 @@ func TestPlainHTTPBeyondThisMachineIsRefused(t *testing.T) {
 	}
 }
 
-// Whatever the parameters, the API answers, and not with a fault of its own.
+// The API never answers 5xx, with any query parameter.
 func FuzzQueryParameters(f *testing.F) {
 	for _, seed := range [][2]string{
 		{"start", "yesterday"}, {"cursor", "AAAA"}, {"offset", "-1"}, {"limit", "99999999999999999999"}, {"text", "\x00"}, {"format", "cef"}, {"bars", "0"}, {"end", "9999-12-31T23:59:59Z"},

@@ -46,7 +46,7 @@ var (
 	ErrForbidden = errors.New("not allowed")
 	ErrTaken     = errors.New("the name is taken")
 	ErrNone      = errors.New("there is none of this name")
-	// ErrFirst answers a link for the first admin that makes nobody.
+	// ErrFirst answers a link for the first admin that makes no admin.
 	ErrFirst = errors.New("this link makes no admin: it was used, a later start replaced it, or there are users already: sign in, or ask an operator for an account")
 	// ErrBusy answers a network that has too many passwords checked at once.
 	ErrBusy = errors.New("too many sign-ins at once from this network: try again in a few seconds")
@@ -749,7 +749,7 @@ func (s *Store) MakeFirst(ctx context.Context, token, name, password string) (*U
 		return nil, err
 	}
 	kept.User = u
-	// Whoever takes the token by its revision makes the admin.
+	// The call that takes the token by its revision makes the admin.
 	switch err := s.remove(ctx, keyFirst, revision); {
 	case errors.Is(err, errMoved):
 		return nil, ErrFirst
@@ -807,7 +807,7 @@ func (s *Store) update(ctx context.Context, key string, v any, revision uint64) 
 	return revision, nil
 }
 
-// remove deletes what has a revision; whichever it has if that is 0.
+// remove deletes a key at a revision; at any if that is 0.
 func (s *Store) remove(ctx context.Context, key string, revision uint64) error {
 	var o []jetstream.KVDeleteOpt
 	if revision != 0 {

@@ -30,7 +30,7 @@ func (s *Store) SignInVouched(ctx context.Context, v *Vouched) (token string, p 
 	for {
 		u, p, err := s.vouch(ctx, v)
 		if errors.Is(err, errMoved) {
-			continue // somebody changed the user meanwhile
+			continue // the user was changed meanwhile
 		}
 		if err != nil {
 			return "", p, err
@@ -53,7 +53,7 @@ func (s *Store) vouch(ctx context.Context, v *Vouched) (*keptUser, *Principal, e
 	case u.SignIn != OpenID:
 		return nil, u.principal(), fmt.Errorf("%w: the user signs in by password", ErrUnknown)
 	case u.Subject != "" && (u.Subject != v.Subject || u.Issuer != v.Issuer):
-		return nil, u.principal(), fmt.Errorf("%w: the name was another person's at the provider: remove the user if it is to be his", ErrUnknown)
+		return nil, u.principal(), fmt.Errorf("%w: the name belonged to another person at the provider: remove the user to give it to this one", ErrUnknown)
 	}
 	was := u
 	u.Issuer, u.Subject = v.Issuer, v.Subject

@@ -17,8 +17,8 @@ import (
 // ErrEnded is why a held context is done: the key was revoked or the session ended, or its time is over.
 var ErrEnded = errors.New("the key was revoked, or the session has ended")
 
-// Watch follows users, keys and sessions in one process. What a credential opened is held by [Watch.Enter], and ends within a moment of the
-// credential. Run keeps it up; while it does not follow, everybody is looked up in the store.
+// Watch follows users, keys and sessions in one process. [Watch.Enter] holds a request or stream, which ends within a moment of its
+// credential. Run keeps the watch up; while it is down, each key and session is looked up in the store.
 type Watch struct {
 	store *Store
 	log   *slog.Logger
@@ -158,7 +158,7 @@ func (w *Watch) last(ctx context.Context) (uint64, error) {
 	return bucket.StreamInfo().State.LastSeq, nil
 }
 
-// compare returns when the watch has not seen what the bucket had at the look before.
+// compare returns an error when the watch lags behind the revision that the bucket had at the previous look.
 func (w *Watch) compare(ctx context.Context) error {
 	tick := time.NewTicker(lookEvery)
 	defer tick.Stop()
@@ -224,7 +224,7 @@ func (w *Watch) endHeld(concerns func(*Principal) bool) {
 	}
 }
 
-// apply takes over a change and says whom it concerns, nil if nobody who is there.
+// apply takes over a change and returns a test for the credentials that it concerns; nil if it ends none.
 func (is *standing) apply(entry jetstream.KeyValueEntry) (concerns func(*Principal) bool, err error) {
 	is.revision = max(is.revision, entry.Revision())
 	there := entry.Operation() == jetstream.KeyValuePut
@@ -265,7 +265,7 @@ func (is *standing) apply(entry jetstream.KeyValueEntry) (concerns func(*Princip
 	return nil, nil
 }
 
-// stands says whether what let somebody in holds still. Of what came later than this revision, it knows nothing.
+// stands reports whether a credential is still valid. A credential made after this revision counts as valid.
 func (is *standing) stands(p *Principal) bool {
 	if p.session != "" && p.began <= is.revision && !is.sessions[p.session] {
 		return false
@@ -281,7 +281,7 @@ func (is *standing) stands(p *Principal) bool {
 	return true
 }
 
-// ByKey says whose a secret is, as [Store.ByKey] does, and asks the store only about those that it has not seen.
+// ByKey finds the owner of a secret, as [Store.ByKey] does. It queries the store only for keys that the watch does not know.
 func (w *Watch) ByKey(ctx context.Context, secret string) (*Principal, error) {
 	h := hash(secret)
 	w.mu.Lock()
@@ -301,12 +301,12 @@ func (w *Watch) ByKey(ctx context.Context, secret string) (*Principal, error) {
 	return p, nil
 }
 
-// BySession says whose a session is, as [Store.BySession] does.
+// BySession finds the owner of a session, as [Store.BySession] does.
 func (w *Watch) BySession(ctx context.Context, token string) (*Principal, error) {
 	return w.store.BySession(ctx, token)
 }
 
-// Stands says whether what let somebody in holds still, as far as is known here.
+// Stands reports whether a credential is still valid, as far as this process knows.
 func (w *Watch) Stands(p *Principal) bool {
 	if !p.Until.IsZero() && !w.store.now().Before(p.Until) {
 		return false
@@ -316,8 +316,8 @@ func (w *Watch) Stands(p *Principal) bool {
 	return !w.follows || w.is.stands(p)
 }
 
-// Enter looks somebody up and returns a context that ends with what let them in: with [ErrEnded] as its cause when the key is revoked or
-// expires, or the session ends. leave has to be called.
+// Enter looks up a credential and returns a context that ends with it: with [ErrEnded] as its cause when the key is revoked or expires, or
+// the session ends. The caller must call leave.
 func (w *Watch) Enter(ctx context.Context, look func(context.Context) (*Principal, error)) (held context.Context, p *Principal, leave func(), err error) {
 	for {
 		seen := w.ends.Load()

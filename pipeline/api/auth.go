@@ -72,7 +72,7 @@ func (a *audit) bounded(ctx huma.Context, next func(huma.Context)) {
 	}
 }
 
-// limit answers 429 if that is one of key too many. Of those in a row, the first is told to the trail. name is what the metric calls it.
+// limit answers 429 if a key exceeds a limit, and records the first of a row in the trail. name is the label of the metric.
 func (a *audit) limit(ctx huma.Context, r *rate.Limiter, name, key string, w *who, of string) bool {
 	wait, first := r.Take(key)
 	if wait == 0 {
@@ -87,7 +87,7 @@ func (a *audit) limit(ctx huma.Context, r *rate.Limiter, name, key string, w *wh
 	return true
 }
 
-// finishing are operations that may end what let the client in, and have to answer all the same.
+// finishing are operations that may end the credential they came by, and still have to answer.
 var finishing = []string{"sign-out", "put-user", "delete-user", "revoke-key"}
 
 // authenticate finds out who asks: by a key in the header Authorization, or by the session of a browser. The request ends with it.
@@ -244,9 +244,9 @@ func (a *audit) sessionCookie(ctx context.Context, token string) http.Cookie {
 	return http.Cookie{Name: sessionCookie, Value: token, Path: "/", HttpOnly: true, Secure: a.secure(ctx), SameSite: http.SameSiteLaxMode}
 }
 
-// attempt bounds the attempts to sign in of a network, and those by a name of all networks together. A name's own networks, from which it
-// signed in before, are not held up by the others, nor is who has a session of it: nobody can lock the user out. It returns what to call
-// when the attempt has succeeded.
+// attempt bounds the failed sign-ins of a network, and those by one name from all networks together. The second bound does not hold for
+// networks from which the user signed in before, nor for a browser with a session of the user: an attacker cannot lock the user out. The
+// caller calls succeeded when the sign-in has succeeded.
 func (a *audit) attempt(ctx context.Context, name, token string) (succeeded func(), err error) {
 	w := asking(ctx)
 	network := rate.Network(w.ip)

@@ -96,7 +96,7 @@ func (d *downloads) whileValid(ctx context.Context, w http.ResponseWriter, expor
 				return
 			case <-tick.C:
 			}
-			// What can not be looked up now was valid a moment ago, and is looked up again.
+			// A failed lookup ends nothing: the next one follows soon.
 			if e, ok, err := d.o.States.Get(valid, export); err == nil && (!ok || e.Revoked != nil) {
 				end(access.ErrEnded)
 			}

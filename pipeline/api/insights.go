@@ -12,8 +12,8 @@ import (
 	"github.com/kansa-audit/kansa/pipeline/request"
 )
 
-// insights registers what the process says of itself: in full to admins and auditors of all organizations, by key or session, or to
-// everybody where the address is for that. Others are told whether it is ready, and nothing else.
+// insights registers metrics and readiness. Admins and auditors of all organizations get them in full, by key or session, and so do all
+// clients of a public address. Others get ready or not ready.
 func (s *Server) insights(mux *http.ServeMux, bounds *limits) {
 	full := func(r *http.Request) bool { return s.o.Public || s.o.Watch != nil && s.operates(r, bounds) }
 	mux.HandleFunc("GET /readyz", func(w http.ResponseWriter, r *http.Request) {
@@ -36,7 +36,7 @@ func (s *Server) insights(mux *http.ServeMux, bounds *limits) {
 	})
 }
 
-// operates says whether a request is of somebody who may see how the process is doing.
+// operates reports whether a request comes from an admin or auditor of all organizations.
 func (s *Server) operates(r *http.Request, bounds *limits) bool {
 	secret, isKey := strings.CutPrefix(r.Header.Get("Authorization"), "Bearer ")
 	cookie, err := r.Cookie(sessionCookie)

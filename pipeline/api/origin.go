@@ -36,7 +36,7 @@ func ownPages(next http.Handler, public string, except ...string) http.Handler {
 			next.ServeHTTP(w, r)
 			return
 		}
-		// Whoever shows a key is not moved by a page: pages do not know it. The provider leads back from its own site.
+		// A page of another site cannot know an API key. The OpenID provider leads back from its own site.
 		if r.Header.Get("Authorization") == "" && r.URL.Path != OpenIDCallback {
 			if why := foreign(r, publicHost); why != "" {
 				plain(w, r, http.StatusForbidden, "refused a request from a page of another site: "+why+": open the console, or use an API key")

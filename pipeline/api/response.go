@@ -3,8 +3,10 @@ package api
 import (
 	"context"
 	"errors"
+	"fmt"
 	"log/slog"
 	"net/http"
+	"os"
 	"sync"
 	"time"
 
@@ -12,7 +14,7 @@ import (
 	"github.com/kansa-audit/kansa/pipeline/request"
 )
 
-// writeAtOnce is how much may be written by one deadline: a slow client has it for each part of a long answer anew.
+// writeAtOnce is how much may be written by one deadline. A long answer has a new deadline for each part, so that a slow client gets all of it.
 const writeAtOnce = 64 << 10
 
 // response is one that is closed when the client does not read it, or when what let the client in has ended.
@@ -26,10 +28,10 @@ type response struct {
 	wrote bool
 }
 
-// errUnread is why a response was closed that nobody reads.
+// errUnread is why a response was closed that its client does not read.
 var errUnread = errors.New("the client did not read its answer within api.write_timeout")
 
-// arm sets the time by which what is written next has to be read; 0 is no time.
+// arm sets the deadline of the next write; 0 clears it.
 func (r *response) arm(within time.Duration) error {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -83,7 +85,11 @@ func (r *response) Write(p []byte) (n int, err error) {
 		}
 		some := p[n:min(len(p), n+writeAtOnce)]
 		m, err := r.ResponseWriter.Write(some)
-		if n += m; err != nil {
+		n += m
+		if errors.Is(err, os.ErrDeadlineExceeded) {
+			err = fmt.Errorf("%w: %w", errUnread, err)
+		}
+		if err != nil {
 			return n, err
 		}
 		if n == len(p) {
@@ -132,7 +138,7 @@ func guarded(next http.Handler, timeout time.Duration, log *slog.Logger) http.Ha
 		defer func() {
 			err := request.Caught(r.Context(), log, "request", recover())
 			if err != nil && to.hasBegun() {
-				panic(http.ErrAbortHandler) // the answer is not complete, and whoever reads it has to learn that
+				panic(http.ErrAbortHandler) // the answer is incomplete, and its reader has to notice
 			}
 			if err != nil {
 				plain(to, r, http.StatusInternalServerError, "a fault of the program ended this request: the log has it under the request id")

@@ -373,8 +373,8 @@ func (a *audit) people() {
 		Name string `path:"name" maxLength:"64"`
 		Body userBody
 	}
-	// An admin of one organization does not take over somebody of another, nor learn that there is somebody: they are answered instead.
-	// The store asks this about the user that is there when it writes.
+	// An admin of one organization cannot take over a user of another, nor learn that there is one: the answer is instead. The store checks
+	// this against the user that it replaces.
 	mine := func(w *who, instead error) func(*access.User) error {
 		return func(u *access.User) error {
 			if u != nil && w.Organization != "" && u.Organization != w.Organization {

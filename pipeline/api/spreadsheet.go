@@ -28,7 +28,7 @@ const longestSign = len("＝")
 // Read implements io.Reader.
 func (m *marked) Read(p []byte) (n int, err error) {
 	for n < len(p) {
-		if n > 0 && m.text.Buffered() == 0 { // whoever reads need not wait for the next part
+		if n > 0 && m.text.Buffered() == 0 { // the reader need not wait for the next part
 			return n, nil
 		}
 		if m.begins {

@@ -125,8 +125,8 @@ func (a *audit) follow(h huma.Context, q *store.Question) error {
 	}
 }
 
-// look sends what is new, and returns how many events that are. Of all tails, a few query the engine at once. What they find is sent when
-// the query is over: a client that does not read holds no place in the engine.
+// look sends new events and returns their number. Only a few tails query the engine at once, and they write after the query: a client that
+// does not read its tail holds no slot of the engine.
 func (a *audit) look(ctx context.Context, w io.Writer, q *store.Question) (n int, err error) {
 	select {
 	case a.limits.looks <- struct{}{}:

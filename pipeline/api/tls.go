@@ -9,7 +9,7 @@ import (
 	"time"
 )
 
-// certificate is that of the server, read again when its files change. Of files that can not be read, what was read before holds.
+// certificate is that of the server, read again when its files change. While they cannot be read, the previous one is shown.
 type certificate struct {
 	cert, key string
 	log       *slog.Logger
@@ -28,7 +28,7 @@ func newCertificate(cert, key string, log *slog.Logger) (*certificate, error) {
 	return c, c.read()
 }
 
-// read is for whoever holds the lock.
+// read needs the lock.
 func (c *certificate) read() error {
 	var of [2]time.Time
 	for i, path := range []string{c.cert, c.key} {
@@ -55,7 +55,7 @@ func (c *certificate) get(*tls.ClientHelloInfo) (*tls.Certificate, error) {
 	if time.Since(c.looked) > lookAgain {
 		c.looked = time.Now()
 		if err := c.read(); err != nil {
-			c.log.Error("the certificate was not read again: the former one is shown still", slog.Any("error", err))
+			c.log.Error("failed to reload the certificate: the previous one stays in use", slog.Any("error", err))
 		}
 	}
 	return c.pair, nil

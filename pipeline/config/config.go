@@ -251,8 +251,8 @@ type API struct {
 	TrustedProxies []string `yaml:"trusted_proxies"`
 	// WriteTimeout is how long a client may take to read 64 KiB of an answer before it is closed.
 	WriteTimeout time.Duration `yaml:"write_timeout"`
-	// Tails bounds the live tails that are open at once, Logs the readings of the trail as text, Downloads those of archives. What is too much
-	// is answered with 429.
+	// Tails bounds the live tails that are open at once, Logs the readings of the trail as text, Downloads those of archives. Beyond a bound,
+	// the API answers 429.
 	Tails     Slots `yaml:"tails"`
 	Logs      Slots `yaml:"logs"`
 	Downloads Slots `yaml:"downloads"`
@@ -267,7 +267,7 @@ type API struct {
 	OIDC OIDC `yaml:"oidc"`
 }
 
-// Slots bound how much is open at once: of one key, person or link, of one organization, and in all. 0 is no bound.
+// Slots bound how much is open at once: of one key, person or link, of one organization, and in all. 0 turns a bound off.
 type Slots struct {
 	Each         int `yaml:"each"`
 	Organization int `yaml:"organization"`
@@ -579,7 +579,7 @@ func (a *API) check(fault func(format string, v ...any)) {
 	}
 	for key, slots := range map[string]Slots{"tails": a.Tails, "logs": a.Logs, "downloads": a.Downloads} {
 		if slots.Each < 0 || slots.Organization < 0 || slots.Total < 0 {
-			fault("api.%s has a negative bound: give 0, which is no bound, or more", key)
+			fault("api.%s has a negative bound: give a positive number, or 0 to turn it off", key)
 		}
 	}
 }

@@ -77,7 +77,7 @@ func (c *Certificates) Look(ctx context.Context) error {
 			n++
 		}
 	}
-	return Do(Named(errors.Join(errs...), "%d certificates can not be read, have expired or will soon", n), "have new ones made and installed: deploy/RUNBOOK.md, Key rotation")
+	return Do(Named(errors.Join(errs...), "%d certificates are unreadable, expired or expire soon", n), "have new ones made and installed: deploy/RUNBOOK.md, Key rotation")
 }
 
 // Expiry says that something has expired, or will soon.

@@ -5,7 +5,7 @@ import (
 	"sync"
 )
 
-// Slots bounds how much is open at once: of each holder, of a group of holders, and in all. 0 is no bound.
+// Slots bounds how much is open at once: of each holder, of a group of holders, and in all. A bound of 0 is none.
 type Slots struct {
 	each, group, all int
 

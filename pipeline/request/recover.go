@@ -15,8 +15,8 @@ var panics atomic.Uint64
 // Panics counts those that were caught in this process.
 func Panics() uint64 { return panics.Load() }
 
-// Caught logs and counts what recover returned, and returns it as an error; nil if there was no panic. What ends a response on purpose
-// goes on.
+// Caught logs and counts what recover returned, and returns it as an error; nil if there was no panic. It panics again with
+// http.ErrAbortHandler, which ends a response on purpose.
 func Caught(ctx context.Context, log *slog.Logger, what string, v any) error {
 	if v == nil {
 		return nil

@@ -62,7 +62,7 @@ func (s *System) startAPI(ctx context.Context, downloads, intake bool) (err erro
 // serve starts an HTTP server with what every process says of itself, and stops it, and then the publisher if
 // there is one, with the system.
 func (s *System) serve(ctx context.Context, o api.Options, publisher *producers.Publisher) (*api.Server, error) {
-	o.Ready, o.Details = health.Ready(s.currentChecks), health.Handler(s.currentChecks)
+	o.Ready, o.Details = health.Ready(s.reportLately), health.Handler(s.reportLately)
 	o.Metrics, o.Logger = s.registry.Handler(), s.log.With(slog.String("part", "api"))
 	server, err := api.Start(ctx, o)
 	if err != nil {

@@ -116,7 +116,7 @@ func (s *Server) handler() http.Handler {
 	if o.Audit != nil {
 		newAudit(mux, o.Audit, bounds)
 	}
-	s.insights(mux, bounds)
+	s.insights(mux)
 	for pattern, handler := range o.Routes {
 		mux.Handle(pattern, handler)
 	}

@@ -182,17 +182,17 @@ func (r Report) Text() string {
 }
 
 // Ready answers whether the process works, and not why: 503 if anything is failing.
-func Ready(checks func() []Check) http.Handler {
+func Ready(report func(context.Context) Report) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, req *http.Request) {
-		(Report{Ready: Run(req.Context(), checks()).Ready, Findings: []Finding{}, Roles: []Role{}}).write(w, req)
+		(Report{Ready: report(req.Context()).Ready, Findings: []Finding{}, Roles: []Role{}}).write(w, req)
 	})
 }
 
 // Handler answers with what the checks find: 503 if anything is failing; as JSON if that is asked for, or else with
 // a line for each finding.
-func Handler(checks func() []Check) http.Handler {
+func Handler(report func(context.Context) Report) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, req *http.Request) {
-		Run(req.Context(), checks()).WithoutNames().write(w, req)
+		report(req.Context()).WithoutNames().write(w, req)
 	})
 }
 

@@ -27,7 +27,7 @@ func TestReportIsALineForEachFinding(t *testing.T) {
 		check("writer", health.Failing, errors.Join(errors.New("one"), errors.New("two"))),
 		check("rollup", health.Failing, nil),
 	}
-	h := health.Handler(func() []health.Check { return checks })
+	h := health.Handler(func(ctx context.Context) health.Report { return health.Run(ctx, checks) })
 	get := func(accept string) *httptest.ResponseRecorder {
 		req := httptest.NewRequestWithContext(t.Context(), http.MethodGet, "/readyz", http.NoBody)
 		req.Header.Set("Accept", accept)
@@ -110,5 +110,33 @@ func TestFloorThatDoesNotMove(t *testing.T) {
 	f.Observe(t.Context())
 	if err := f.Look(t.Context()); !errors.Is(err, c.err) {
 		t.Errorf("got %v", err)
+	}
+}
+
+// Without a key, readiness has no reasons; with one, no names of tenants. A check that panics is a finding.
+func TestReadinessHidesNames(t *testing.T) {
+	t.Parallel()
+	checks := []health.Check{
+		check("exporter", health.Warning, health.Do(health.Named(errors.New("destination acme/sftp fails"), "%d destinations fail", 1), "look")),
+		{Role: "writer", Name: "panic", Severity: health.Failing, Look: func(context.Context) error { panic("a fault") }},
+	}
+	report := func(ctx context.Context) health.Report { return health.Run(ctx, checks) }
+	body := func(h http.Handler) string {
+		w := httptest.NewRecorder()
+		h.ServeHTTP(w, httptest.NewRequestWithContext(t.Context(), http.MethodGet, "/readyz", http.NoBody))
+		if w.Code != http.StatusServiceUnavailable {
+			t.Errorf("%d", w.Code)
+		}
+		return w.Body.String()
+	}
+	if got := body(health.Ready(report)); got != "not ready\n" {
+		t.Errorf("without a key: %s", got)
+	}
+	got := body(health.Handler(report))
+	if strings.Contains(got, "acme") || !strings.Contains(got, "1 destinations fail") || !strings.Contains(got, "failing: writer: panic: ") || !strings.Contains(got, "what to do: look") {
+		t.Errorf("with a key: %s", got)
+	}
+	if full := report(t.Context()).Text(); !strings.Contains(full, "acme/sftp") {
+		t.Errorf("doctor gets %s", full)
 	}
 }

@@ -67,9 +67,9 @@ func (b person) signIn(t *testing.T, name, password string, header ...string) (a
 	return b.do(t, http.MethodPost, "/api/v1/session", fmt.Sprintf(`{"name":%q,"password":%q}`, name, password), header...)
 }
 
-func setUser(t *testing.T, s *pipeline.System, name, organization string, role access.Role) {
+func setAnn(t *testing.T, s *pipeline.System, organization string, role access.Role) {
 	t.Helper()
-	if err := s.Access.SetUser(t.Context(), access.User{Name: name, Organization: organization, Role: role}, longPassword); err != nil {
+	if err := s.Access.SetUser(t.Context(), access.User{Name: "ann", Organization: organization, Role: role}, longPassword); err != nil {
 		t.Fatal(err)
 	}
 }
@@ -151,7 +151,7 @@ func TestFirstAdminLinkMakesOneAdmin(t *testing.T) {
 	for n := range cap(answers) {
 		all.Go(func() {
 			body := fmt.Sprintf(`{"token":%q,"name":"eve-%d","password":%q}`, token, n, longPassword)
-			res, err := http.Post(s.API.URL()+"/api/v1/first", "application/json", strings.NewReader(body)) //nolint:noctx // it ends with the server
+			res, err := http.Post(s.API.URL()+"/api/v1/first", "application/json", strings.NewReader(body))
 			if err != nil {
 				answers <- err.Error()
 				return
@@ -198,7 +198,7 @@ func openTail(ctx context.Context, t *testing.T, c client, header ...string) *bu
 	if err != nil {
 		t.Fatal(err)
 	}
-	t.Cleanup(func() { res.Body.Close() })
+	t.Cleanup(func() { _ = res.Body.Close() })
 	if res.StatusCode != http.StatusOK {
 		t.Fatalf("the tail: %d", res.StatusCode)
 	}
@@ -243,7 +243,7 @@ func TestRevokedKeyEndsOpenTail(t *testing.T) {
 	}
 	endsWithin(t, lines, "a revoked key")
 
-	setUser(t, s, "ann", "acme", access.Auditor)
+	setAnn(t, s, "acme", access.Auditor)
 	for what, end := range map[string]func(cookie string){
 		"sign-out": func(cookie string) {
 			if res, text := (client{s, ""}).do(t, http.MethodDelete, "/api/v1/session", "", "Cookie", cookie); res.StatusCode != http.StatusNoContent {
@@ -324,7 +324,7 @@ func TestKeyRevokedDuringUploadPublishesNothing(t *testing.T) {
 			answered <- 0
 			return
 		}
-		res.Body.Close()
+		_ = res.Body.Close()
 		answered <- res.StatusCode
 	}()
 	if _, err := io.WriteString(send, `{"occurred_at":"2026-11-22T04:05:06Z","organization":"acme","trail":"activity",`); err != nil {
@@ -340,7 +340,7 @@ func TestKeyRevokedDuringUploadPublishesNothing(t *testing.T) {
 	if _, err := io.WriteString(send, `"source":"test","event":"thing.done","action":"do"}`); err != nil {
 		t.Fatal(err)
 	}
-	send.Close()
+	_ = send.Close()
 	if code := <-answered; code == http.StatusAccepted {
 		t.Error("it was accepted")
 	}
@@ -357,7 +357,7 @@ func unread(t *testing.T, c client, path string) net.Conn {
 	if err != nil {
 		t.Fatal(err)
 	}
-	t.Cleanup(func() { conn.Close() })
+	t.Cleanup(func() { _ = conn.Close() })
 	if err := conn.(*net.TCPConn).SetReadBuffer(4 << 10); err != nil {
 		t.Fatal(err)
 	}
@@ -448,7 +448,7 @@ func TestTailsOfOneKeyAreBounded(t *testing.T) {
 		if err != nil {
 			return false, err
 		}
-		res.Body.Close()
+		_ = res.Body.Close()
 		return res.StatusCode == http.StatusOK, res.StatusCode
 	})
 }
@@ -460,7 +460,7 @@ func TestAttackerDoesNotLockUserOut(t *testing.T) {
 	c := pipelinetest.Config(t)
 	c.API.SignInsPerMinute, c.API.TrustedProxies = 2, []string{"127.0.0.1"}
 	s := pipelinetest.Start(t, c)
-	setUser(t, s, "ann", "acme", access.Auditor)
+	setAnn(t, s, "acme", access.Auditor)
 	home, session := newPerson(t, s), newPerson(t, s)
 	for b, from := range map[person]string{home: "192.0.2.1", session: "192.0.2.2"} {
 		if res, text := b.signIn(t, "ann", longPassword, "X-Forwarded-For", from); res.StatusCode != http.StatusOK {
@@ -513,7 +513,7 @@ func TestClaimedAddressIsIgnored(t *testing.T) {
 	if codes[http.StatusTooManyRequests] < 5 {
 		t.Errorf("answers %v", codes)
 	}
-	setUser(t, s, "ann", "acme", access.Auditor)
+	setAnn(t, s, "acme", access.Auditor)
 	e := untilTold(t, newClient(t, s, "operator", "", access.Admin), "kansa", "signin.refused")
 	if e.Context.IP != "127.0.0.1" {
 		t.Errorf("the trail has address %s", e.Context.IP)
@@ -556,7 +556,7 @@ func TestHealthHasNoNamesOfTenants(t *testing.T) {
 func TestPagesOfOtherSitesDoNothing(t *testing.T) {
 	t.Parallel()
 	s := pipelinetest.Start(t, pipelinetest.Config(t))
-	setUser(t, s, "ann", "", access.Admin)
+	setAnn(t, s, "", access.Admin)
 	ann := newPerson(t, s)
 	if res, text := ann.signIn(t, "ann", longPassword, "Origin", s.API.URL(), "Sec-Fetch-Site", "same-origin"); res.StatusCode != http.StatusOK {
 		t.Fatalf("%d %s", res.StatusCode, text)
@@ -653,8 +653,21 @@ func TestPlainHTTPBeyondThisMachineIsRefused(t *testing.T) {
 // The API never answers 5xx, with any query parameter.
 func FuzzQueryParameters(f *testing.F) {
 	for _, seed := range [][2]string{
-		{"start", "yesterday"}, {"cursor", "AAAA"}, {"offset", "-1"}, {"limit", "99999999999999999999"}, {"text", "\x00"}, {"format", "cef"}, {"bars", "0"}, {"end", "9999-12-31T23:59:59Z"},
-		{"start", "-0001-01-01T00:00:00Z"}, {"ip", "%"}, {"targetId", "\\'"}, {"order", "recorded"}, {"organization", "../.."}, {"text", "%%%"}, {"userId", "'; DROP TABLE audit_events"},
+		{"start", "yesterday"},
+		{"cursor", "AAAA"},
+		{"offset", "-1"},
+		{"limit", "99999999999999999999"},
+		{"text", "\x00"},
+		{"format", "cef"},
+		{"bars", "0"},
+		{"end", "9999-12-31T23:59:59Z"},
+		{"start", "-0001-01-01T00:00:00Z"},
+		{"ip", "%"},
+		{"targetId", "\\'"},
+		{"order", "recorded"},
+		{"organization", "../.."},
+		{"text", "%%%"},
+		{"userId", "'; DROP TABLE audit_events"},
 	} {
 		f.Add(seed[0], seed[1])
 	}

@@ -43,7 +43,9 @@ type lately struct {
 const latelyFor = time.Second
 
 // reportLately is what the checks found within the last second: clients without a key cannot have it run more often.
-func (s *System) reportLately(ctx context.Context) health.Report { return s.lately.run(ctx, s.currentChecks()) }
+func (s *System) reportLately(ctx context.Context) health.Report {
+	return s.lately.run(ctx, s.currentChecks())
+}
 
 func (l *lately) run(ctx context.Context, checks []health.Check) health.Report {
 	l.mu.Lock()

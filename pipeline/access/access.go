@@ -488,28 +488,28 @@ func deriveUser(ctx context.Context, password string) (*keptUser, error) {
 }
 
 // become takes over what is asked for, and says whether the password is to be derived.
-func (kept *keptUser) become(u User, password string, there bool) (fresh bool, err error) {
+func (u *keptUser) become(to User, password string, there bool) (fresh bool, err error) {
 	switch {
-	case u.SignIn == "" && kept.SignIn == OpenID && password == "":
-		u.SignIn = OpenID // it stays
-	case u.SignIn == OpenID && password != "":
+	case to.SignIn == "" && u.SignIn == OpenID && password == "":
+		to.SignIn = OpenID // it stays
+	case to.SignIn == OpenID && password != "":
 		return false, &schema.Fault{Field: "password", Problem: "is given to who signs in by OpenID", Remedy: "leave it out"}
-	case u.SignIn == Password:
-		u.SignIn = ""
+	case to.SignIn == Password:
+		to.SignIn = ""
 	}
-	if u.SignIn == OpenID {
-		kept.Salt, kept.Hash = nil, nil
+	if to.SignIn == OpenID {
+		u.Salt, u.Hash = nil, nil
 	} else {
-		kept.Issuer, kept.Subject = "", ""
+		u.Issuer, u.Subject = "", ""
 	}
-	if u.SignIn != OpenID && (password != "" || !there || kept.Hash == nil) {
+	if to.SignIn != OpenID && (password != "" || !there || u.Hash == nil) {
 		if err := checkPassword(password); err != nil {
 			return false, err
 		}
 		fresh = true
 	}
-	u.ID, u.Created = kept.ID, kept.Created
-	kept.User = u
+	to.ID, to.Created = u.ID, u.Created
+	u.User = to
 	return fresh, nil
 }
 

@@ -151,13 +151,13 @@ func TestPanicEndsOneRequest(t *testing.T) {
 		t.Fatal(err)
 	}
 	body, _ := io.ReadAll(res.Body)
-	res.Body.Close()
+	_ = res.Body.Close()
 	if res.StatusCode != http.StatusInternalServerError || !strings.Contains(string(body), "id-of-early") || strings.Contains(string(body), "a fault\"") {
 		t.Errorf("%d %s", res.StatusCode, body)
 	}
 	if res, err := get("/late"); err == nil {
 		_, err = io.ReadAll(res.Body)
-		res.Body.Close()
+		_ = res.Body.Close()
 		if err == nil {
 			t.Error("an answer that is not complete looks complete")
 		}
@@ -173,7 +173,7 @@ func TestPanicEndsOneRequest(t *testing.T) {
 	if res, err := get("/healthz"); err != nil || res.StatusCode != http.StatusOK {
 		t.Error(err)
 	} else {
-		res.Body.Close()
+		_ = res.Body.Close()
 	}
 }
 
@@ -236,7 +236,7 @@ func dial(t *testing.T, address string) net.Conn {
 	if err != nil {
 		t.Fatal(err)
 	}
-	t.Cleanup(func() { conn.Close() })
+	t.Cleanup(func() { _ = conn.Close() })
 	if u.Scheme == "https" {
 		conn = tls.Client(conn, &tls.Config{InsecureSkipVerify: true, MinVersion: tls.VersionTLS12})
 	}

@@ -45,7 +45,7 @@ func (s *System) startExporter(ctx context.Context) error {
 	}
 	s.roles.Go(func() error { return s.followSettings(s.ended) })
 	s.roles.Go(func() error { return s.Exporter.Housekeep(s.ended) })
-	desk := &operator.Desk{Settings: kept, States: s.States, Intake: s.Intake, Exporter: s.Exporter, Logger: log}
+	desk := &operator.Desk{Settings: kept, States: s.States, Intake: s.Intake, Exporter: s.Exporter, Access: &s.Access, Record: s.own.Record, Logger: log}
 	s.roles.Go(func() error { return desk.Serve(s.ended, s.Client.NC) })
 	return s.work(ctx, RoleExporter, broker.StreamExports, broker.ConsumerExporter, consumers.Work{Handle: s.Exporter.Handle, Parallel: c.Exports.Parallel, Logger: log})
 }

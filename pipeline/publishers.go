@@ -14,11 +14,12 @@ import (
 	"github.com/kansa-audit/kansa/schema"
 )
 
-// publishers lets who has a publisher's key publish for its organization, from anywhere, and programs on this machine
-// without one for all.
+// publishers lets the holder of a publisher's key publish for its organization, and, if anonymous is set, programs on this machine
+// without a key for all.
 type publishers struct {
-	store *access.Store
-	local gateway.Loopback
+	store     *access.Store
+	anonymous bool
+	local     gateway.Loopback
 
 	mu    sync.Mutex
 	known map[[sha256.Size]byte]publisher
@@ -46,7 +47,10 @@ func (p publisher) MayPublish(organization string, _ schema.Trail) error {
 func (k *publishers) Authenticate(r *http.Request) (gateway.Client, error) {
 	header := r.Header.Get("Authorization")
 	if header == "" {
-		return k.local.Authenticate(r)
+		if k.anonymous {
+			return k.local.Authenticate(r)
+		}
+		return nil, fmt.Errorf("%w: there is no key: send the key of a publisher as Authorization: Bearer kansa_…; kansa apikey add makes one", gateway.ErrUnauthenticated)
 	}
 	secret, ok := strings.CutPrefix(header, "Bearer ")
 	if !ok {

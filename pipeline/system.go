@@ -36,6 +36,8 @@ import (
 	"github.com/kansa-audit/kansa/pipeline/watchdog"
 	"github.com/kansa-audit/kansa/producers"
 	"github.com/kansa-audit/kansa/producers/gateway"
+	"github.com/kansa-audit/kansa/producers/relay"
+	"github.com/kansa-audit/kansa/schema"
 )
 
 // Options of a system besides its configuration.
@@ -72,7 +74,9 @@ type System struct {
 	API        *api.Server
 	// Gateway is nil if the role is not here; it is served by API.
 	Gateway *gateway.Gateway
+	Relay   *relay.Relay // nil if the role gateway is not here
 
+	fair     *fair
 	own      owntrail.Trail
 	settings jetstream.KeyValue
 	switches jetstream.KeyValue // of the trails
@@ -145,7 +149,12 @@ func Start(ctx context.Context, o Options) (_ *System, err error) {
 	if err := s.buckets(ctx); err != nil {
 		return nil, err
 	}
-	publisher, err := producers.New(s.Client.JS, producers.Config{Tracing: s.tracing, Logger: o.Logger})
+	if s.server != nil {
+		if err := s.keepOperatorKey(ctx); err != nil {
+			return nil, err
+		}
+	}
+	publisher, err := producers.New(s.Client.JS, producers.Config{RecordedBy: schema.RecordedBySystem, Tracing: s.tracing, Logger: o.Logger})
 	if err != nil {
 		return nil, err
 	}
@@ -183,6 +192,16 @@ func Start(ctx context.Context, o Options) (_ *System, err error) {
 	starts := map[Role]func(context.Context) error{
 		RoleWriter: s.startWriter, RoleRollup: s.startRollup, RoleExporter: s.startExporter,
 	}
+	progress, err := s.rolledUp(ctx)
+	if err != nil {
+		return nil, err
+	}
+	s.fair = newFair(&o.Config.Limits, progress.Organizations, s.log.With(slog.String("part", "limits")))
+	if has(RoleGateway) {
+		if err := s.startRelay(ctx); err != nil {
+			return nil, err
+		}
+	}
 	// The API first: links name its address.
 	if has(RoleAPI) || has(RoleGateway) {
 		if err := s.startAPI(ctx, has(RoleAPI), has(RoleGateway)); err != nil {
@@ -199,10 +218,6 @@ func Start(ctx context.Context, o Options) (_ *System, err error) {
 				return nil, fmt.Errorf("start the %s: %w", r, err)
 			}
 		}
-	}
-	progress, err := s.rolledUp(ctx)
-	if err != nil {
-		return nil, err
 	}
 	measured := &metrics.Sources{
 		JS: s.Client.JS, Floor: s.floor, Writer: s.Writer, Rollup: s.Rollup, Exporter: s.Exporter, Progress: progress, Hour: o.Config.Rollup.Hour,

@@ -31,11 +31,9 @@ type ServerOptions struct {
 	Key, KeyBefore string
 	// CertFile and KeyFile are the server's certificate; without, it speaks in plain.
 	CertFile, KeyFile string
-	// LogIn says who shows a secret, as a token or a password, and comes from an address; or who shows none where one is needed. It answers
-	// ErrNotLetIn, too. Without it nobody is let in but those on this machine who show nothing.
+	// LogIn decides who connects with a secret, sent as a token or a password; it is empty if the client sent none. It may return
+	// ErrNotLetIn. Without LogIn, only this process can connect.
 	LogIn func(ctx context.Context, secret, ip string) (*Login, error)
-	// RequireLogin lets nobody in without, but this process. It is so where Listen is not this machine alone.
-	RequireLogin bool
 	// NoListen takes connections from this process only.
 	NoListen bool
 	Logger   *slog.Logger
@@ -288,7 +286,7 @@ func (l serverLog) Errorf(format string, v ...any) {
 		l.log.Debug(text) // LogIn has seen it, and tells what is worth telling
 		return
 	case strings.Contains(text, " Violation - "): // what one who logged in may not do
-		l.log.Warn(text)
+		l.log.Warn("a client exceeded its permissions on the broker", slog.String("text", text)) // one message, so that repetitions are recognized
 		return
 	}
 	l.log.Error(text)

@@ -54,6 +54,7 @@ type Config struct {
 	Destinations []exporter.Destination `yaml:"destinations,omitempty"`
 	API          API                    `yaml:"api"`
 	Gateway      Gateway                `yaml:"gateway"`
+	Limits       Limits                 `yaml:"limits"`
 	Health       Health                 `yaml:"health"`
 	Tracing      Tracing                `yaml:"tracing"`
 }
@@ -90,10 +91,6 @@ type NATS struct {
 	// plain: then let nobody reach it but over a network that nobody reads.
 	TLSCertFile string `yaml:"tls_cert_file"`
 	TLSKeyFile  string `yaml:"tls_key_file"`
-	// RequireLogin has the embedded broker take nobody without an API key, as a token or password: of a publisher for the events of its
-	// organization, of an admin of all organizations for everything. It is always so where listen is more than this machine;
-	// else programs on this machine need none.
-	RequireLogin bool `yaml:"require_login"`
 }
 
 // Streams are the settings of the streams.
@@ -295,8 +292,25 @@ type Tracing struct {
 	Endpoint string `yaml:"endpoint"`
 }
 
-// Gateway is the HTTP way in, at the API's address.
+// Limits are the shares of what one process takes in, so that no publisher can use up what belongs to others. A publisher that exceeds one
+// gets 429 with Retry-After. Four seconds' worth may come at once. 0 is no limit.
+type Limits struct {
+	// KeyBytesPerSecond and KeyEventsPerSecond bound what is published with one API key. Events are counted over HTTP.
+	KeyBytesPerSecond  int64 `yaml:"key_bytes_per_second"`
+	KeyEventsPerSecond int64 `yaml:"key_events_per_second"`
+	// OrganizationBytesPerSecond and OrganizationEventsPerSecond bound what is published for one organization.
+	OrganizationBytesPerSecond  int64 `yaml:"organization_bytes_per_second"`
+	OrganizationEventsPerSecond int64 `yaml:"organization_events_per_second"`
+	// NewOrganizationsPerDay bounds the organizations that one key begins to publish for.
+	NewOrganizationsPerDay int64 `yaml:"new_organizations_per_day"`
+}
+
+// Gateway is the HTTP entry point for events, at the API's address.
 type Gateway struct {
+	// Anonymous is who may publish without an API key, over HTTP and NATS: nobody if empty, or loopback: every program on this machine, for every
+	// organization. Use loopback for trials only. It is refused together with exports.public_url, and with addresses that other machines
+	// reach, since a reverse proxy on this machine would publish for anyone.
+	Anonymous string `yaml:"anonymous"`
 	// MaxBody and MaxEvents bound one request; MaxBody as sent and as decompressed.
 	MaxBody   int64 `yaml:"max_body"`
 	MaxEvents int   `yaml:"max_events"`
@@ -330,6 +344,9 @@ func Default() *Config {
 		Gateway: Gateway{
 			MaxBody: 32 << 20, MaxEvents: schema.MaxMessageEvents, Memory: 192 << 20, ClientMemory: 128 << 20, MaxRequests: 1024,
 			Timeout: 30 * time.Second, RetryFor: 10 * time.Second,
+		},
+		Limits: Limits{
+			KeyBytesPerSecond: 32 << 20, KeyEventsPerSecond: 100_000, OrganizationBytesPerSecond: 64 << 20, OrganizationEventsPerSecond: 200_000, NewOrganizationsPerDay: 20,
 		},
 		Health: Health{DiskFree: 1 << 30},
 	}
@@ -408,6 +425,16 @@ func (c *Config) Check() error {
 		fault("writer.memory is %d: give %d at least", c.Writer.Memory, least)
 	}
 	c.Gateway.check(fault)
+	c.checkAnonymous(fault)
+	for key, v := range map[string]int64{
+		"key_bytes_per_second": c.Limits.KeyBytesPerSecond, "key_events_per_second": c.Limits.KeyEventsPerSecond,
+		"organization_bytes_per_second": c.Limits.OrganizationBytesPerSecond, "organization_events_per_second": c.Limits.OrganizationEventsPerSecond,
+		"new_organizations_per_day": c.Limits.NewOrganizationsPerDay,
+	} {
+		if most := int64(1) << 28; v < 0 || v > most {
+			fault("limits.%s is %d: give 0, which is no limit, to %d", key, v, most)
+		}
+	}
 	for key, secret := range map[string]Secret{"streams": c.Encryption.Streams, "streams_before": c.Encryption.StreamsBefore, "clickhouse": c.Encryption.ClickHouse, "partitions": c.Encryption.Partitions} {
 		if secret.File != "" && len(secret.Command) > 0 {
 			fault("encryption.%s has a file and a command: give one of them", key)
@@ -534,12 +561,38 @@ func (c *Config) checkOIDC(fault func(format string, v ...any)) {
 	}
 }
 
+// checkAnonymous refuses open access where others than the programs on this machine could use it.
+func (c *Config) checkAnonymous(fault func(format string, v ...any)) {
+	switch c.Gateway.Anonymous {
+	case "":
+		return
+	case "loopback":
+	default:
+		fault("gateway.anonymous is %q: use loopback, or leave it out", c.Gateway.Anonymous)
+		return
+	}
+	if c.Exports.PublicURL != "" {
+		fault("gateway.anonymous is loopback and exports.public_url is %q: a proxy on this machine would let anyone publish; leave gateway.anonymous out and give publishers keys (kansa apikey add)", c.Exports.PublicURL)
+	}
+	if !isLoopback(c.NATS.Listen) {
+		fault("gateway.anonymous is loopback and nats.listen is %q: leave one of them out", c.NATS.Listen)
+	}
+	if host, _, err := net.SplitHostPort(c.API.Listen); err == nil && !isLoopback(host) {
+		fault("gateway.anonymous is loopback and api.listen is %q: leave one of them out", c.API.Listen)
+	}
+}
+
+func isLoopback(host string) bool {
+	ip := net.ParseIP(strings.Trim(host, "[]"))
+	return host == "localhost" || ip != nil && ip.IsLoopback()
+}
+
 func (n *NATS) check(fault func(format string, v ...any)) {
 	if (n.TLSCertFile == "") != (n.TLSKeyFile == "") {
 		fault("nats.tls_cert_file and nats.tls_key_file belong together: set both")
 	}
-	if n.URL != "" && (n.TLSCertFile != "" || n.RequireLogin) {
-		fault("nats.tls_cert_file and nats.require_login are for the embedded broker: the servers of nats.url have their own settings, see deploy/nats")
+	if n.URL != "" && n.TLSCertFile != "" {
+		fault("nats.tls_cert_file is for the embedded broker: the servers of nats.url have their own settings, see deploy/nats")
 	}
 }
 

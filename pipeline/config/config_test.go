@@ -67,7 +67,7 @@ func TestFaults(t *testing.T) {
 		{"writer: {memory: 5}", "writer.memory is 5"},
 		{"writer: {linger: soon}", "soon"},
 		{"nats: {tls_key_file: k}", "nats.tls_cert_file and nats.tls_key_file belong together"},
-		{"nats: {url: 'nats://a:4222', require_login: true}", "are for the embedded broker"},
+		{"nats: {url: 'nats://a:4222', tls_cert_file: a, tls_key_file: b}", "is for the embedded broker"},
 		{"api: {oidc: {client_id: kansa}}", "api.oidc has no issuer"},
 		{"api: {oidc: {issuer: 'http://login.example.com', client_id: k, client_secret: {file: f}}}", `api.oidc.issuer is "http://login.example.com": give an address such as https`},
 		{"api: {oidc: {issuer: 'https://login.example.com'}}", "api.oidc.client_id is empty"},

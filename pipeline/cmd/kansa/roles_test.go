@@ -133,8 +133,9 @@ func TestKillTheWriter(t *testing.T) {
 func TestRestartTheBroker(t *testing.T) {
 	t.Parallel()
 	s := startServers(t)
-	start(t, "run", "writer", "rollup", "--config", s.config)
-	s.untilSetUp(t)
+	_, out := start(t, "run", "writer", "rollup", "--config", s.config)
+	// A process that loses the broker while it starts ends, for its service manager to start it again.
+	pipelinetest.Until(t, time.Minute, func() (bool, any) { return strings.Contains(out.String(), "is up"), out })
 	s.publish(t, many, map[int]func(){many / 2: func() {
 		s.broker.Stop()
 		s.broker.Start(t)

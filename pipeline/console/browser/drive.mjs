@@ -95,7 +95,7 @@ async function audit(where) {
 
 async function postEvents(n) {
   const events = Array.from({ length: n }, (_, i) => ({ occurred_at: new Date().toISOString(), organization: 'acme', trail: 'activity', source: 'reports', event: 'report.live', action: 'publish', actor: { type: 'user', id: 'u-live', name: 'Live Person' }, description: `Live event <b>${i}</b>` }));
-  const a = await fetch(`${base}/api/v1/events`, { method: 'POST', headers: { 'Content-Type': 'application/json' }, body: JSON.stringify(events) });
+  const a = await fetch(`${base}/api/v1/events`, { method: 'POST', headers: { 'Content-Type': 'application/json', Authorization: `Bearer ${process.env.PUBLISHER_KEY}` }, body: JSON.stringify(events) });
   assert.equal(a.status, 202, await a.text());
 }
 

@@ -236,7 +236,7 @@ func everyRoute(t *testing.T, s *pipeline.System, maker client, event string) ma
 		}
 	}
 	const org = "/api/v1/organizations/{organization}"
-	const bucket = `{"name":"{id}","organization":"acme","bucket":"file:///nowhere"}`
+	const bucket = `{"name":"{id}","organization":"acme","sftp":{"host":"127.0.0.1","port":1,"user":"u","password":"p"}}`
 	destination := func(t *testing.T) string {
 		name := fresh(t)
 		if res, text := maker.do(t, http.MethodPut, "/api/v1/organizations/acme/destinations/"+name+"?force=true", strings.ReplaceAll(bucket, "{id}", name)); res.StatusCode != http.StatusOK {

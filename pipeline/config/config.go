@@ -9,6 +9,7 @@ import (
 	"fmt"
 	"log/slog"
 	"net"
+	"net/netip"
 	"net/url"
 	"os"
 	"path/filepath"
@@ -21,6 +22,7 @@ import (
 
 	"github.com/kansa-audit/kansa/consumers/exporter"
 	"github.com/kansa-audit/kansa/consumers/exporter/mail"
+	"github.com/kansa-audit/kansa/consumers/exporter/reach"
 	"github.com/kansa-audit/kansa/schema"
 )
 
@@ -231,8 +233,21 @@ type Exports struct {
 	AckWait time.Duration `yaml:"ack_wait"`
 	// PerDay is how many archives of a trail an organization may ask for on one day, unless it decided otherwise.
 	PerDay int `yaml:"per_day"`
+	// Allow says what destinations may reach that people save through the API, the console or kansa destination. Those below destinations
+	// may reach everything.
+	Allow Allow `yaml:"allow"`
 	// AlertAfter is how long deliveries to a destination fail before those it names are mailed.
 	AlertAfter time.Duration `yaml:"alert_after"`
+}
+
+// Allow is what destinations may reach. Whatever it says, they never name a file of this machine, use its identity in a cloud, or connect to
+// a part of Kansa.
+type Allow struct {
+	// Kinds of destinations: sftp, bucket, mail; all of them if empty.
+	Kinds []string `yaml:"kinds,omitempty"`
+	// Networks are the only ones that are connected to, such as 198.51.100.0/24. If empty, all are but loopback, link-local and metadata
+	// addresses.
+	Networks []string `yaml:"networks,omitempty"`
 }
 
 // API is the HTTP server. What asks too often is answered with 429 and when to ask again.
@@ -301,6 +316,8 @@ type Limits struct {
 	// OrganizationBytesPerSecond and OrganizationEventsPerSecond bound what is published for one organization.
 	OrganizationBytesPerSecond  int64 `yaml:"organization_bytes_per_second"`
 	OrganizationEventsPerSecond int64 `yaml:"organization_events_per_second"`
+	// MailsPerDay bounds the mails that go out for one organization on one day, UTC: links and alerts. What is beyond waits for the next day.
+	MailsPerDay int64 `yaml:"mails_per_day"`
 	// NewOrganizationsPerDay bounds the organizations that one key begins to publish for.
 	NewOrganizationsPerDay int64 `yaml:"new_organizations_per_day"`
 }
@@ -346,7 +363,7 @@ func Default() *Config {
 			Timeout: 30 * time.Second, RetryFor: 10 * time.Second,
 		},
 		Limits: Limits{
-			KeyBytesPerSecond: 32 << 20, KeyEventsPerSecond: 100_000, OrganizationBytesPerSecond: 64 << 20, OrganizationEventsPerSecond: 200_000, NewOrganizationsPerDay: 20,
+			KeyBytesPerSecond: 32 << 20, KeyEventsPerSecond: 100_000, OrganizationBytesPerSecond: 64 << 20, OrganizationEventsPerSecond: 200_000, MailsPerDay: 200, NewOrganizationsPerDay: 20,
 		},
 		Health: Health{DiskFree: 1 << 30},
 	}
@@ -426,10 +443,20 @@ func (c *Config) Check() error {
 	}
 	c.Gateway.check(fault)
 	c.checkAnonymous(fault)
+	for i, kind := range c.Exports.Allow.Kinds {
+		if kind != reach.SFTP && kind != reach.Bucket && kind != reach.Mail {
+			fault("exports.allow.kinds[%d] is %q: use sftp, bucket or mail", i, kind)
+		}
+	}
+	for i, network := range c.Exports.Allow.Networks {
+		if _, err := netip.ParsePrefix(network); err != nil {
+			fault("exports.allow.networks[%d] is %q: give a network such as 198.51.100.0/24", i, network)
+		}
+	}
 	for key, v := range map[string]int64{
 		"key_bytes_per_second": c.Limits.KeyBytesPerSecond, "key_events_per_second": c.Limits.KeyEventsPerSecond,
 		"organization_bytes_per_second": c.Limits.OrganizationBytesPerSecond, "organization_events_per_second": c.Limits.OrganizationEventsPerSecond,
-		"new_organizations_per_day": c.Limits.NewOrganizationsPerDay,
+		"new_organizations_per_day": c.Limits.NewOrganizationsPerDay, "mails_per_day": c.Limits.MailsPerDay,
 	} {
 		if most := int64(1) << 28; v < 0 || v > most {
 			fault("limits.%s is %d: give 0, which is no limit, to %d", key, v, most)

@@ -269,7 +269,7 @@ func TestConsole(t *testing.T) {
 	host, port, _ := strings.Cut(ssh.Addr(), ":")
 	cmd := exec.CommandContext(ctx, "node", copied)
 	cmd.Env = append(os.Environ(), "URL="+s.API.URL(), "TOKEN="+token, "PUBLISHER_KEY="+publisherKey, "SHOTS="+shots, "CHROMIUM="+chromium,
-		"SFTP_HOST="+host, "SFTP_PORT="+port, "BUCKET=file://"+archives,
+		"SFTP_HOST="+host, "SFTP_PORT="+port,
 		"PRIVATE_KEY="+string(pem.EncodeToMemory(block)), "AGE="+reader.Recipient().String())
 	out, err := cmd.CombinedOutput()
 	t.Logf("%s", out)

@@ -88,6 +88,13 @@ type (
 	nothing struct{}
 )
 
+// What takes long, or meets servers of an organization's own, counts against its share.
+func (q ofOrganization) Share() string   { return q.Organization }
+func (q named) Share() string            { return q.Organization }
+func (q save) Share() string             { return q.Destination.Organization }
+func (q saveOrganization) Share() string { return q.Organization.Name }
+func (q switchTrails) Share() string     { return q.Organization }
+
 // Saved is a destination that was kept, or was not because its test failed.
 type Saved struct {
 	Destination *settings.Destination `json:"destination,omitempty"`
@@ -97,7 +104,7 @@ type Saved struct {
 // Serve answers until ctx ends.
 func (d *Desk) Serve(ctx context.Context, nc *nats.Conn) error {
 	kinds := control.Kinds{settings.ErrChanged, settings.ErrKeptOn, access.ErrTaken, access.ErrNone, exporter.ErrNoDestination, exporter.ErrNoExport, exporter.ErrQuota}
-	return control.Serve(ctx, nc, kinds, append(d.keyVerbs(),
+	return control.Serve(ctx, nc, kinds, d.Logger, append(d.keyVerbs(),
 		control.On("destination.list", usual, func(ctx context.Context, q ofOrganization) ([]DestinationStatus, error) {
 			return d.destinations(ctx, q.Organization)
 		}),
@@ -152,6 +159,9 @@ func (d *Desk) save(ctx context.Context, q save) (*Saved, error) {
 			return nil, err
 		}
 		if err := tried.Normalize(); err != nil {
+			return nil, err
+		}
+		if err := d.Settings.CheckDestination(&tried); err != nil {
 			return nil, err
 		}
 		if saved.Test, err = d.Exporter.Test(ctx, tried); err != nil || !saved.Test.OK {

@@ -94,6 +94,7 @@ type System struct {
 	shards        []*health.Floor // of the writer; none if the role is not here
 	shared        chan error      // that the stream is shared out anew
 	log           *slog.Logger
+	lock          *os.File // of data_dir; nil if it is shared
 	server        *broker.Server
 	logins        *logins // of server
 	roles         *errgroup.Group
@@ -111,8 +112,8 @@ func Start(ctx context.Context, o Options) (_ *System, err error) {
 			err = errors.Join(err, s.Close())
 		}
 	}()
-	if err := os.MkdirAll(o.Config.DataDir, 0o700); err != nil {
-		return nil, fmt.Errorf("create data_dir: %w", err)
+	if err := s.claim(ctx, o.Roles); err != nil {
+		return nil, err
 	}
 	if s.tracing = o.Tracing; s.tracing == nil {
 		provider, err := tracing.Start(ctx, o.Config.Tracing.Endpoint, o.Version)
@@ -272,6 +273,9 @@ func (s *System) Close() error {
 	}
 	if s.server != nil {
 		s.server.Close()
+	}
+	if s.lock != nil {
+		errs = append(errs, s.lock.Close())
 	}
 	if s.endTracing != nil {
 		ctx, cancel := context.WithTimeout(context.Background(), 3*time.Second)

@@ -15,10 +15,9 @@ import (
 	"path/filepath"
 	"regexp"
 	"slices"
+	"strconv"
 	"strings"
 	"time"
-
-	"github.com/goccy/go-yaml"
 
 	"github.com/kansa-audit/kansa/consumers/exporter"
 	"github.com/kansa-audit/kansa/consumers/exporter/mail"
@@ -380,11 +379,14 @@ func Load(path string) (*Config, error) {
 	if err != nil {
 		return nil, fmt.Errorf("read the configuration: %w", err)
 	}
-	if err := yaml.UnmarshalWithOptions(data, c, yaml.Strict()); err != nil {
-		return nil, fmt.Errorf("%w: %s: %s", ErrInvalid, path, yaml.FormatError(err, false, true))
+	f, err := read(path, data, c)
+	if err == nil {
+		if err = c.Check(); err != nil {
+			err = f.locate(err)
+		}
 	}
-	if err := c.Check(); err != nil {
-		return nil, fmt.Errorf("%w: %s: %w", ErrInvalid, path, err)
+	if err != nil {
+		return nil, fmt.Errorf("%w: %w", ErrInvalid, err)
 	}
 	return c, nil
 }
@@ -400,8 +402,27 @@ func (c *Config) Check() error {
 	if c.Log.Format != "text" && c.Log.Format != "json" {
 		fault("log.format is %q: use text or json", c.Log.Format)
 	}
-	if c.Streams.Replicas < 1 || c.Streams.Replicas > 5 {
-		fault("streams.replicas is %d: use 1, 3 or 5", c.Streams.Replicas)
+	switch r := c.Streams.Replicas; {
+	case r != 1 && r != 3 && r != 5:
+		fault("streams.replicas is %d: use 1, 3 or 5", r)
+	case r > 1 && c.NATS.URL == "":
+		fault("streams.replicas is %d without nats.url: the embedded broker is one server; give the address of the cluster, or use 1", r)
+	}
+	if p := c.NATS.Port; p < 0 || p > 65535 {
+		fault("nats.port is %d: give 1 to 65535, or 0 for a free one", p)
+	}
+	if l := c.NATS.Listen; l == "" || l != "localhost" && net.ParseIP(strings.Trim(l, "[]")) == nil {
+		fault("nats.listen is %q: give an address of this machine, such as 127.0.0.1 or 0.0.0.0, without a port", l)
+	}
+	for key, address := range map[string]string{"api.listen": c.API.Listen, "health.listen": c.Health.Listen} {
+		if address == "" && key == "health.listen" {
+			continue
+		}
+		host, port, err := net.SplitHostPort(address)
+		n, portErr := strconv.Atoi(port)
+		if err != nil || portErr != nil || n < 0 || n > 65535 || host != "" && host != "localhost" && net.ParseIP(host) == nil {
+			fault("%s is %q: give an address and a port, such as 127.0.0.1:8080", key, address)
+		}
 	}
 	if c.Streams.Shards < 1 || c.Streams.Shards > schema.Slots {
 		fault("streams.shards is %d: give 1 to %d", c.Streams.Shards, schema.Slots)

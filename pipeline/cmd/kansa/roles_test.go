@@ -51,6 +51,7 @@ clickhouse: {url: %q, username: %s, password_file: %s}
 writer: {ack_wait: 10s, insert_timeout: 4s}
 rollup: {hour: 1s}
 api: {listen: "127.0.0.1:0"}
+exports: {allow: {networks: [127.0.0.0/8, "::1/128"]}}
 `, filepath.Join(s.dir, "data"), s.broker.URL(), s.engine.URL(), s.engine.Username(), password)
 	if err := os.WriteFile(s.config, []byte(text), 0o600); err != nil {
 		t.Fatal(err)

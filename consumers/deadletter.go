@@ -21,6 +21,7 @@ type DeadLetter struct {
 	StreamSeq       uint64
 	BatchIndex      int // within the message; -1 for the whole message
 	RecordedAt      time.Time
+	RecordedBy      string // the credential that published it
 	ContentType     string
 	ContentEncoding string
 	Data            []byte // its bytes, whole
@@ -81,6 +82,7 @@ func (l *DeadLetter) message() *nats.Msg {
 		set(schema.HeaderBatchIndex, strconv.Itoa(l.BatchIndex))
 	}
 	set(schema.HeaderRecordedAt, l.RecordedAt.UTC().Format(time.RFC3339Nano))
+	set(schema.HeaderRecordedBy, l.RecordedBy)
 	set(schema.HeaderContentType, l.ContentType)
 	set(schema.HeaderContentEncoding, l.ContentEncoding)
 	set(nats.MsgIdHdr, id)

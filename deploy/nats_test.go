@@ -22,6 +22,7 @@ import (
 	"github.com/kansa-audit/kansa/pipeline/broker"
 	"github.com/kansa-audit/kansa/pipeline/pipelinetest"
 	"github.com/kansa-audit/kansa/producers"
+	"github.com/kansa-audit/kansa/producers/relay"
 	"github.com/kansa-audit/kansa/schema"
 )
 
@@ -108,6 +109,16 @@ func TestNATSCluster(t *testing.T) {
 		t.Errorf("AUDIT has %+v", c)
 	}
 
+	relayed, err := relay.Start(own.NC, relay.Config{Credential: func(account, user string) string { return "nats:" + user + " in " + account }})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := relayed.Close(); err != nil {
+			t.Error(err)
+		}
+	})
+
 	// An organization publishes its own events, and neither those of another nor anything else.
 	refused := make(chan error, 10)
 	acme, err := nats.Connect(as("acme"), nats.RootCAs(ca), nats.ErrorHandler(func(_ *nats.Conn, _ *nats.Subscription, err error) { refused <- err }))
@@ -143,7 +154,7 @@ func TestNATSCluster(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	for _, subject := range []string{"audit.events.globex.activity", "audit.deadletter.acme", "audit.exports.acme", "$JS.API.STREAM.NAMES", "$JS.API.DIRECT.GET.KV_kansa_recording.$KV.kansa_recording.globex", "$KV.kansa_recording.acme", "$JS.API.STREAM.DELETE.AUDIT"} {
+	for _, subject := range []string{"audit.events.globex.activity", "audit.relay.acme.activity", "audit.deadletter.acme", "audit.exports.acme", "$JS.API.STREAM.NAMES", "$JS.API.DIRECT.GET.KV_kansa_recording.$KV.kansa_recording.globex", "$KV.kansa_recording.acme", "$JS.API.STREAM.DELETE.AUDIT"} {
 		ctx, cancel := context.WithTimeout(t.Context(), 300*time.Millisecond)
 		if msg, err := acme.RequestWithContext(ctx, subject, nil); err == nil {
 			t.Errorf("acme was answered on %s: %s", subject, msg.Data)
@@ -166,6 +177,9 @@ func TestNATSCluster(t *testing.T) {
 	msg, err := consumer.Next(jetstream.FetchMaxWait(5 * time.Second))
 	if err != nil || !strings.HasPrefix(msg.Subject(), "audit.events.acme.activity.") {
 		t.Fatalf("the writer gets %v, %v", msg, err)
+	}
+	if by, id := msg.Headers().Get(schema.HeaderRecordedBy), msg.Headers().Get(nats.MsgIdHdr); by != "nats:acme in ACME" || !strings.HasPrefix(id, "acme/") {
+		t.Errorf("recorded by %q under the message id %q", by, id)
 	}
 	if err := acme.Flush(); err != nil {
 		t.Fatal(err)

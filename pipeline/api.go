@@ -94,7 +94,8 @@ func (s *System) newGateway() (*producers.Publisher, error) {
 		return nil, err
 	}
 	s.Gateway, err = gateway.New(publisher, gateway.Config{
-		Access:  &publishers{watch: s.watchAccess},
+		Access:  &publishers{watch: s.watchAccess, anonymous: s.Config.Gateway.Anonymous == "loopback"},
+		Limits:  s.fair,
 		MaxBody: c.MaxBody, MaxEvents: c.MaxEvents, Memory: c.Memory, ClientMemory: c.ClientMemory, MaxRequests: c.MaxRequests,
 		Timeout: c.Timeout, Window: s.Config.Streams.DuplicateWindow, Logger: log,
 	})

@@ -263,7 +263,7 @@ func TestCSVOfTheEngineIsOurs(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		stored.BatchIndex = uint32(index)
+		stored.BatchIndex, stored.RecordedBy = uint32(index), column("recorded_by")
 		ours = codec.AppendCSV(ours, &stored)
 	}
 	if !bytes.Equal(ours, text) {

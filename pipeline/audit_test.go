@@ -561,14 +561,14 @@ func TestPublishersKeys(t *testing.T) {
 		{app, "globex", http.StatusForbidden},
 		{auditor, "acme", http.StatusForbidden},
 		{client{s, "kansa_wrong"}, "acme", http.StatusUnauthorized},
-		{client{s, ""}, "globex", http.StatusAccepted},
+		{client{s, ""}, "globex", http.StatusUnauthorized},
 	} {
 		res, data := c.who.do(t, http.MethodPost, "/api/v1/events", event(c.org))
 		if res.StatusCode != c.want {
 			t.Errorf("%s for %s: %d %s, want %d", c.who.key, c.org, res.StatusCode, data, c.want)
 		}
 	}
-	if res, _ := (client{s, ""}).do(t, http.MethodPost, "/api/v1/events", event("acme"), "X-Forwarded-For", "192.0.2.1"); res.StatusCode != http.StatusForbidden {
+	if res, _ := (client{s, ""}).do(t, http.MethodPost, "/api/v1/events", event("acme"), "X-Forwarded-For", "192.0.2.1"); res.StatusCode != http.StatusUnauthorized {
 		t.Errorf("through a proxy without a key: %d", res.StatusCode)
 	}
 	if res, _ := app.do(t, http.MethodPost, "/api/v1/events", event("acme"), "X-Forwarded-For", "192.0.2.1"); res.StatusCode != http.StatusAccepted {

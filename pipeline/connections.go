@@ -115,10 +115,10 @@ func (s *System) startServer(ctx context.Context) (*broker.Server, error) {
 	if err != nil {
 		return nil, fmt.Errorf("encryption.streams_before: %w", err)
 	}
-	s.logins = newLogins(c.API.SignInsPerMinute, s.log.With(slog.String("part", "logins")))
+	s.logins = newLogins(c.API.SignInsPerMinute, c.Gateway.Anonymous == "loopback", s.log.With(slog.String("part", "logins")))
 	return broker.StartServer(ctx, broker.ServerOptions{
 		Dir: filepath.Join(c.DataDir, "nats"), Listen: c.NATS.Listen, Port: c.NATS.Port, CertFile: c.NATS.TLSCertFile, KeyFile: c.NATS.TLSKeyFile,
-		LogIn: s.logins.LogIn, RequireLogin: c.NATS.RequireLogin, Key: string(key), KeyBefore: string(before), Logger: s.log,
+		LogIn: s.logins.LogIn, Key: string(key), KeyBefore: string(before), Logger: s.log,
 	})
 }
 

@@ -128,7 +128,7 @@ func TestDeadLetterIsReplayed(t *testing.T) {
 		err := deadletter.Each(t.Context(), s.Client.JS, "acme", func(l deadletter.Letter) bool { letter, found = l, true; return false })
 		return found, err
 	})
-	if err := deadletter.Replay(t.Context(), s.Client.JS, letter, []byte(line(1))); err != nil {
+	if err := deadletter.Replay(t.Context(), s.Client.JS, letter, []byte(line(1)), "test"); err != nil {
 		t.Fatal(err)
 	}
 	pipelinetest.UntilStored(t, s.Store, 1, time.Minute)

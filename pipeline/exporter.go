@@ -35,7 +35,7 @@ func (s *System) startExporter(ctx context.Context) error {
 	s.Settings = kept
 	s.Exporter = exporter.New(s.Bucket, s.States, s.Links, mailer, s.Client.JS, exporter.Config{
 		Settings: kept, PublicURL: s.publicURL(), LinkTTL: c.LinkTTL(), AlertAfter: c.Exports.AlertAfter, Closed: progress.Sealed, Record: s.own.Record, Logger: log,
-		Receipts: &keys.Receipts{Dir: c.DataDir, Bucket: s.Bucket}, Tracing: s.tracing,
+		Reach: s.reach(), MailsPerDay: int(c.Limits.MailsPerDay), Receipts: &keys.Receipts{Dir: c.DataDir, Bucket: s.Bucket}, Tracing: s.tracing,
 	})
 	s.Intake = &exporter.Intake{
 		JS: s.Client.JS, Bucket: s.Bucket, States: s.States, Settings: kept, Closed: progress.Sealed, Began: progress.Began, Linger: c.LinkTTL(), Record: s.own.Record,
@@ -45,7 +45,7 @@ func (s *System) startExporter(ctx context.Context) error {
 	}
 	s.roles.Go(func() error { return s.followSettings(s.ended) })
 	s.roles.Go(func() error { return s.Exporter.Housekeep(s.ended) })
-	desk := &operator.Desk{Settings: kept, States: s.States, Intake: s.Intake, Exporter: s.Exporter, Logger: log}
+	desk := &operator.Desk{Settings: kept, States: s.States, Intake: s.Intake, Exporter: s.Exporter, Access: &s.Access, Record: s.own.Record, Logger: log}
 	s.roles.Go(func() error { return desk.Serve(s.ended, s.Client.NC) })
 	return s.work(ctx, RoleExporter, broker.StreamExports, broker.ConsumerExporter, consumers.Work{Handle: s.Exporter.Handle, Parallel: c.Exports.Parallel, Logger: log})
 }

@@ -46,7 +46,9 @@ func post(t *testing.T, url string, body []byte) (status int, accepted int) {
 // What is posted can be queried, once.
 func TestPostedIsQueryable(t *testing.T) {
 	t.Parallel()
-	s := pipelinetest.Start(t, pipelinetest.Config(t), pipeline.RoleWriter, pipeline.RoleGateway)
+	c := pipelinetest.Config(t)
+	c.Gateway.Anonymous = "loopback"
+	s := pipelinetest.Start(t, c, pipeline.RoleWriter, pipeline.RoleGateway)
 	source := sample.New(11, nil)
 	const requests, each = 20, 200
 	for range requests {
@@ -74,6 +76,7 @@ func TestPostedIsQueryable(t *testing.T) {
 func TestGatewayDrains(t *testing.T) {
 	t.Parallel()
 	c := pipelinetest.Config(t)
+	c.Gateway.Anonymous = "loopback"
 	if err := c.Check(); err != nil {
 		t.Fatal(err)
 	}

@@ -77,7 +77,8 @@ func TestOlderSchemasAreUpgraded(t *testing.T) {
 				}
 			}
 			older(do)
-			insertMessage(t, s, 1)
+			do(`INSERT INTO audit_events (organization, trail, recorded_at, stream_seq, batch_index, id, occurred_at, source, event, action, outcome, expires_at)
+				SELECT 'acme', 'activity', now64(6), 1, number, generateUUIDv4(), now64(6), 'reports', 'report.published', 'publish', 'success', now() + INTERVAL 2 YEAR FROM numbers(100)`)
 			if err := s.Close(); err != nil {
 				t.Error(err)
 			}

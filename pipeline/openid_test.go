@@ -199,7 +199,7 @@ func TestOpenID(t *testing.T) {
 		"the provider did not let him":             {claims: aiko, also: p.Deny},
 		"there is no user of this name":            {claims: map[string]any{"sub": "2", "preferred_username": "nobody"}},
 		"the user signs in by password":            {claims: map[string]any{"sub": "3", "preferred_username": "root"}},
-		"the name belonged to another person":              {claims: map[string]any{"sub": "4", "preferred_username": "aiko"}},
+		"the name belonged to another person":      {claims: map[string]any{"sub": "4", "preferred_username": "aiko"}},
 		"is no name of a user":                     {claims: map[string]any{"sub": "5", "preferred_username": "a b"}},
 		"preferred_username, which is to be the n": {claims: map[string]any{"sub": "6"}},
 	} {

@@ -12,11 +12,12 @@ import (
 	"github.com/kansa-audit/kansa/schema"
 )
 
-// publishers lets who has a publisher's key publish for its organization, from anywhere, and programs on this machine
-// without one for all.
+// publishers lets the holder of a publisher's key publish for its organization, and, if anonymous is set, programs on this machine
+// without a key for all.
 type publishers struct {
-	watch *access.Watch
-	local gateway.Loopback
+	watch     *access.Watch
+	anonymous bool
+	local     gateway.Loopback
 }
 
 // publisher is who publishes, as long as the key holds: see publishing.
@@ -56,7 +57,10 @@ func publishing(next http.Handler) http.Handler {
 func (k *publishers) Authenticate(r *http.Request) (gateway.Client, error) {
 	header := r.Header.Get("Authorization")
 	if header == "" {
-		return k.local.Authenticate(r)
+		if k.anonymous {
+			return k.local.Authenticate(r)
+		}
+		return nil, fmt.Errorf("%w: there is no key: send the key of a publisher as Authorization: Bearer kansa_…; kansa apikey add makes one", gateway.ErrUnauthenticated)
 	}
 	secret, ok := strings.CutPrefix(header, "Bearer ")
 	if !ok {

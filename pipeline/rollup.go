@@ -48,7 +48,7 @@ func (s *System) startRollup(ctx context.Context) error {
 	mender := repair.Repairer{
 		Store: s.Store, Client: s.Client, Progress: *progress, Hour: s.Config.Rollup.Hour, Retention: s.retentions.Expires,
 	}
-	s.roles.Go(func() error { return mender.Serve(s.ended, s.Client.NC) })
+	s.roles.Go(func() error { return mender.Serve(s.ended, s.Client.NC, log) })
 	keeper := retention.Keeper{
 		Bucket: s.Bucket, Settings: s.openSettings(), Rows: s.Store, Sealer: s.Keys, Stream: stream, Hour: s.Config.Rollup.Hour, Record: s.own.Record,
 		Logger: s.log.With(slog.String("part", "retention")),

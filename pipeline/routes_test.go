@@ -154,7 +154,7 @@ func TestEveryRouteAsEverybody(t *testing.T) {
 }
 
 const whoText = `
-Each route of the API as everybody asks it about the organization acme: nobody, who has not signed in (and may publish from the same machine alone); a key or user of acme; one of
+Each route of the API as everybody asks it about the organization acme: someone who has not signed in; a key or user of acme; one of
 another organization, whose other roles get no more; and an operator's, which belongs to none. ` + "`yes`" + ` is an answer, a number the status of the refusal: 401 without a key or session that is known, 403 where the role is not enough
 or the organization another one, 404 where it could be told from the answer that there is something. What one of another organization is answered is the same whether there
 is what he asks for or not. The routes of OpenID are a 404 for everybody where it is not configured. Names of users and keys are of the whole system: a name that somebody else has is a 409 to who wants it. ` + "`TestEveryRouteAsEverybody`" + ` writes this page.
@@ -236,7 +236,7 @@ func everyRoute(t *testing.T, s *pipeline.System, maker client, event string) ma
 		}
 	}
 	const org = "/api/v1/organizations/{organization}"
-	const bucket = `{"name":"{id}","organization":"acme","bucket":"file:///nowhere"}`
+	const bucket = `{"name":"{id}","organization":"acme","sftp":{"host":"127.0.0.1","port":1,"user":"u","password":"p"}}`
 	destination := func(t *testing.T) string {
 		name := fresh(t)
 		if res, text := maker.do(t, http.MethodPut, "/api/v1/organizations/acme/destinations/"+name+"?force=true", strings.ReplaceAll(bucket, "{id}", name)); res.StatusCode != http.StatusOK {

@@ -19,6 +19,7 @@ func (s *System) openSettings() *settings.Store {
 	return &settings.Store{
 		KV: s.settings, Trails: s.switches, HIPAA: s.Config.Trails.HIPAA, Record: s.own.Record, Logger: s.log.With(slog.String("part", "settings")),
 		Defaults: settings.Organization{ExportsPerDay: s.Config.Exports.PerDay, RetentionDays: s.Config.Retention.Days}, Days: s.Config.Retention.Organizations,
+		Reach: s.reach(), Hour: s.Config.Rollup.Hour,
 	}
 }
 

@@ -39,6 +39,8 @@ import (
 	"github.com/kansa-audit/kansa/pipeline/watchdog"
 	"github.com/kansa-audit/kansa/producers"
 	"github.com/kansa-audit/kansa/producers/gateway"
+	"github.com/kansa-audit/kansa/producers/relay"
+	"github.com/kansa-audit/kansa/schema"
 )
 
 // Options of a system besides its configuration.
@@ -77,14 +79,15 @@ type System struct {
 	Health *api.Server
 	// Gateway is nil if the role is not here; it is served by API.
 	Gateway *gateway.Gateway
+	Relay   *relay.Relay // nil if the role gateway is not here
 
 	// watchAccess ends what a credential opened with the credential.
 	watchAccess *access.Watch
 	refused     rate.Refused // by limits
-
-	own      owntrail.Trail
-	settings jetstream.KeyValue
-	switches jetstream.KeyValue // of the trails
+	fair        *fair
+	own         owntrail.Trail
+	settings    jetstream.KeyValue
+	switches    jetstream.KeyValue // of the trails
 	// verifications are what was verified last.
 	verifications jetstream.KeyValue
 	measured      atomic.Pointer[metrics.Sources] // set when all roles have started
@@ -99,6 +102,7 @@ type System struct {
 	shards        []*health.Floor // of the writer; none if the role is not here
 	shared        chan error      // that the stream is shared out anew
 	log           *slog.Logger
+	lock          *os.File // of data_dir; nil if it is shared
 	server        *broker.Server
 	logins        *logins // of server
 	roles         *errgroup.Group
@@ -116,8 +120,8 @@ func Start(ctx context.Context, o Options) (_ *System, err error) {
 			err = errors.Join(err, s.Close())
 		}
 	}()
-	if err := os.MkdirAll(o.Config.DataDir, 0o700); err != nil {
-		return nil, fmt.Errorf("create data_dir: %w", err)
+	if err := s.claim(ctx, o.Roles); err != nil {
+		return nil, err
 	}
 	if s.tracing = o.Tracing; s.tracing == nil {
 		provider, err := tracing.Start(ctx, o.Config.Tracing.Endpoint, o.Version)
@@ -154,7 +158,12 @@ func Start(ctx context.Context, o Options) (_ *System, err error) {
 	if err := s.buckets(ctx); err != nil {
 		return nil, err
 	}
-	publisher, err := producers.New(s.Client.JS, producers.Config{Tracing: s.tracing, Logger: o.Logger})
+	if s.server != nil {
+		if err := s.keepOperatorKey(ctx); err != nil {
+			return nil, err
+		}
+	}
+	publisher, err := producers.New(s.Client.JS, producers.Config{RecordedBy: schema.RecordedBySystem, Tracing: s.tracing, Logger: o.Logger})
 	if err != nil {
 		return nil, err
 	}
@@ -194,6 +203,16 @@ func Start(ctx context.Context, o Options) (_ *System, err error) {
 	starts := map[Role]func(context.Context) error{
 		RoleWriter: s.startWriter, RoleRollup: s.startRollup, RoleExporter: s.startExporter,
 	}
+	progress, err := s.rolledUp(ctx)
+	if err != nil {
+		return nil, err
+	}
+	s.fair = newFair(&o.Config.Limits, progress.Organizations, s.log.With(slog.String("part", "limits")))
+	if has(RoleGateway) {
+		if err := s.startRelay(ctx); err != nil {
+			return nil, err
+		}
+	}
 	// The API first: links name its address.
 	if has(RoleAPI) || has(RoleGateway) {
 		if err := s.startAPI(ctx, has(RoleAPI), has(RoleGateway)); err != nil {
@@ -211,10 +230,6 @@ func Start(ctx context.Context, o Options) (_ *System, err error) {
 				return nil, fmt.Errorf("start the %s: %w", r, err)
 			}
 		}
-	}
-	progress, err := s.rolledUp(ctx)
-	if err != nil {
-		return nil, err
 	}
 	measured := &metrics.Sources{
 		JS: s.Client.JS, Floor: s.floor, Writer: s.Writer, Rollup: s.Rollup, Exporter: s.Exporter, Progress: progress, Hour: o.Config.Rollup.Hour,
@@ -270,6 +285,9 @@ func (s *System) Close() error {
 	}
 	if s.server != nil {
 		s.server.Close()
+	}
+	if s.lock != nil {
+		errs = append(errs, s.lock.Close())
 	}
 	if s.endTracing != nil {
 		ctx, cancel := context.WithTimeout(context.Background(), 3*time.Second)

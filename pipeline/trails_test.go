@@ -58,8 +58,9 @@ func secondWriter(t *testing.T, s *pipeline.System) {
 
 // trails has three ways to publish for one organization: each knows what of its own has to be recorded.
 type trails struct {
-	s   *pipeline.System
-	sdk *producers.Publisher
+	s         *pipeline.System
+	sdk       *producers.Publisher
+	publisher client // over HTTP
 }
 
 // sendAll publishes an event each way, and tells which was said to be left out. Where it came is in the description.
@@ -82,7 +83,7 @@ func (x *trails) sendAll(t *testing.T, org, what string) (sdk, posted bool) {
 		}
 		return data
 	}
-	res, body := client{x.s, ""}.do(t, http.MethodPost, gateway.Path, string(text("http")))
+	res, body := x.publisher.do(t, http.MethodPost, gateway.Path, string(text("http")))
 	if res.StatusCode != http.StatusAccepted {
 		t.Fatalf("posted: %d %s", res.StatusCode, body)
 	}
@@ -106,7 +107,7 @@ func TestTrailIsSwitchedOff(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	x := &trails{s, sdk}
+	x := &trails{s, sdk, newClient(t, s, "all-apps", "", access.Publisher)}
 	t.Cleanup(func() {
 		if err := sdk.Close(context.Background()); err != nil {
 			t.Error(err)

@@ -1,6 +1,7 @@
 package producers
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 
@@ -15,6 +16,8 @@ type Block struct {
 	// Events are valid and complete, and few enough for a message. They are of codec.TakeBlock, and the
 	// publisher's from the call on, whatever it returns.
 	Events *codec.Block
+	// RecordedBy is recorded as the credential that published them; see Config.RecordedBy, which is the default.
+	RecordedBy string
 	// Alone keeps other events out of the message, so that the same block again is the same message.
 	Alone bool
 }
@@ -40,7 +43,7 @@ func (p *Publisher) PublishBlock(ctx context.Context, b Block) (Ack, error) {
 			return Ack{}, fmt.Errorf("wait for room in the publisher's buffer: %w", err)
 		}
 	}
-	key := lane{b.Organization, b.Trail}
+	key := lane{b.Organization, b.Trail, cmp.Or(b.RecordedBy, p.cfg.RecordedBy)}
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	if p.closed {

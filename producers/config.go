@@ -41,6 +41,10 @@ type Config struct {
 	// shards, by the hash of a message. Without it, the stream puts all of an organization and trail into one slot. It
 	// needs the permission to publish on audit.events.<org>.<trail>.*, and a stream that Kansa has set up since it has slots.
 	Spread bool
+	// RecordedBy is recorded with every event as the credential that published it, unless a block names another. It counts only on a
+	// connection that may use the stream itself, as Kansa's own processes have; a publisher with a login of its own is
+	// recorded under that. Default: none.
+	RecordedBy string
 	// Spool is a directory of this publisher's own for messages that the broker does not take: they are
 	// acknowledged when they are on this machine's disk, outlive the application, and are published in their
 	// order as soon as the broker answers, by this or the next publisher with the same directory. One that is in

@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"github.com/kansa-audit/kansa/pipeline/broker"
+	"github.com/kansa-audit/kansa/pipeline/broker/brokertest"
 	"github.com/kansa-audit/kansa/producers"
 	"github.com/kansa-audit/kansa/schema"
 )
@@ -19,7 +20,7 @@ func exampleBroker(ctx context.Context) (client *broker.Client, stop func()) {
 	if err != nil {
 		log.Fatal(err)
 	}
-	server, err := broker.StartServer(ctx, broker.ServerOptions{Dir: dir})
+	server, err := broker.StartServer(ctx, broker.ServerOptions{Dir: dir, LogIn: brokertest.Anyone})
 	if err != nil {
 		log.Fatal(err)
 	}

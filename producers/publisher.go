@@ -48,9 +48,11 @@ type Publisher struct {
 	tracer trace.Tracer // nil if there is none
 }
 
+// lane is what the events of one message have in common.
 type lane struct {
 	organization string
 	trail        schema.Trail
+	recordedBy   string
 }
 
 // laneState is guarded by Publisher.mu.
@@ -177,6 +179,10 @@ func (p *Publisher) add(ctx context.Context, e *schema.Event, async bool) (Ack, 
 		p.rejected.Add(1)
 		return Ack{}, err
 	}
+	if f := schema.CheckReserved(e.Organization, e.Source); f != nil && p.cfg.RecordedBy != schema.RecordedBySystem {
+		p.rejected.Add(1)
+		return Ack{}, f
+	}
 	if p.leftOut(e.Organization, e.Trail, 1) {
 		return Ack{unrecorded}, nil
 	}
@@ -186,7 +192,7 @@ func (p *Publisher) add(ctx context.Context, e *schema.Event, async bool) (Ack, 
 			return Ack{}, fmt.Errorf("wait for room in the publisher's buffer: %w", err)
 		}
 	}
-	key := lane{e.Organization, e.Trail}
+	key := lane{e.Organization, e.Trail, p.cfg.RecordedBy}
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	if p.closed {

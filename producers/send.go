@@ -81,6 +81,9 @@ func (p *Publisher) message(b *batch) (*nats.Msg, *[]byte) {
 	buf := payloads.Get().(*[]byte)
 	msg.Data = b.block.AppendNative((*buf)[:0])
 	msg.Header.Set(schema.HeaderContentType, codec.ContentBlock)
+	if b.lane.recordedBy != "" {
+		msg.Header.Set(schema.HeaderRecordedBy, b.lane.recordedBy)
+	}
 	if b.alone {
 		// Of the events themselves, for a repetition may come to a process that compresses in another way.
 		msg.Header.Set(nats.MsgIdHdr, messageID(msg.Subject, msg.Data))

@@ -13,12 +13,31 @@ const (
 	SubjectPartitions = "audit.partitions" // + .<org>.<trail>
 	SubjectExports    = "audit.exports"    // + .<org>
 	SubjectDeadLetter = "audit.deadletter" // + .<org>
+	// SubjectRelay is where the relay receives what publishers with a login of their own put on SubjectEvents.
+	SubjectRelay = "audit.relay" // + .<org>.<trail>, and perhaps .<slot>
+)
+
+// Names that only Kansa itself may use: its own organization, and the source of the events that it records.
+const (
+	SystemOrganization = "kansa"
+	SystemSource       = "kansa"
+)
+
+// Values of [HeaderRecordedBy] and of the column recorded_by that name no login.
+const (
+	RecordedBySystem    = "kansa"     // Kansa itself
+	RecordedByAnonymous = "anonymous" // a program on this machine, where gateway.anonymous allows it
+	RecordedByOperator  = "operator"  // a connection that may use the stream itself
 )
 
 // Headers of the messages that Kansa writes.
 const (
 	HeaderContentType     = "Content-Type"
 	HeaderContentEncoding = "Content-Encoding"
+
+	// HeaderRecordedBy names the credential that published a message of events. Only Kansa's own processes can set it: the relay
+	// removes it from what others publish.
+	HeaderRecordedBy = "Kansa-Recorded-By"
 
 	// Of a message that has no events and is to have none: it marks a place in the stream.
 	HeaderMark = "Kansa-Mark"
@@ -30,6 +49,15 @@ const (
 	HeaderBatchIndex = "Kansa-Batch-Index" // absent when the whole message was refused
 	HeaderRecordedAt = "Kansa-Recorded-At"
 )
+
+// RecordedBy is the credential that published a message, by its [HeaderRecordedBy]. A message without the header comes from a
+// connection that may use the stream itself.
+func RecordedBy(header string) string {
+	if header == "" {
+		return RecordedByOperator
+	}
+	return strings.ToValidUTF8(header, "?")
+}
 
 // EventSubject is where the events of one organization and trail are published.
 func EventSubject(organization string, trail Trail) string {

@@ -208,6 +208,18 @@ func IsWindowsDevice(s string) bool {
 	return utf8.RuneCountInString(s[3:]) == 1 && strings.Contains("0123456789¹²³", s[3:])
 }
 
+// CheckReserved refuses the names that only Kansa itself may use. Every entry point applies it to what others publish, and the
+// writer again to what is in the stream. Upper case makes no difference, so that nothing looks like a record of the system.
+func CheckReserved(organization, source string) *Fault {
+	switch {
+	case strings.EqualFold(organization, SystemOrganization):
+		return &Fault{Field: "organization", Value: organization, Problem: "is reserved for Kansa itself", Remedy: "use the name of your own organization"}
+	case len(source) >= len(SystemSource) && strings.EqualFold(strings.TrimSpace(source), SystemSource):
+		return &Fault{Field: "source", Value: source, Problem: "is reserved for Kansa itself", Remedy: "name the service that publishes the event"}
+	}
+	return nil
+}
+
 // CheckTrail applies the rules of a trail.
 func CheckTrail(t Trail) *Fault {
 	if t == "" {

@@ -5,10 +5,15 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"net/http"
+	"net/url"
 
+	awshttp "github.com/aws/aws-sdk-go-v2/aws/transport/http"
+	"github.com/aws/aws-sdk-go-v2/credentials"
+	"github.com/aws/aws-sdk-go-v2/service/s3"
 	"gocloud.dev/blob"
 	_ "gocloud.dev/blob/fileblob" // file://
-	_ "gocloud.dev/blob/s3blob"   // s3://
+	"gocloud.dev/blob/s3blob"     // and s3://
 	"gocloud.dev/gcerrors"
 
 	"github.com/kansa-audit/kansa/consumers"
@@ -16,10 +21,11 @@ import (
 
 // deliverBucket copies the archive into an object store (requirement B10). An object appears under its name when it
 // is whole. One that is there with the right size is that of an attempt whose end nobody learned of.
-func (x *Exporter) deliverBucket(ctx context.Context, e *Export, address string, plan *Plan) (err error) {
-	b, err := blob.OpenBucket(ctx, address)
+func (x *Exporter) deliverBucket(ctx context.Context, e *Export, d *Destination, plan *Plan) (err error) {
+	address := d.Bucket
+	b, err := x.openBucket(ctx, d)
 	if err != nil {
-		return consumers.Permanent(fmt.Errorf("open bucket %s: %w", address, err))
+		return consumers.Permanent(err)
 	}
 	defer func() { err = errors.Join(err, b.Close()) }()
 	switch a, err := b.Attributes(ctx, plan.Name); {
@@ -52,4 +58,40 @@ func (x *Exporter) deliverBucket(ctx context.Context, e *Export, address string,
 	}
 	e.Sent = plan.Size()
 	return nil
+}
+
+// openBucket opens the bucket of a destination: with its own access key, if it has one, and over connections that the policy allows, unless
+// the operator's configuration file names it.
+func (x *Exporter) openBucket(ctx context.Context, d *Destination) (*blob.Bucket, error) {
+	failed := func(err error) error { return fmt.Errorf("open bucket %s: %w", d.Bucket, err) }
+	if d.BucketKeyID == "" {
+		b, err := blob.OpenBucket(ctx, d.Bucket)
+		if err != nil {
+			return nil, failed(err)
+		}
+		return b, nil
+	}
+	u, err := url.Parse(d.Bucket)
+	if err != nil {
+		return nil, failed(err)
+	}
+	client := awshttp.NewBuildableClient()
+	if dial := x.dialer(d); dial != nil {
+		client = client.WithTransportOptions(func(t *http.Transport) {
+			t.DialContext, t.Proxy = dial, nil // a proxy would connect in our place
+		})
+	}
+	query := u.Query()
+	o := s3.Options{
+		Region: query.Get("region"), Credentials: credentials.NewStaticCredentialsProvider(d.BucketKeyID, d.BucketSecret, ""), HTTPClient: client,
+		UsePathStyle: query.Get("use_path_style") == "true",
+	}
+	if endpoint := query.Get("endpoint"); endpoint != "" {
+		o.BaseEndpoint = &endpoint
+	}
+	b, err := s3blob.OpenBucketV2(ctx, s3.New(o), u.Host, nil)
+	if err != nil {
+		return nil, failed(err)
+	}
+	return b, nil
 }

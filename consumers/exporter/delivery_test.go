@@ -33,7 +33,7 @@ func TestDeliveryHealth(t *testing.T) {
 	f := newFixture(t, 24*4)
 	dir := filepath.Join(t.TempDir(), "archives")
 	d := exporter.Destination{
-		Name: "store", Organization: "acme", Bucket: "file://" + filepath.ToSlash(dir), Schedule: &exporter.Schedule{Since: start},
+		Name: "store", Organization: "acme", FromFile: true, Bucket: "file://" + filepath.ToSlash(dir), Schedule: &exporter.Schedule{Since: start},
 		Notify: []string{"ops@example.com"}, Paused: true,
 	}
 	f.run(t, d)
@@ -120,7 +120,7 @@ func TestExportsOff(t *testing.T) {
 	t.Parallel()
 	f := newFixture(t, 24)
 	f.run(t, exporter.Destination{
-		Name: "store", Organization: "acme", Bucket: "file://" + filepath.ToSlash(t.TempDir()), Schedule: &exporter.Schedule{Since: start},
+		Name: "store", Organization: "acme", FromFile: true, Bucket: "file://" + filepath.ToSlash(t.TempDir()), Schedule: &exporter.Schedule{Since: start},
 	})
 	o, err := f.settings.Organization(t.Context(), "acme")
 	if err != nil {

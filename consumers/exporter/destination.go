@@ -14,6 +14,7 @@ import (
 
 	"github.com/robfig/cron/v3"
 
+	"github.com/kansa-audit/kansa/consumers/exporter/reach"
 	"github.com/kansa-audit/kansa/consumers/exporter/render"
 	"github.com/kansa-audit/kansa/consumers/exporter/sftp"
 	"github.com/kansa-audit/kansa/schema"
@@ -53,6 +54,12 @@ type Destination struct {
 	Mail []string `yaml:"mail,omitempty" json:"mail,omitempty"`
 	// Bucket is the URL of an object store, as gocloud.dev has them: file:///srv/archives, s3://archives?region=eu-central-1.
 	Bucket string `yaml:"bucket,omitempty" json:"bucket,omitempty"`
+	// BucketKeyID and BucketSecret are the access key of an S3 bucket. Without them, a destination of the configuration file uses the server's own
+	// identity, as the AWS SDK finds it; any other destination needs them.
+	BucketKeyID  string `yaml:"bucket_key_id,omitempty" json:"bucket_key_id,omitempty"`
+	BucketSecret string `yaml:"bucket_secret,omitempty" json:"bucket_secret,omitempty"`
+	// FromFile says that it is one of the operator's configuration file, and so may name files, identities and addresses of this machine.
+	FromFile bool `yaml:"-" json:"-"`
 	// Schedule delivers by itself; without it, only when someone asks.
 	Schedule *Schedule `yaml:"schedule,omitempty" json:"schedule,omitempty"`
 	// Notify are mailed when deliveries have failed for a while, and when they work again.
@@ -109,6 +116,29 @@ func (s *Schedule) UnmarshalJSON(data []byte) error {
 // cronFields are those of the broker's schedules; the words are its own.
 var cronFields = cron.NewParser(cron.Second | cron.Minute | cron.Hour | cron.Dom | cron.Month | cron.Dow | cron.Descriptor)
 
+// cronText is what a cron may consist of: six fields, or a word. The parser takes more, such as time zones within the text, and ends the
+// process on some of it.
+var cronText = regexp.MustCompile(`^(@(yearly|annually|monthly|weekly|daily|midnight|hourly)|[0-9A-Za-z*?,/-]{1,100}( +[0-9A-Za-z*?,/-]{1,100}){5})$`)
+
+// parseCron reads a cron, and refuses one that never comes.
+func parseCron(text string) (due cron.Schedule, err error) {
+	defer func() {
+		if p := recover(); p != nil { // the parser is not maintained
+			due, err = nil, fmt.Errorf("it cannot be read: %v", p)
+		}
+	}()
+	if !cronText.MatchString(text) {
+		return nil, errors.New("it does not have six fields of digits, names and * ? , / -")
+	}
+	if due, err = cronFields.Parse(text); err != nil {
+		return nil, err
+	}
+	if due.Next(time.Date(2025, 1, 1, 0, 0, 0, 0, time.UTC)).IsZero() { // not within five years
+		return nil, errors.New("it never comes")
+	}
+	return due, nil
+}
+
 // Next is when the schedule is due after a time.
 func (s *Schedule) Next(after time.Time) (time.Time, error) {
 	if s.Every != 0 {
@@ -118,7 +148,7 @@ func (s *Schedule) Next(after time.Time) (time.Time, error) {
 	if err != nil {
 		return time.Time{}, fmt.Errorf("time zone %q: %w", s.TimeZone, err)
 	}
-	due, err := cronFields.Parse(s.Cron)
+	due, err := parseCron(s.Cron)
 	if err != nil {
 		return time.Time{}, fmt.Errorf("cron %q: %w", s.Cron, err)
 	}
@@ -164,6 +194,12 @@ func (d *Destination) Normalize() error {
 			fault("bucket", d.Bucket, "is no address of a bucket", "give one such as file:///srv/archives; credentials do not belong into it")
 		}
 	}
+	if (d.BucketKeyID == "") != (d.BucketSecret == "") {
+		fault("bucket_secret", "", "and bucket_key_id belong together", "give both, or none")
+	}
+	if d.BucketKeyID != "" && !strings.HasPrefix(d.Bucket, "s3://") {
+		fault("bucket_key_id", d.BucketKeyID, "is for a bucket of S3", "leave it out, or give a bucket such as s3://archives?region=eu-central-1")
+	}
 	if kinds != 1 {
 		fault("sftp, mail, bucket", "", fmt.Sprintf("are the places an archive can go to, and %d of them are given", kinds),
 			"give one; make a destination for each")
@@ -195,7 +231,7 @@ func (s *Schedule) normalize(fault func(field, value, problem, remedy string)) {
 		fault("schedule.every", s.Every.String(), "is too short", "give one second at least")
 	}
 	if s.Cron != "" {
-		if _, err := cronFields.Parse(s.Cron); err != nil {
+		if _, err := parseCron(s.Cron); err != nil {
 			fault("schedule.cron", s.Cron, "is no time: "+err.Error(), "give six fields, seconds first, such as 0 15 1 * * * for 01:15 each day")
 		}
 	}
@@ -225,14 +261,61 @@ func (d *Destination) contentOf(asked render.Content) render.Content {
 	return asked
 }
 
-// Secrets are the fields that nobody is shown again, by their names.
-func (d *Destination) Secrets() map[string]*string {
-	if d.SFTP == nil {
+// Kind is that of package reach.
+func (d *Destination) Kind() string {
+	switch {
+	case d.SFTP != nil:
+		return reach.SFTP
+	case d.Bucket != "":
+		return reach.Bucket
+	}
+	return reach.Mail
+}
+
+// s3Bucket is the only address of a bucket that a destination from elsewhere than the configuration file may have: without an
+// endpoint, and without any other parameter of the driver.
+var s3Bucket = regexp.MustCompile(`^s3://[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]\?region=[a-z]{2}(-[a-z0-9]{1,20}){1,4}$`)
+
+// CheckTenant refuses what only the operator's configuration file may name: files of this machine, its identity in a cloud, and other
+// endpoints than those of S3 itself. It is applied when a destination is saved and again each time before it is used.
+func (d *Destination) CheckTenant(allow *reach.Policy) error {
+	if d.FromFile {
 		return nil
 	}
-	return map[string]*string{
-		"sftp.password": &d.SFTP.Password, "sftp.private_key": &d.SFTP.PrivateKey, "sftp.passphrase": &d.SFTP.Passphrase,
+	var faults []error
+	fault := func(field, value, problem, remedy string) {
+		faults = append(faults, &schema.Fault{Field: field, Value: value, Problem: problem, Remedy: remedy})
 	}
+	if allow != nil {
+		if err := allow.CheckKind(d.Kind()); err != nil {
+			faults = append(faults, err)
+		}
+	}
+	if d.SFTP != nil {
+		for field, value := range map[string]string{"sftp.password_file": d.SFTP.PasswordFile, "sftp.private_key_file": d.SFTP.PrivateKeyFile} {
+			if value != "" {
+				fault(field, value, "names a file of the server, which only the operator's configuration file may do", "give the secret itself, in "+strings.TrimSuffix(field, "_file"))
+			}
+		}
+	}
+	if d.Bucket != "" {
+		switch {
+		case !s3Bucket.MatchString(d.Bucket):
+			fault("bucket", d.Bucket, "is not a bucket of S3 with a region alone, and only the operator's configuration file may name others", "give one such as s3://archives?region=eu-central-1")
+		case d.BucketKeyID == "":
+			fault("bucket_key_id", "", "is missing, and only destinations of the operator's configuration file use the server's own identity", "give the access key of the bucket in bucket_key_id and bucket_secret")
+		}
+	}
+	return errors.Join(faults...)
+}
+
+// Secrets are the fields that are never shown again, by their names.
+func (d *Destination) Secrets() map[string]*string {
+	secrets := map[string]*string{"bucket_secret": &d.BucketSecret}
+	if d.SFTP != nil {
+		secrets["sftp.password"], secrets["sftp.private_key"], secrets["sftp.passphrase"] = &d.SFTP.Password, &d.SFTP.PrivateKey, &d.SFTP.Passphrase
+	}
+	return secrets
 }
 
 // Hidden stands where a secret is that is not shown.
@@ -241,6 +324,9 @@ const Hidden = sftp.Hidden
 // Redacted is d without its secrets, for people.
 func (d *Destination) Redacted() Destination {
 	r := *d
+	if d.BucketSecret != "" {
+		r.BucketSecret = Hidden
+	}
 	if d.SFTP != nil {
 		hidden := d.SFTP.Redacted()
 		r.SFTP = &hidden
@@ -251,7 +337,7 @@ func (d *Destination) Redacted() Destination {
 // Place is where the secrets are used: they are not sent to another because a setting was edited.
 func (d *Destination) Place() string {
 	if d.SFTP == nil {
-		return ""
+		return d.Bucket
 	}
 	return d.SFTP.User + "@" + d.SFTP.Address()
 }

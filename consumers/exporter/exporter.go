@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"net"
 	"slices"
 	"strings"
 	"sync/atomic"
@@ -20,6 +21,7 @@ import (
 
 	"github.com/kansa-audit/kansa/consumers"
 	"github.com/kansa-audit/kansa/consumers/exporter/mail"
+	"github.com/kansa-audit/kansa/consumers/exporter/reach"
 	"github.com/kansa-audit/kansa/consumers/exporter/sftp"
 	"github.com/kansa-audit/kansa/schema"
 	"github.com/kansa-audit/kansa/schema/tracecontext"
@@ -46,6 +48,10 @@ type Config struct {
 	AlertAfter time.Duration
 	// Record takes what the system has to answer for: deliveries and failures. May be nil.
 	Record func(ctx context.Context, e schema.Event)
+	// Reach says what destinations may connect to that do not come from the operator's configuration file; nil allows everything.
+	Reach *reach.Policy
+	// MailsPerDay is how many mails go out for an organization on one day, UTC; default no limit.
+	MailsPerDay int
 	// Receipts signs them; nil refuses destinations that want some.
 	Receipts Receipts
 	// Tracing has each attempt to deliver be a span, in the trace of its request. Default: none.
@@ -246,6 +252,11 @@ func (x *Exporter) attempt(ctx context.Context, e *Export) error {
 			return err
 		}
 	}
+	if len(e.MailTo) == 0 {
+		if err := d.CheckTenant(x.cfg.Reach); err != nil {
+			return consumers.Permanent(fmt.Errorf("destination %s: %w", d.Name, err))
+		}
+	}
 	plan, err := x.prepare(ctx, e)
 	if err != nil {
 		return err
@@ -259,9 +270,10 @@ func (x *Exporter) attempt(ctx context.Context, e *Export) error {
 	case len(e.MailTo) > 0:
 		return x.deliverLink(ctx, e, plan, e.MailTo)
 	case d.SFTP != nil:
-		return x.deliverSFTP(ctx, e, d.SFTP, plan)
+		server := x.guarded(&d)
+		return x.deliverSFTP(ctx, e, &server, plan)
 	case d.Bucket != "":
-		return x.deliverBucket(ctx, e, d.Bucket, plan)
+		return x.deliverBucket(ctx, e, &d, plan)
 	default:
 		return x.deliverLink(ctx, e, plan, d.Mail)
 	}
@@ -342,6 +354,21 @@ func (x *Exporter) deliverSFTP(ctx context.Context, e *Export, cfg *sftp.Config,
 	return nil
 }
 
+// dialer returns what connects to a destination; nil for one of the operator's configuration file, which may reach everything.
+func (x *Exporter) dialer(d *Destination) func(ctx context.Context, network, address string) (net.Conn, error) {
+	if d.FromFile || x.cfg.Reach == nil {
+		return nil
+	}
+	return x.cfg.Reach.Dialer(sftp.DefaultConnectTimeout).DialContext
+}
+
+// guarded is the server of a destination, which is reached as the policy allows.
+func (x *Exporter) guarded(d *Destination) sftp.Config {
+	server := *d.SFTP
+	server.Dial = x.dialer(d)
+	return server
+}
+
 // showProgress shows how much of e is sent, until the returned function is called.
 func (x *Exporter) showProgress(ctx context.Context, e Export, sent *atomic.Int64) (stop func()) {
 	return x.showWhile(ctx, e, func(e *Export) { e.Sent = sent.Load() })
@@ -402,6 +429,9 @@ func (x *Exporter) deliverLink(ctx context.Context, e *Export, plan *Plan, to []
 			return consumers.Permanent(err)
 		}
 		m.ID = fmt.Sprintf("%s.%d.%d", e.ID, i, e.Attempts)
+		if err := x.mayMail(ctx, e.Organization); err != nil {
+			return consumers.Later(err, waitForMending)
+		}
 		if err := x.mailer.Send(ctx, m); err != nil {
 			return classify(err, mail.Permanent(err))
 		}

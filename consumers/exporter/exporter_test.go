@@ -172,10 +172,18 @@ func (f *fixture) partition(t *testing.T, trail schema.Trail, hour, rows int) {
 // run works on what is asked for until the test ends.
 func (f *fixture) run(t *testing.T, destinations ...exporter.Destination) {
 	t.Helper()
+	var file []exporter.Destination // of the operator's configuration
 	for _, d := range destinations {
+		if d.FromFile {
+			file = append(file, d)
+			continue
+		}
 		if _, err := f.settings.SaveDestination(t.Context(), d, settings.Change{By: "test"}); err != nil {
 			t.Fatal(err)
 		}
+	}
+	if err := f.settings.Provision(t.Context(), file); err != nil {
+		t.Fatal(err)
 	}
 	f.exporter = exporter.New(f.bucket, f.states, f.links, f.mails, f.client.JS, exporter.Config{
 		Settings: f.settings, PublicURL: "https://audit.example.com/", Closed: f.closedUntil, Now: f.clock, Record: f.record, Logger: logger(t),

@@ -127,7 +127,11 @@ func (x *Exporter) alert(ctx context.Context, e *Export, kind string, h Health) 
 	for i, to := range d.Notify {
 		m := notice.Message(to)
 		m.ID = fmt.Sprintf("%s.%s.%d.%d", e.ID, kind, i, e.Attempts)
-		if err := x.mailer.Send(ctx, m); err != nil {
+		err := x.mayMail(ctx, e.Organization)
+		if err == nil {
+			err = x.mailer.Send(ctx, m)
+		}
+		if err != nil {
 			x.log.Error("alert was not mailed", slog.String("destination", e.Organization+"/"+e.Destination), slog.Any("error", err))
 		}
 	}

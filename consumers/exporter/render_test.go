@@ -641,7 +641,7 @@ func TestContentOfRequests(t *testing.T) {
 	f, _ := historyOf(t, 24)
 	dir := t.TempDir()
 	d := exporter.Destination{
-		Name: "siem", Organization: "acme", Bucket: "file://" + filepath.ToSlash(dir), Schedule: &exporter.Schedule{Since: start},
+		Name: "siem", Organization: "acme", FromFile: true, Bucket: "file://" + filepath.ToSlash(dir), Schedule: &exporter.Schedule{Since: start},
 		Content: render.Content{Format: codec.FormatCEF, CEFOverflow: render.OverflowText},
 	}
 	f.run(t, d)
@@ -729,7 +729,7 @@ func TestContentOfDestination(t *testing.T) {
 	}
 	f, _ := historyOf(t, 1)
 	dir := t.TempDir()
-	d.Bucket = "file://" + filepath.ToSlash(dir)
+	d.Bucket, d.FromFile = "file://"+filepath.ToSlash(dir), true
 	f.run(t, d)
 	r := exporter.Request{Organization: "acme", Destination: "siem", From: start, To: start.Add(time.Hour)}
 	r.Format = codec.FormatJSON

@@ -97,3 +97,6 @@ func EncodeRequest(r Request) ([]byte, error) { return json.Marshal(task{Request
 func EncodeSchedule(destination string) ([]byte, error) {
 	return json.Marshal(task{Schedule: destination})
 }
+
+// Share is whose share a request counts against: see control.Shared.
+func (r Request) Share() string { return r.Organization }

@@ -6,8 +6,6 @@ import (
 	"strings"
 	"time"
 
-	"gocloud.dev/blob"
-
 	"github.com/kansa-audit/kansa/consumers/exporter/sftp"
 )
 
@@ -32,6 +30,9 @@ type recipients interface {
 // Test tries everything that a delivery to d needs, and leaves nothing there. That d does not work is in the report;
 // an error means that it could not be tried.
 func (x *Exporter) Test(ctx context.Context, d Destination) (*TestReport, error) {
+	if err := d.CheckTenant(x.cfg.Reach); err != nil {
+		return nil, err
+	}
 	r := &TestReport{OK: true}
 	step := func(name string, try func() (string, error)) {
 		if !r.OK {
@@ -48,7 +49,7 @@ func (x *Exporter) Test(ctx context.Context, d Destination) (*TestReport, error)
 	}
 	switch {
 	case d.SFTP != nil:
-		r.SFTP = sftp.Probe(ctx, *d.SFTP, x.log)
+		r.SFTP = sftp.Probe(ctx, x.guarded(&d), x.log)
 		r.OK, r.Steps = r.SFTP.OK(), r.SFTP.Steps
 		r.SFTP.Steps = nil // once is enough
 		if !r.OK {
@@ -58,7 +59,7 @@ func (x *Exporter) Test(ctx context.Context, d Destination) (*TestReport, error)
 			step("receipt", func() (string, error) { return "there is a key to sign it with", x.canReceipt(ctx) })
 		}
 	case d.Bucket != "":
-		step("write to the bucket", func() (string, error) { return "", tryBucket(ctx, d.Bucket) })
+		step("write to the bucket", func() (string, error) { return "", x.tryBucket(ctx, &d) })
 	default:
 		step("mail server is set up", func() (string, error) {
 			if x.mailer == nil || x.cfg.PublicURL == "" {
@@ -78,10 +79,11 @@ func (x *Exporter) Test(ctx context.Context, d Destination) (*TestReport, error)
 }
 
 // tryBucket writes an object and removes it.
-func tryBucket(ctx context.Context, address string) error {
-	b, err := blob.OpenBucket(ctx, address)
+func (x *Exporter) tryBucket(ctx context.Context, d *Destination) error {
+	address := d.Bucket
+	b, err := x.openBucket(ctx, d)
 	if err != nil {
-		return fmt.Errorf("open bucket %s: %w", address, err)
+		return err
 	}
 	defer b.Close()
 	const name = ".kansa-check"

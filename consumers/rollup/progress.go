@@ -85,6 +85,25 @@ func (p Progress) known(ctx context.Context, have map[series]time.Time) (map[ser
 	return all, nil
 }
 
+// Organizations returns those that have published anything, in no order.
+func (p Progress) Organizations(ctx context.Context) ([]string, error) {
+	stream, err := p.JS.Stream(ctx, "KV_"+p.KV.Bucket())
+	if err != nil {
+		return nil, fmt.Errorf("list the organizations: %w", err)
+	}
+	subject := "$KV." + p.KV.Bucket() + "." + prefixKnown
+	info, err := stream.Info(ctx, jetstream.WithSubjectFilter(subject+">"))
+	if err != nil {
+		return nil, fmt.Errorf("list the organizations: %w", err)
+	}
+	var names []string
+	for key := range info.State.Subjects {
+		organization, _, _ := strings.Cut(strings.TrimPrefix(key, subject), ".")
+		names = append(names, organization)
+	}
+	return names, nil
+}
+
 // First is the first hour of which there is a partition of an organization's trail; false if there is none yet.
 func (p Progress) First(ctx context.Context, organization string, trail schema.Trail) (time.Time, bool, error) {
 	entry, err := p.KV.Get(ctx, prefixKnown+series{organization, trail}.key())

@@ -409,7 +409,7 @@ func (w *Writer) decodeOne(ctx context.Context, it *item) error {
 	m := codec.Message{
 		ContentType:     it.msg.Headers().Get(schema.HeaderContentType),
 		ContentEncoding: it.msg.Headers().Get(schema.HeaderContentEncoding),
-		Payload:         it.msg.Data(), StreamSeq: meta.Sequence.Stream, RecordedAt: meta.Timestamp.UTC().Truncate(time.Microsecond),
+		Payload:         it.msg.Data(), RecordedBy: schema.RecordedBy(it.msg.Headers().Get(schema.HeaderRecordedBy)), StreamSeq: meta.Sequence.Stream, RecordedAt: meta.Timestamp.UTC().Truncate(time.Microsecond),
 	}
 	if w.tracer != nil {
 		it.span = tracecontext.Span(it.msg.Headers())
@@ -420,7 +420,7 @@ func (w *Writer) decodeOne(ctx context.Context, it *item) error {
 	it.pending = meta.NumPending
 	it.suspect = !it.since.IsZero() || meta.NumDelivered > 1 || w.suspects.Load().has(it.server, m.StreamSeq)
 	letter := consumers.DeadLetter{
-		Subject: subject, StreamSeq: m.StreamSeq, RecordedAt: m.RecordedAt, BatchIndex: -1,
+		Subject: subject, StreamSeq: m.StreamSeq, RecordedAt: m.RecordedAt, RecordedBy: m.RecordedBy, BatchIndex: -1,
 		ContentType: m.ContentType, ContentEncoding: m.ContentEncoding, Data: m.Payload,
 	}
 	m.Organization, m.Trail, err = schema.ParseEventSubject(subject)
@@ -470,7 +470,7 @@ func (w *Writer) decodeOne(ctx context.Context, it *item) error {
 func (w *Writer) carry(it *item, m *codec.Message, d *codec.Decoded) {
 	it.part = codec.Part{
 		Organization: m.Organization, Trail: m.Trail, RecordedAt: m.RecordedAt, StreamSeq: m.StreamSeq,
-		ExpiresAt: w.cfg.Retention(m.Organization, m.RecordedAt), Block: d.Block, Index: d.Index,
+		RecordedBy: m.RecordedBy, ExpiresAt: w.cfg.Retention(m.Organization, m.RecordedAt), Block: d.Block, Index: d.Index,
 	}
 	it.tally.Rows, it.tally.Sum = uint64(d.Block.Rows()), it.part.Sum()
 	held := min(int64(max(d.Block.Bytes(), cap(it.scratch))), it.size)

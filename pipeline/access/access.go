@@ -178,6 +178,9 @@ func check(name, organization string, role Role) error {
 			faults = append(faults, f)
 		}
 	}
+	if f := schema.CheckReserved(organization, ""); f != nil && role == Publisher {
+		faults = append(faults, f)
+	}
 	if !slices.Contains(Roles, role) {
 		faults = append(faults, &schema.Fault{Field: "role", Value: string(role), Problem: "is none", Remedy: "use publisher, auditor or admin"})
 	}

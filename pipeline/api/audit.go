@@ -178,7 +178,11 @@ func (e Event) MarshalJSON() ([]byte, error) {
 	if err != nil {
 		return nil, err
 	}
-	return fmt.Appendf(text[:len(text)-1], `,"recorded_at":%q,"stream_seq":%d,"batch_index":%d}`, e.RecordedAt.UTC().Format(codec.TimeLayout), e.StreamSeq, e.BatchIndex), nil
+	by, err := json.Marshal(e.RecordedBy)
+	if err != nil {
+		return nil, err
+	}
+	return fmt.Appendf(text[:len(text)-1], `,"recorded_at":%q,"stream_seq":%d,"batch_index":%d,"recorded_by":%s}`, e.RecordedAt.UTC().Format(codec.TimeLayout), e.StreamSeq, e.BatchIndex, by), nil
 }
 
 // Schema is that of the document: huma can't know what the fields that hold any JSON are.
@@ -193,7 +197,7 @@ func (Event) Schema(huma.Registry) *huma.Schema {
 		}
 		return o
 	}
-	s := named("id", "organization", "trail", "source", "event", "action", "outcome", "app_id", "description", "data_type")
+	s := named("id", "organization", "trail", "source", "event", "action", "outcome", "app_id", "description", "data_type", "recorded_by")
 	s.Properties["id"].Format = "uuid"
 	s.Properties["occurred_at"], s.Properties["recorded_at"] = at, at
 	s.Properties["actor"], s.Properties["target"] = named("type", "id", "name"), named("type", "id", "name")
@@ -201,7 +205,7 @@ func (Event) Schema(huma.Registry) *huma.Schema {
 	s.Properties["before"], s.Properties["after"], s.Properties["data"] = anything, anything, anything
 	s.Properties["attributes"] = &huma.Schema{Type: huma.TypeObject, AdditionalProperties: text()}
 	s.Properties["stream_seq"], s.Properties["batch_index"] = &huma.Schema{Type: huma.TypeInteger}, &huma.Schema{Type: huma.TypeInteger}
-	s.Required = []string{"id", "occurred_at", "organization", "trail", "source", "event", "action", "recorded_at", "stream_seq", "batch_index"}
+	s.Required = []string{"id", "occurred_at", "organization", "trail", "source", "event", "action", "recorded_at", "stream_seq", "batch_index", "recorded_by"}
 	return s
 }
 

@@ -180,7 +180,7 @@ func (a *audit) letters() {
 		return &file{"application/octet-stream", `attachment; filename="deadletter-` + seq + `"`, "nosniff", l.Data}, nil
 	})
 	replay := func(ctx context.Context, w *who, l *deadletter.Letter, data []byte) error {
-		if err := deadletter.Replay(ctx, a.o.JS, *l, data); err != nil {
+		if err := deadletter.Replay(ctx, a.o.JS, *l, data, w.String()); err != nil {
 			return err
 		}
 		attributes := map[string]string{"seq": strconv.FormatUint(l.Seq, 10), "subject": l.Subject, "reason": l.Reason}

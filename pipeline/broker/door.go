@@ -86,10 +86,7 @@ func (d *door) Check(c server.ClientAuthentication) bool {
 		c.RegisterUser(&server.User{Username: ourName})
 		return true
 	}
-	ip, local := from(c.RemoteAddress())
-	if secret == "" && o.Username == "" && local && !d.s.o.mustLogIn() {
-		return true
-	}
+	ip := addressOf(c.RemoteAddress())
 	ctx, cancel := context.WithTimeout(d.ctx, lookFor)
 	defer cancel()
 	for {
@@ -128,24 +125,35 @@ func (d *door) letIn(c server.ClientAuthentication, l *Login) error {
 			return fmt.Errorf("make an account of organization %s: %w", l.Organization, err)
 		}
 		u.Account = a
-		events, asked, told := subjects(l.Organization)
+		of := subjectsOf(l.Organization)
 		u.Permissions = &server.Permissions{
-			Publish:   &server.SubjectPermission{Allow: []string{events, asked}},
-			Subscribe: &server.SubjectPermission{Allow: []string{nats.InboxPrefix + ">", told}},
+			Publish:   &server.SubjectPermission{Allow: []string{of.events, of.question}, Deny: []string{schema.SubjectEvents + "." + schema.SystemOrganization + ".>"}},
+			Subscribe: &server.SubjectPermission{Allow: []string{nats.InboxPrefix + ">", of.notice}},
 		}
 	}
 	c.RegisterUser(u)
 	return nil
 }
 
-// subjects are those of an organization's publishers: its events, the question for its switches, and word that they were turned.
-func subjects(organization string) (events, asked, told string) {
-	return schema.SubjectEvents + "." + organization + ".>",
-		schema.JetStreamAPI("", "") + "DIRECT.GET." + schema.RecordingStream + "." + schema.RecordingKeys + "." + organization,
-		schema.SubjectRecording + "." + organization
+// subjects are what the publishers of an organization may use.
+type subjects struct {
+	events   string // where they publish
+	relay    string // where the relay receives what they published
+	question string // for the organization's switches
+	notice   string // that a switch was turned
 }
 
-// account is the one of an organization's publishers. deploy/nats/accounts.conf has the same for servers of one's own.
+func subjectsOf(organization string) subjects {
+	return subjects{
+		events:   schema.SubjectEvents + "." + organization + ".>",
+		relay:    schema.SubjectRelay + "." + organization + ".>",
+		question: schema.JetStreamAPI("", "") + "DIRECT.GET." + schema.RecordingStream + "." + schema.RecordingKeys + "." + organization,
+		notice:   schema.SubjectRecording + "." + organization,
+	}
+}
+
+// account is the account of an organization's publishers. What they publish reaches the relay, never the stream itself, with the
+// name of the login added by the server. deploy/nats/accounts.conf has the same for external servers.
 func (d *door) account(organization string) (*server.Account, error) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
@@ -158,13 +166,16 @@ func (d *door) account(organization string) (*server.Account, error) {
 	}
 	a, _ := d.ns.LookupOrRegisterAccount(name)
 	ours, to := d.ns.GlobalAccount(), []*server.Account{a}
-	events, asked, told := subjects(organization)
-	for _, subject := range []string{events, asked} {
-		if err := errors.Join(ours.AddServiceExport(subject, to), a.AddServiceImport(ours, subject, "")); err != nil {
+	of := subjectsOf(organization)
+	for _, service := range []struct{ from, to string }{{of.events, of.relay}, {of.question, of.question}} {
+		if err := errors.Join(ours.AddServiceExport(service.to, to), a.AddServiceImport(ours, service.from, service.to)); err != nil {
 			return nil, err
 		}
 	}
-	if err := errors.Join(ours.AddStreamExport(told, to), a.AddStreamImport(ours, told, "")); err != nil {
+	if err := a.SetServiceImportSharing(ours, of.relay, true); err != nil {
+		return nil, err
+	}
+	if err := errors.Join(ours.AddStreamExport(of.notice, to), a.AddStreamImport(ours, of.notice, "")); err != nil {
 		return nil, err
 	}
 	d.of[organization] = a
@@ -190,25 +201,18 @@ func (s *Server) LogOut(ended func(name string) bool) error {
 // ourName is what the server knows us by.
 const ourName = "this process"
 
-// mustLogIn says that those on this machine need a login, too: where a server listens to others, somebody else's connection may
-// come by a proxy of this machine.
-func (o *ServerOptions) mustLogIn() bool {
-	return !o.NoListen && (o.RequireLogin || !loopback(o.Listen))
-}
-
 // loopback says whether only this machine reaches a host.
 func loopback(host string) bool {
 	ip, err := netip.ParseAddr(strings.Trim(host, "[]"))
 	return host == "localhost" || err == nil && ip.Unmap().IsLoopback()
 }
 
-// from is where a connection comes from.
-func from(a net.Addr) (ip string, local bool) {
-	tcp, ok := a.(*net.TCPAddr)
-	if !ok { // it is within this process
-		return "", true
+// addressOf is the address of a connection; it is empty for one within this process.
+func addressOf(a net.Addr) string {
+	if tcp, ok := a.(*net.TCPAddr); ok {
+		return tcp.IP.String()
 	}
-	return tcp.IP.String(), tcp.IP.IsLoopback()
+	return ""
 }
 
 // newToken is what we log in with ourselves; nobody else has it.

@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"github.com/kansa-audit/kansa/pipeline/broker"
+	"github.com/kansa-audit/kansa/pipeline/broker/brokertest"
 	"github.com/kansa-audit/kansa/schema"
 )
 
@@ -22,7 +23,7 @@ func TestStreamsAreEncrypted(t *testing.T) {
 	dir := filepath.Join(t.TempDir(), "nats")
 	const secret = "who-did-what-and-when"
 	start := func(key, before string) (*broker.Server, error) {
-		return broker.StartServer(t.Context(), broker.ServerOptions{Dir: dir, Key: key, KeyBefore: before, Logger: slog.New(slog.NewTextHandler(t.Output(), nil))})
+		return broker.StartServer(t.Context(), broker.ServerOptions{Dir: dir, LogIn: brokertest.Anyone, Key: key, KeyBefore: before, Logger: slog.New(slog.NewTextHandler(t.Output(), nil))})
 	}
 	total, acked := 0, 0
 	// what the consumer had is where it was

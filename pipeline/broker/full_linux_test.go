@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"github.com/kansa-audit/kansa/pipeline/broker"
+	"github.com/kansa-audit/kansa/pipeline/broker/brokertest"
 	"github.com/kansa-audit/kansa/pipeline/pipelinetest"
 	"github.com/kansa-audit/kansa/schema"
 )
@@ -16,7 +17,7 @@ import (
 func TestServerThatCouldNotWriteComesBack(t *testing.T) {
 	t.Parallel()
 	dir, fill, free := pipelinetest.SmallDisk(t, 16<<20)
-	s, err := broker.StartServer(t.Context(), broker.ServerOptions{Dir: filepath.Join(dir, "nats")})
+	s, err := broker.StartServer(t.Context(), broker.ServerOptions{Dir: filepath.Join(dir, "nats"), LogIn: brokertest.Anyone})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -152,7 +152,7 @@ func (s *Server) within(ctx context.Context) (*jetStream, error) {
 		return nil, err
 	}
 	e := &jetStream{ns: ns}
-	if e.nc, err = nats.Connect("", nats.InProcessServer(ns)); err == nil {
+	if e.nc, err = nats.Connect("", nats.InProcessServer(ns), nats.Token(s.token)); err == nil {
 		e.js, err = jetstream.New(e.nc)
 	}
 	if err != nil {

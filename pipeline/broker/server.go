@@ -9,6 +9,7 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"sync/atomic"
 	"time"
@@ -31,11 +32,9 @@ type ServerOptions struct {
 	Key, KeyBefore string
 	// CertFile and KeyFile are the server's certificate; without, it speaks in plain.
 	CertFile, KeyFile string
-	// LogIn says who shows a secret, as a token or a password, and comes from an address; or who shows none where one is needed. It answers
-	// ErrNotLetIn, too. Without it nobody is let in but those on this machine who show nothing.
+	// LogIn decides who connects with a secret, sent as a token or a password; it is empty if the client sent none. It may return
+	// ErrNotLetIn. Without LogIn, only this process can connect.
 	LogIn func(ctx context.Context, secret, ip string) (*Login, error)
-	// RequireLogin lets nobody in without, but this process. It is so where Listen is not this machine alone.
-	RequireLogin bool
 	// NoListen takes connections from this process only.
 	NoListen bool
 	Logger   *slog.Logger
@@ -107,6 +106,9 @@ func (s *Server) start(ctx context.Context) (*server.Server, error) {
 	if err != nil {
 		return nil, err
 	}
+	if err := s.canListen(ctx); err != nil {
+		return nil, err
+	}
 	door := newDoor(s)
 	ns, err := server.NewServer(&server.Options{
 		ServerName: "kansa", Host: s.o.Listen, Port: s.o.Port, DontListen: s.o.NoListen,
@@ -125,12 +127,19 @@ func (s *Server) start(ctx context.Context) (*server.Server, error) {
 	if before := s.door.Swap(door); before != nil {
 		before.close()
 	}
-	ns.SetLoggerV2(serverLog{s.log, s.broken}, false, false, false)
+	fatal := make(chan string, 1)
+	ns.SetLoggerV2(serverLog{s.log, s.broken, fatal}, false, false, false)
 	ns.Start()
 	for !ns.ReadyForConnections(100 * time.Millisecond) {
 		if err := ctx.Err(); err != nil {
 			door.shut()
 			return nil, fmt.Errorf("wait for the embedded NATS server: %w", err)
+		}
+		select {
+		case text := <-fatal:
+			door.shut()
+			return nil, fmt.Errorf("start the embedded NATS server: %s", text)
+		default:
 		}
 		if !ns.Running() {
 			return nil, errors.New("the embedded NATS server stopped as it started: see its log")
@@ -150,6 +159,20 @@ func (s *Server) start(ctx context.Context) (*server.Server, error) {
 			slog.String("file", newest.path), slog.Int64("bytes", n))
 	}
 	return ns, nil
+}
+
+// canListen finds out beforehand what the server does not report: it would wait for ever.
+func (s *Server) canListen(ctx context.Context) error {
+	if s.o.NoListen || s.o.Port <= 0 {
+		return nil
+	}
+	address := net.JoinHostPort(s.o.Listen, strconv.Itoa(s.o.Port))
+	var lc net.ListenConfig
+	l, err := lc.Listen(ctx, "tcp", address)
+	if err != nil {
+		return fmt.Errorf("start the embedded NATS server: listen on %s: %w: stop what uses it, or set nats.port", address, err)
+	}
+	return l.Close()
 }
 
 // allRecovered holds what the server serves against what is on disk.
@@ -273,13 +296,22 @@ func (s *Server) Close() {
 type serverLog struct {
 	log    *slog.Logger
 	broken chan<- string
+	fatal  chan<- string // that the server cannot start
 }
 
 func (l serverLog) Noticef(format string, v ...any) { l.log.Debug(fmt.Sprintf(format, v...)) }
 func (l serverLog) Warnf(format string, v ...any)   { l.log.Warn(fmt.Sprintf(format, v...)) }
-func (l serverLog) Fatalf(format string, v ...any)  { l.log.Error(fmt.Sprintf(format, v...)) }
 func (l serverLog) Debugf(format string, v ...any)  { l.log.Debug(fmt.Sprintf(format, v...)) }
 func (l serverLog) Tracef(format string, v ...any)  { l.log.Debug(fmt.Sprintf(format, v...)) }
+
+func (l serverLog) Fatalf(format string, v ...any) {
+	text := fmt.Sprintf(format, v...)
+	l.log.Error(text)
+	select {
+	case l.fatal <- text:
+	default: // there is one already
+	}
+}
 
 func (l serverLog) Errorf(format string, v ...any) {
 	text := fmt.Sprintf(format, v...)
@@ -288,7 +320,7 @@ func (l serverLog) Errorf(format string, v ...any) {
 		l.log.Debug(text) // LogIn has seen it, and tells what is worth telling
 		return
 	case strings.Contains(text, " Violation - "): // what one who logged in may not do
-		l.log.Warn(text)
+		l.log.Warn("a client exceeded its permissions on the broker", slog.String("text", text)) // one message, so that repetitions are recognized
 		return
 	}
 	l.log.Error(text)

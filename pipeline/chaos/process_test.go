@@ -22,6 +22,7 @@ import (
 
 	"github.com/kansa-audit/kansa/pipeline"
 	"github.com/kansa-audit/kansa/pipeline/broker"
+	"github.com/kansa-audit/kansa/pipeline/broker/brokertest"
 	"github.com/kansa-audit/kansa/pipeline/config"
 	"github.com/kansa-audit/kansa/pipeline/pipelinetest"
 )
@@ -74,7 +75,7 @@ func brokerMain(where string) error {
 	if _, err := fmt.Sscan(number, &port); err != nil {
 		return err
 	}
-	s, err := broker.StartServer(ctx, broker.ServerOptions{Dir: dir, Port: port, Logger: stderrLogger()})
+	s, err := broker.StartServer(ctx, broker.ServerOptions{Dir: dir, Port: port, LogIn: brokertest.Anyone, Logger: stderrLogger()})
 	if err != nil {
 		return err
 	}

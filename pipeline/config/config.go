@@ -9,18 +9,19 @@ import (
 	"fmt"
 	"log/slog"
 	"net"
+	"net/netip"
 	"net/url"
 	"os"
 	"path/filepath"
 	"regexp"
 	"slices"
+	"strconv"
 	"strings"
 	"time"
 
-	"github.com/goccy/go-yaml"
-
 	"github.com/kansa-audit/kansa/consumers/exporter"
 	"github.com/kansa-audit/kansa/consumers/exporter/mail"
+	"github.com/kansa-audit/kansa/consumers/exporter/reach"
 	"github.com/kansa-audit/kansa/pipeline/request"
 	"github.com/kansa-audit/kansa/schema"
 )
@@ -55,6 +56,7 @@ type Config struct {
 	Destinations []exporter.Destination `yaml:"destinations,omitempty"`
 	API          API                    `yaml:"api"`
 	Gateway      Gateway                `yaml:"gateway"`
+	Limits       Limits                 `yaml:"limits"`
 	Health       Health                 `yaml:"health"`
 	Tracing      Tracing                `yaml:"tracing"`
 }
@@ -91,10 +93,6 @@ type NATS struct {
 	// plain: then let nobody reach it but over a network that nobody reads.
 	TLSCertFile string `yaml:"tls_cert_file"`
 	TLSKeyFile  string `yaml:"tls_key_file"`
-	// RequireLogin has the embedded broker take nobody without an API key, as a token or password: of a publisher for the events of its
-	// organization, of an admin of all organizations for everything. It is always so where listen is more than this machine;
-	// else programs on this machine need none.
-	RequireLogin bool `yaml:"require_login"`
 }
 
 // Streams are the settings of the streams.
@@ -235,8 +233,21 @@ type Exports struct {
 	AckWait time.Duration `yaml:"ack_wait"`
 	// PerDay is how many archives of a trail an organization may ask for on one day, unless it decided otherwise.
 	PerDay int `yaml:"per_day"`
+	// Allow says what destinations may reach that people save through the API, the console or kansa destination. Those below destinations
+	// may reach everything.
+	Allow Allow `yaml:"allow"`
 	// AlertAfter is how long deliveries to a destination fail before those it names are mailed.
 	AlertAfter time.Duration `yaml:"alert_after"`
+}
+
+// Allow is what destinations may reach. Whatever it says, they never name a file of this machine, use its identity in a cloud, or connect to
+// a part of Kansa.
+type Allow struct {
+	// Kinds of destinations: sftp, bucket, mail; all of them if empty.
+	Kinds []string `yaml:"kinds,omitempty"`
+	// Networks are the only ones that are connected to, such as 198.51.100.0/24. If empty, all are but loopback, link-local and metadata
+	// addresses.
+	Networks []string `yaml:"networks,omitempty"`
 }
 
 // API is the HTTP server. What asks too often is answered with 429 and when to ask again.
@@ -319,8 +330,27 @@ type Tracing struct {
 	Endpoint string `yaml:"endpoint"`
 }
 
-// Gateway is the HTTP way in, at the API's address.
+// Limits are the shares of what one process takes in, so that no publisher can use up what belongs to others. A publisher that exceeds one
+// gets 429 with Retry-After. Four seconds' worth may come at once. 0 is no limit.
+type Limits struct {
+	// KeyBytesPerSecond and KeyEventsPerSecond bound what is published with one API key. Events are counted over HTTP.
+	KeyBytesPerSecond  int64 `yaml:"key_bytes_per_second"`
+	KeyEventsPerSecond int64 `yaml:"key_events_per_second"`
+	// OrganizationBytesPerSecond and OrganizationEventsPerSecond bound what is published for one organization.
+	OrganizationBytesPerSecond  int64 `yaml:"organization_bytes_per_second"`
+	OrganizationEventsPerSecond int64 `yaml:"organization_events_per_second"`
+	// MailsPerDay bounds the mails that go out for one organization on one day, UTC: links and alerts. What is beyond waits for the next day.
+	MailsPerDay int64 `yaml:"mails_per_day"`
+	// NewOrganizationsPerDay bounds the organizations that one key begins to publish for.
+	NewOrganizationsPerDay int64 `yaml:"new_organizations_per_day"`
+}
+
+// Gateway is the HTTP entry point for events, at the API's address.
 type Gateway struct {
+	// Anonymous is who may publish without an API key, over HTTP and NATS: nobody if empty, or loopback: every program on this machine, for every
+	// organization. Use loopback for trials only. It is refused together with exports.public_url, and with addresses that other machines
+	// reach, since a reverse proxy on this machine would publish for anyone.
+	Anonymous string `yaml:"anonymous"`
 	// MaxBody and MaxEvents bound one request; MaxBody as sent and as decompressed.
 	MaxBody   int64 `yaml:"max_body"`
 	MaxEvents int   `yaml:"max_events"`
@@ -359,6 +389,9 @@ func Default() *Config {
 			MaxBody: 32 << 20, MaxEvents: schema.MaxMessageEvents, Memory: 192 << 20, ClientMemory: 128 << 20, MaxRequests: 1024,
 			Timeout: 30 * time.Second, RetryFor: 10 * time.Second,
 		},
+		Limits: Limits{
+			KeyBytesPerSecond: 32 << 20, KeyEventsPerSecond: 100_000, OrganizationBytesPerSecond: 64 << 20, OrganizationEventsPerSecond: 200_000, MailsPerDay: 200, NewOrganizationsPerDay: 20,
+		},
 		Health: Health{DiskFree: 1 << 30},
 	}
 }
@@ -374,11 +407,14 @@ func Load(path string) (*Config, error) {
 	if err != nil {
 		return nil, fmt.Errorf("read the configuration: %w", err)
 	}
-	if err := yaml.UnmarshalWithOptions(data, c, yaml.Strict()); err != nil {
-		return nil, fmt.Errorf("%w: %s: %s", ErrInvalid, path, yaml.FormatError(err, false, true))
+	f, err := read(path, data, c)
+	if err == nil {
+		if err = c.Check(); err != nil {
+			err = f.locate(err)
+		}
 	}
-	if err := c.Check(); err != nil {
-		return nil, fmt.Errorf("%w: %s: %w", ErrInvalid, path, err)
+	if err != nil {
+		return nil, fmt.Errorf("%w: %w", ErrInvalid, err)
 	}
 	return c, nil
 }
@@ -394,8 +430,27 @@ func (c *Config) Check() error {
 	if c.Log.Format != "text" && c.Log.Format != "json" {
 		fault("log.format is %q: use text or json", c.Log.Format)
 	}
-	if c.Streams.Replicas < 1 || c.Streams.Replicas > 5 {
-		fault("streams.replicas is %d: use 1, 3 or 5", c.Streams.Replicas)
+	switch r := c.Streams.Replicas; {
+	case r != 1 && r != 3 && r != 5:
+		fault("streams.replicas is %d: use 1, 3 or 5", r)
+	case r > 1 && c.NATS.URL == "":
+		fault("streams.replicas is %d without nats.url: the embedded broker is one server; give the address of the cluster, or use 1", r)
+	}
+	if p := c.NATS.Port; p < 0 || p > 65535 {
+		fault("nats.port is %d: give 1 to 65535, or 0 for a free one", p)
+	}
+	if l := c.NATS.Listen; l == "" || l != "localhost" && net.ParseIP(strings.Trim(l, "[]")) == nil {
+		fault("nats.listen is %q: give an address of this machine, such as 127.0.0.1 or 0.0.0.0, without a port", l)
+	}
+	for key, address := range map[string]string{"api.listen": c.API.Listen, "health.listen": c.Health.Listen} {
+		if address == "" && key == "health.listen" {
+			continue
+		}
+		host, port, err := net.SplitHostPort(address)
+		n, portErr := strconv.Atoi(port)
+		if err != nil || portErr != nil || n < 0 || n > 65535 || host != "" && host != "localhost" && net.ParseIP(host) == nil {
+			fault("%s is %q: give an address and a port, such as 127.0.0.1:8080", key, address)
+		}
 	}
 	if c.Streams.Shards < 1 || c.Streams.Shards > schema.Slots {
 		fault("streams.shards is %d: give 1 to %d", c.Streams.Shards, schema.Slots)
@@ -436,6 +491,26 @@ func (c *Config) Check() error {
 		fault("writer.memory is %d: give %d at least", c.Writer.Memory, least)
 	}
 	c.Gateway.check(fault)
+	c.checkAnonymous(fault)
+	for i, kind := range c.Exports.Allow.Kinds {
+		if kind != reach.SFTP && kind != reach.Bucket && kind != reach.Mail {
+			fault("exports.allow.kinds[%d] is %q: use sftp, bucket or mail", i, kind)
+		}
+	}
+	for i, network := range c.Exports.Allow.Networks {
+		if _, err := netip.ParsePrefix(network); err != nil {
+			fault("exports.allow.networks[%d] is %q: give a network such as 198.51.100.0/24", i, network)
+		}
+	}
+	for key, v := range map[string]int64{
+		"key_bytes_per_second": c.Limits.KeyBytesPerSecond, "key_events_per_second": c.Limits.KeyEventsPerSecond,
+		"organization_bytes_per_second": c.Limits.OrganizationBytesPerSecond, "organization_events_per_second": c.Limits.OrganizationEventsPerSecond,
+		"new_organizations_per_day": c.Limits.NewOrganizationsPerDay, "mails_per_day": c.Limits.MailsPerDay,
+	} {
+		if most := int64(1) << 28; v < 0 || v > most {
+			fault("limits.%s is %d: give 0, which is no limit, to %d", key, v, most)
+		}
+	}
 	for key, secret := range map[string]Secret{"streams": c.Encryption.Streams, "streams_before": c.Encryption.StreamsBefore, "clickhouse": c.Encryption.ClickHouse, "partitions": c.Encryption.Partitions} {
 		if secret.File != "" && len(secret.Command) > 0 {
 			fault("encryption.%s has a file and a command: give one of them", key)
@@ -570,7 +645,7 @@ func (a *API) check(fault func(format string, v ...any)) {
 	if _, err := request.ParseProxies(a.TrustedProxies); err != nil {
 		fault("api.trusted_proxies: %w", err)
 	}
-	if a.TLSCertFile == "" && len(a.TrustedProxies) == 0 && !loopback(a.Listen) {
+	if a.TLSCertFile == "" && len(a.TrustedProxies) == 0 && !listensHere(a.Listen) {
 		fault("api.listen is %q without TLS: passwords and keys would cross the network in plain text: set api.tls_cert_file and api.tls_key_file, "+
 			"or api.trusted_proxies to the addresses of the proxy that speaks TLS, or listen on 127.0.0.1", a.Listen)
 	}
@@ -584,21 +659,44 @@ func (a *API) check(fault func(format string, v ...any)) {
 	}
 }
 
-// loopback says whether only this machine reaches an address.
-func loopback(listen string) bool {
+// listensHere says whether only this machine reaches an address.
+func listensHere(listen string) bool {
 	host, _, err := net.SplitHostPort(listen)
-	if err != nil {
-		return true // the start says what is wrong with it
+	return err != nil || isLoopback(host) // the start says what is wrong with it
+}
+
+// checkAnonymous refuses open access where others than the programs on this machine could use it.
+func (c *Config) checkAnonymous(fault func(format string, v ...any)) {
+	switch c.Gateway.Anonymous {
+	case "":
+		return
+	case "loopback":
+	default:
+		fault("gateway.anonymous is %q: use loopback, or leave it out", c.Gateway.Anonymous)
+		return
 	}
-	return host == "localhost" || net.ParseIP(host).IsLoopback()
+	if c.Exports.PublicURL != "" {
+		fault("gateway.anonymous is loopback and exports.public_url is %q: a proxy on this machine would let anyone publish; leave gateway.anonymous out and give publishers keys (kansa apikey add)", c.Exports.PublicURL)
+	}
+	if !isLoopback(c.NATS.Listen) {
+		fault("gateway.anonymous is loopback and nats.listen is %q: leave one of them out", c.NATS.Listen)
+	}
+	if host, _, err := net.SplitHostPort(c.API.Listen); err == nil && !isLoopback(host) {
+		fault("gateway.anonymous is loopback and api.listen is %q: leave one of them out", c.API.Listen)
+	}
+}
+
+func isLoopback(host string) bool {
+	ip := net.ParseIP(strings.Trim(host, "[]"))
+	return host == "localhost" || ip != nil && ip.IsLoopback()
 }
 
 func (n *NATS) check(fault func(format string, v ...any)) {
 	if (n.TLSCertFile == "") != (n.TLSKeyFile == "") {
 		fault("nats.tls_cert_file and nats.tls_key_file belong together: set both")
 	}
-	if n.URL != "" && (n.TLSCertFile != "" || n.RequireLogin) {
-		fault("nats.tls_cert_file and nats.require_login are for the embedded broker: the servers of nats.url have their own settings, see deploy/nats")
+	if n.URL != "" && n.TLSCertFile != "" {
+		fault("nats.tls_cert_file is for the embedded broker: the servers of nats.url have their own settings, see deploy/nats")
 	}
 }
 

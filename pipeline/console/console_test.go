@@ -25,6 +25,7 @@ import (
 	cryptossh "golang.org/x/crypto/ssh"
 
 	"github.com/kansa-audit/kansa/consumers/exporter/mail"
+	"github.com/kansa-audit/kansa/pipeline/access"
 	"github.com/kansa-audit/kansa/pipeline/console"
 	"github.com/kansa-audit/kansa/pipeline/demo/smtpd"
 	"github.com/kansa-audit/kansa/pipeline/demo/sshd"
@@ -238,6 +239,10 @@ func TestConsole(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	publisherKey, err := s.Access.CreateKey(t.Context(), &access.Key{Name: "live", Organization: "acme", Role: access.Publisher, Expires: time.Now().Add(time.Hour)})
+	if err != nil {
+		t.Fatal(err)
+	}
 	token, err := s.Access.First(t.Context())
 	if err != nil {
 		t.Fatal(err)
@@ -263,8 +268,8 @@ func TestConsole(t *testing.T) {
 	}
 	host, port, _ := strings.Cut(ssh.Addr(), ":")
 	cmd := exec.CommandContext(ctx, "node", copied)
-	cmd.Env = append(os.Environ(), "URL="+s.API.URL(), "TOKEN="+token, "SHOTS="+shots, "CHROMIUM="+chromium,
-		"SFTP_HOST="+host, "SFTP_PORT="+port, "BUCKET=file://"+archives,
+	cmd.Env = append(os.Environ(), "URL="+s.API.URL(), "TOKEN="+token, "PUBLISHER_KEY="+publisherKey, "SHOTS="+shots, "CHROMIUM="+chromium,
+		"SFTP_HOST="+host, "SFTP_PORT="+port,
 		"PRIVATE_KEY="+string(pem.EncodeToMemory(block)), "AGE="+reader.Recipient().String())
 	out, err := cmd.CombinedOutput()
 	t.Logf("%s", out)

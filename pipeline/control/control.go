@@ -9,6 +9,8 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"log/slog"
+	"runtime/debug"
 	"sync"
 	"time"
 
@@ -59,11 +61,20 @@ type Verb struct {
 	name   string
 	limit  time.Duration
 	handle func(ctx context.Context, data []byte) (any, error)
+	share  func(data []byte) string
 }
 
 // On is a verb that answers questions of one type, each within a limit.
 func On[Q, A any](name string, limit time.Duration, handle func(ctx context.Context, q Q) (A, error)) Verb {
-	return Verb{name: name, limit: limit, handle: func(ctx context.Context, data []byte) (any, error) {
+	share := func(data []byte) string {
+		var q Q
+		shared, ok := any(&q).(Shared)
+		if !ok || json.Unmarshal(data, &q) != nil {
+			return ""
+		}
+		return shared.Share()
+	}
+	return Verb{name: name, limit: limit, share: share, handle: func(ctx context.Context, data []byte) (any, error) {
 		var q Q
 		if err := json.Unmarshal(data, &q); err != nil {
 			return nil, fmt.Errorf("read the question: %w", err)
@@ -72,49 +83,112 @@ func On[Q, A any](name string, limit time.Duration, handle func(ctx context.Cont
 	}}
 }
 
-// Serve answers until ctx ends, and returns when the last answer is given. Questions of one verb are answered one
-// at a time; of several systems one answers each.
-func Serve(ctx context.Context, nc *nats.Conn, kinds Kinds, verbs ...Verb) error {
+// Bounds of what is answered at once.
+const (
+	mostAtOnce  = 64 // of one verb
+	mostOfShare = 4  // of one verb and one share
+)
+
+// ErrBusy means that too many requests of the same kind are under way for the same organization.
+var ErrBusy = errors.New("too many requests of this kind are under way")
+
+// Shared is a question that counts against somebody's share of a verb: that of an organization. Others are not held up by it.
+type Shared interface{ Share() string }
+
+// Serve answers until ctx ends, and returns when the last answer is given. Questions are answered at once, so many of a verb and fewer of each
+// share; of several systems one answers each. A question that makes its handler panic is answered with an error.
+func Serve(ctx context.Context, nc *nats.Conn, kinds Kinds, log *slog.Logger, verbs ...Verb) error {
+	kinds = append(kinds, ErrBusy)
 	var served sync.WaitGroup
 	defer served.Wait()
 	for _, v := range verbs {
-		questions := make(chan *nats.Msg, 64)
+		questions := make(chan *nats.Msg, mostAtOnce)
 		sub, err := nc.ChanQueueSubscribe(Prefix+v.name, "kansa", questions)
 		if err != nil {
 			return fmt.Errorf("subscribe to %s: %w", Prefix+v.name, err)
 		}
-		served.Add(1)
-		go func() {
-			defer served.Done()
+		served.Go(func() {
 			defer func() { _ = sub.Unsubscribe() }() // it fails only when the connection is closed
-			for {
-				select {
-				case <-ctx.Done():
-					return
-				case msg := <-questions:
-					_ = msg.Respond(v.answer(tracecontext.From(request.With(ctx, msg.Header.Get(request.Header)), msg.Header), msg.Data, kinds)) // who asked may be gone
-				}
-			}
-		}()
+			v.serve(ctx, questions, kinds, log)
+		})
 	}
 	<-ctx.Done()
 	return nil
 }
 
-func (v Verb) answer(ctx context.Context, question []byte, kinds Kinds) []byte {
+// serve answers the questions of one verb.
+func (v Verb) serve(ctx context.Context, questions <-chan *nats.Msg, kinds Kinds, log *slog.Logger) {
+	var answering sync.WaitGroup
+	defer answering.Wait()
+	all := make(chan struct{}, mostAtOnce)
+	var mu sync.Mutex
+	shares := map[string]int{}
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case all <- struct{}{}:
+		}
+		select {
+		case <-ctx.Done():
+			return
+		case msg := <-questions:
+			share := v.share(msg.Data)
+			mu.Lock()
+			busy := share != "" && shares[share] >= mostOfShare
+			if !busy {
+				shares[share]++
+			}
+			mu.Unlock()
+			answering.Go(func() {
+				defer func() { <-all }()
+				ctx := tracecontext.From(request.With(ctx, msg.Header.Get(request.Header)), msg.Header)
+				if busy {
+					_ = msg.Respond(encode(answer{Error: fmt.Sprintf("%v for %s: try again when one has ended", ErrBusy, share), Kind: ErrBusy.Error()})) // who asked may be gone
+					return
+				}
+				defer func() {
+					mu.Lock()
+					defer mu.Unlock()
+					if shares[share]--; shares[share] == 0 {
+						delete(shares, share)
+					}
+				}()
+				_ = msg.Respond(v.answer(ctx, msg.Data, kinds, log)) // who asked may be gone
+			})
+		}
+	}
+}
+
+func (v Verb) answer(ctx context.Context, question []byte, kinds Kinds, log *slog.Logger) []byte {
 	ctx, cancel := context.WithTimeout(ctx, v.limit)
 	defer cancel()
 	var a answer
-	got, err := v.handle(ctx, question)
+	got, err := v.handled(ctx, question, log)
 	if err == nil {
 		a.Answer, err = json.Marshal(got)
 	}
 	if err != nil {
 		a.Error, a.Kind = err.Error(), kinds.of(err)
 	}
+	return encode(a)
+}
+
+// handled calls the handler, and makes an error of a panic.
+func (v Verb) handled(ctx context.Context, question []byte, log *slog.Logger) (got any, err error) {
+	defer func() {
+		if p := recover(); p != nil {
+			log.ErrorContext(ctx, "a request to the running system failed by a panic", slog.String("verb", v.name), slog.Any("panic", p), slog.String("stack", string(debug.Stack())))
+			got, err = nil, fmt.Errorf("answer %s: a fault of Kansa: see its log", v.name)
+		}
+	}()
+	return v.handle(ctx, question)
+}
+
+func encode(a answer) []byte {
 	data, err := json.Marshal(a)
 	if err != nil {
-		return []byte(`{"error":"the answer can not be encoded"}`)
+		return []byte(`{"error":"the answer cannot be encoded"}`)
 	}
 	return data
 }

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"log/slog"
 	"testing"
 	"time"
 
@@ -44,7 +45,9 @@ func TestAsk(t *testing.T) {
 		return 2 * q, nil
 	})
 	for range 2 {
-		go func() { served <- control.Serve(ctx, nc, control.Kinds{errNegative}, double) }()
+		go func() {
+			served <- control.Serve(ctx, nc, control.Kinds{errNegative}, slog.New(slog.DiscardHandler), double)
+		}()
 	}
 	for answered := false; !answered; { // until one of them listens
 		got, err := ask(21)
@@ -68,5 +71,78 @@ func TestAsk(t *testing.T) {
 		if err := <-served; err != nil {
 			t.Error(err)
 		}
+	}
+}
+
+type question struct{ Organization, Do string }
+
+func (q question) Share() string { return q.Organization }
+
+// Row 16: one organization's slow requests hold up no other's, are bounded, and a request that panics ends nothing.
+func TestSlowRequestsHoldUpTheirOwnOrganizationOnly(t *testing.T) {
+	t.Parallel()
+	s := brokertest.Start(t)
+	nc, err := nats.Connect(s.URL())
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(nc.Close)
+	ctx, stop := context.WithCancel(t.Context())
+	defer stop()
+	waiting, release := make(chan struct{}, 100), make(chan struct{})
+	verb := control.On("do", time.Minute, func(ctx context.Context, q question) (string, error) {
+		switch q.Do {
+		case "wait":
+			waiting <- struct{}{}
+			select {
+			case <-release:
+			case <-ctx.Done():
+			}
+		case "panic":
+			panic("on purpose")
+		}
+		return q.Do, nil
+	})
+	served := make(chan error, 1)
+	go func() { served <- control.Serve(ctx, nc, nil, slog.New(slog.DiscardHandler), verb) }()
+	ask := func(organization, do string) (string, error) {
+		return control.Ask[string](t.Context(), nc, "exporter", "do", time.Minute, question{organization, do})
+	}
+	for { // until it listens
+		if _, err := ask("globex", "go"); err == nil {
+			break
+		} else if !errors.Is(err, control.ErrNobody) {
+			t.Fatal(err)
+		}
+	}
+	const share = 4
+	slow := make(chan error, share)
+	for range share {
+		go func() { _, err := ask("acme", "wait"); slow <- err }()
+	}
+	for range share {
+		<-waiting
+	}
+	if _, err := ask("acme", "go"); !errors.Is(err, control.ErrBusy) {
+		t.Errorf("beyond the share: %v", err)
+	}
+	if got, err := ask("globex", "go"); err != nil || got != "go" {
+		t.Errorf("another organization: %q, %v", got, err)
+	}
+	if _, err := ask("globex", "panic"); !errors.Is(err, control.ErrRefused) {
+		t.Errorf("a panic: %v", err)
+	}
+	if got, err := ask("globex", "go"); err != nil || got != "go" {
+		t.Errorf("after a panic: %q, %v", got, err)
+	}
+	close(release)
+	for range share {
+		if err := <-slow; err != nil {
+			t.Error(err)
+		}
+	}
+	stop()
+	if err := <-served; err != nil {
+		t.Error(err)
 	}
 }

@@ -26,6 +26,7 @@ type Letter struct {
 	Subject         string    `json:"subject"`
 	StreamSeq       uint64    `json:"stream_seq"`
 	BatchIndex      *int      `json:"batch_index,omitempty"` // nil: the whole message
+	RecordedBy      string    `json:"recorded_by,omitempty"` // the credential that published it
 	ContentType     string    `json:"content_type,omitempty"`
 	ContentEncoding string    `json:"content_encoding,omitempty"`
 	Bytes           int       `json:"bytes"`
@@ -100,6 +101,7 @@ func letter(msg *jetstream.RawStreamMsg) Letter {
 func read(subject string, h nats.Header) Letter {
 	l := Letter{
 		Organization: subject[len(schema.SubjectDeadLetter)+1:], Reason: h.Get(schema.HeaderReason), Subject: h.Get(schema.HeaderSubject),
+		RecordedBy:  h.Get(schema.HeaderRecordedBy),
 		ContentType: h.Get(schema.HeaderContentType), ContentEncoding: h.Get(schema.HeaderContentEncoding),
 	}
 	l.StreamSeq, _ = strconv.ParseUint(h.Get(schema.HeaderStreamSeq), 10, 64)
@@ -110,15 +112,17 @@ func read(subject string, h nats.Header) Letter {
 }
 
 // Replay publishes a letter where it came from, its data replaced if data is not nil, and removes it when
-// that is on disk. If it still can't be stored, it comes back as a new letter.
-func Replay(ctx context.Context, js jetstream.JetStream, l Letter, data []byte) error {
+// that is on disk. If it still cannot be stored, it comes back as a new letter. What is replayed unchanged is recorded under the credential
+// that published it first, and other data under the one who gives it, by.
+func Replay(ctx context.Context, js jetstream.JetStream, l Letter, data []byte, by string) error {
 	msg := nats.NewMsg(l.Subject)
 	msg.Data = l.Data
+	recordedBy := l.RecordedBy
 	if data != nil {
-		msg.Data = data
+		msg.Data, recordedBy = data, by
 	}
 	msg.Header.Set(nats.MsgIdHdr, fmt.Sprintf("replay-%d-%d", l.Time.UnixNano(), l.Seq))
-	for k, v := range map[string]string{schema.HeaderContentType: l.ContentType, schema.HeaderContentEncoding: l.ContentEncoding} {
+	for k, v := range map[string]string{schema.HeaderContentType: l.ContentType, schema.HeaderContentEncoding: l.ContentEncoding, schema.HeaderRecordedBy: recordedBy} {
 		if v != "" {
 			msg.Header.Set(k, v)
 		}

@@ -8,7 +8,6 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
-	"syscall"
 	"time"
 
 	"github.com/kansa-audit/kansa/pipeline/durable"
@@ -64,7 +63,7 @@ func (c credentials) save(path string) error {
 }
 
 // ErrInUse says that another process works in the directory.
-var ErrInUse = errors.New("directory is in use")
+var ErrInUse = durable.ErrInUse
 
 // lockWait is for the child of a parent that was killed a moment ago.
 const lockWait = time.Second
@@ -72,22 +71,11 @@ const lockWait = time.Second
 // lockDir keeps the directory for one engine. The lock goes with the last process that holds the file, the
 // child included.
 func lockDir(dir string) (*os.File, error) {
-	file, err := os.OpenFile(filepath.Join(dir, "lock"), os.O_RDWR|os.O_CREATE, 0o600)
+	file, err := durable.Lock(filepath.Join(dir, "lock"), lockWait)
 	if err != nil {
-		return nil, fmt.Errorf("lock the engine's directory: %w", err)
+		return nil, fmt.Errorf("open the engine in %s: %w: stop the other engine, or choose another directory", dir, err)
 	}
-	for deadline := time.Now().Add(lockWait); ; time.Sleep(20 * time.Millisecond) {
-		err = syscall.Flock(int(file.Fd()), syscall.LOCK_EX|syscall.LOCK_NB)
-		if err == nil {
-			return file, nil
-		}
-		if !errors.Is(err, syscall.EWOULDBLOCK) {
-			return nil, errors.Join(fmt.Errorf("lock the engine's directory: %w", err), file.Close())
-		}
-		if time.Now().After(deadline) {
-			return nil, errors.Join(fmt.Errorf("open the engine in %s: %w by another engine; stop it, or choose another directory", dir, ErrInUse), file.Close())
-		}
-	}
+	return file, nil
 }
 
 // CredentialsFile is the file that has the user and the password.

@@ -53,8 +53,11 @@ func FindLibrary(hint string) (string, error) {
 			return path, nil
 		}
 	}
-	return "", fmt.Errorf("find libchdb: not at %s; run \"make engine\", or set %s to the file",
-		strings.Join(tried, ", "), LibraryEnv)
+	remedy := "run \"make engine\""
+	if platform := libraryPlatform(); platform != "linux-x64-gnu" { // the only package whose hash is in the lockfile
+		remedy = "make engine has none for " + platform + ": set clickhouse.url to a ClickHouse server"
+	}
+	return "", fmt.Errorf("find libchdb: not at %s; %s, or set %s to the file", strings.Join(tried, ", "), remedy, LibraryEnv)
 }
 
 // libraryPlatform is the part of the npm package's name that says where it runs.

@@ -13,8 +13,10 @@ import (
 	"github.com/nats-io/nats.go"
 
 	"github.com/kansa-audit/kansa/consumers/exporter"
+	"github.com/kansa-audit/kansa/pipeline/access"
 	"github.com/kansa-audit/kansa/pipeline/control"
 	"github.com/kansa-audit/kansa/pipeline/settings"
+	"github.com/kansa-audit/kansa/schema"
 )
 
 // role answers.
@@ -32,7 +34,10 @@ type Desk struct {
 	States   exporter.States
 	Intake   *exporter.Intake
 	Exporter *exporter.Exporter
-	Logger   *slog.Logger
+	Access   *access.Store
+	// Record records what the verbs change that no other package records.
+	Record func(ctx context.Context, e schema.Event)
+	Logger *slog.Logger
 }
 
 // Client asks, in the name of By.
@@ -83,6 +88,13 @@ type (
 	nothing struct{}
 )
 
+// What takes long, or meets servers of an organization's own, counts against its share.
+func (q ofOrganization) Share() string   { return q.Organization }
+func (q named) Share() string            { return q.Organization }
+func (q save) Share() string             { return q.Destination.Organization }
+func (q saveOrganization) Share() string { return q.Organization.Name }
+func (q switchTrails) Share() string     { return q.Organization }
+
 // Saved is a destination that was kept, or was not because its test failed.
 type Saved struct {
 	Destination *settings.Destination `json:"destination,omitempty"`
@@ -91,8 +103,8 @@ type Saved struct {
 
 // Serve answers until ctx ends.
 func (d *Desk) Serve(ctx context.Context, nc *nats.Conn) error {
-	kinds := control.Kinds{settings.ErrChanged, settings.ErrKeptOn, exporter.ErrNoDestination, exporter.ErrNoExport, exporter.ErrQuota}
-	return control.Serve(ctx, nc, kinds,
+	kinds := control.Kinds{settings.ErrChanged, settings.ErrKeptOn, access.ErrTaken, access.ErrNone, exporter.ErrNoDestination, exporter.ErrNoExport, exporter.ErrQuota}
+	return control.Serve(ctx, nc, kinds, d.Logger, append(d.keyVerbs(),
 		control.On("destination.list", usual, func(ctx context.Context, q ofOrganization) ([]DestinationStatus, error) {
 			return d.destinations(ctx, q.Organization)
 		}),
@@ -131,7 +143,7 @@ func (d *Desk) Serve(ctx context.Context, nc *nats.Conn) error {
 			return d.Intake.Estimate(ctx, q)
 		}),
 		control.On("export.revoke", usual, func(ctx context.Context, q revoke) (*exporter.Export, error) { return d.Intake.Revoke(ctx, q.ID, q.By) }),
-	)
+	)...)
 }
 
 func (d *Desk) save(ctx context.Context, q save) (*Saved, error) {
@@ -147,6 +159,9 @@ func (d *Desk) save(ctx context.Context, q save) (*Saved, error) {
 			return nil, err
 		}
 		if err := tried.Normalize(); err != nil {
+			return nil, err
+		}
+		if err := d.Settings.CheckDestination(&tried); err != nil {
 			return nil, err
 		}
 		if saved.Test, err = d.Exporter.Test(ctx, tried); err != nil || !saved.Test.OK {

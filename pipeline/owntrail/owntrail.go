@@ -15,11 +15,11 @@ import (
 	"github.com/kansa-audit/kansa/schema"
 )
 
-// Organization is the operator's own. No application should publish for it.
-const Organization = "kansa"
+// Organization is the operator's own. No other publisher can use it.
+const Organization = schema.SystemOrganization
 
-// Source is what the events name as the service that speaks. By it they are told from those of applications.
-const Source = "kansa"
+// Source is the source of the events. No other publisher can use it.
+const Source = schema.SystemSource
 
 // Trail takes events.
 type Trail struct {

@@ -48,6 +48,7 @@ func Config(t testing.TB) *config.Config {
 	c := config.Default()
 	c.DataDir, c.NATS.Port, c.API.Listen, c.Health.Listen = t.TempDir(), 0, "127.0.0.1:0", "127.0.0.1:0"
 	c.Rollup.Hour = time.Second
+	c.Exports.Allow.Networks = []string{"127.0.0.0/8", "::1/128"} // where a test's servers are
 	return c
 }
 

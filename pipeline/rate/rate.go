@@ -39,7 +39,24 @@ func New(n int, per time.Duration, burst int, now func() time.Time) *Limiter {
 }
 
 // Take counts one of key. It returns how long to wait if that is too many, and whether it is the first in a row that is.
-func (r *Limiter) Take(key string) (wait time.Duration, first bool) {
+func (r *Limiter) Take(key string) (wait time.Duration, first bool) { return r.TakeN(key, 1) }
+
+// Wait returns how long key has to wait before the next one is allowed, and counts nothing.
+func (r *Limiter) Wait(key string) time.Duration {
+	if r.every == 0 {
+		return 0
+	}
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	p := r.of[key]
+	if p == nil {
+		return 0
+	}
+	return max(0, p.due.Sub(r.now())-r.ahead)
+}
+
+// TakeN counts n of key at once. All of them are allowed, however many, if one is: the next has to wait for longer.
+func (r *Limiter) TakeN(key string, n int) (wait time.Duration, first bool) {
 	if r.every == 0 {
 		return 0, false
 	}
@@ -61,7 +78,7 @@ func (r *Limiter) Take(key string) (wait time.Duration, first bool) {
 		first, p.told = !p.told, true
 		return early - r.ahead, first
 	}
-	p.due, p.told = p.due.Add(r.every), false
+	p.due, p.told = p.due.Add(time.Duration(n)*r.every), false
 	return 0, false
 }
 

@@ -230,7 +230,7 @@ func (r *Repairer) part(ctx context.Context, p schema.Partition, seq uint64) (*c
 	m := codec.Message{
 		Organization: p.Organization, Trail: p.Trail, Payload: msg.Data, StreamSeq: seq,
 		ContentType: msg.Header.Get(schema.HeaderContentType), ContentEncoding: msg.Header.Get(schema.HeaderContentEncoding),
-		RecordedAt: msg.Time.UTC().Truncate(time.Microsecond),
+		RecordedAt: msg.Time.UTC().Truncate(time.Microsecond), RecordedBy: schema.RecordedBy(msg.Header.Get(schema.HeaderRecordedBy)),
 	}
 	if organization, trail, err := schema.ParseEventSubject(msg.Subject); err != nil || organization != p.Organization || trail != p.Trail {
 		return nil, fmt.Errorf("message %d is on %s", seq, msg.Subject)
@@ -240,7 +240,7 @@ func (r *Repairer) part(ctx context.Context, p schema.Partition, seq uint64) (*c
 		return nil, fmt.Errorf("read message %d: %w", seq, err)
 	}
 	part := codec.Part{
-		Organization: m.Organization, Trail: m.Trail, RecordedAt: m.RecordedAt, StreamSeq: seq,
+		Organization: m.Organization, Trail: m.Trail, RecordedAt: m.RecordedAt, StreamSeq: seq, RecordedBy: m.RecordedBy,
 		ExpiresAt: r.Retention(m.Organization, m.RecordedAt), Block: decoded.Block, Index: decoded.Index,
 	}
 	// As the writer did, without what an earlier message brought.

@@ -2,6 +2,8 @@ package repair
 
 import (
 	"context"
+	"fmt"
+	"log/slog"
 	"time"
 
 	"github.com/nats-io/nats.go"
@@ -16,8 +18,17 @@ const verb = "repair"
 const timeout = 10 * time.Minute
 
 // Serve answers requests until ctx ends, one at a time; of several systems one answers.
-func (r *Repairer) Serve(ctx context.Context, nc *nats.Conn) error {
-	return control.Serve(ctx, nc, nil, control.On(verb, timeout, r.Run))
+func (r *Repairer) Serve(ctx context.Context, nc *nats.Conn, log *slog.Logger) error {
+	turn := make(chan struct{}, 1)
+	return control.Serve(ctx, nc, nil, log, control.On(verb, timeout, func(ctx context.Context, q Request) (*Report, error) {
+		select {
+		case turn <- struct{}{}:
+			defer func() { <-turn }()
+		case <-ctx.Done():
+			return nil, fmt.Errorf("wait for the repair that is under way: %w", ctx.Err())
+		}
+		return r.Run(ctx, q)
+	}))
 }
 
 // Ask has a running system do what a request says.

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"slices"
 	"strings"
+	"time"
 
 	"github.com/kansa-audit/kansa/consumers/exporter"
 	"github.com/kansa-audit/kansa/schema"
@@ -49,6 +50,7 @@ func (s *Store) open(doc *document) (exporter.Destination, error) {
 	if err := decode(doc.Value, &d); err != nil {
 		return d, fmt.Errorf("read a destination: %w", err)
 	}
+	d.FromFile = doc.Managed
 	for field, secret := range d.Secrets() {
 		sealed, ok := doc.Secrets[field]
 		if !ok {
@@ -84,6 +86,7 @@ func show(doc *document) (*Destination, error) {
 	if err := decode(doc.Value, &d.Destination); err != nil {
 		return nil, fmt.Errorf("read a destination: %w", err)
 	}
+	d.FromFile = doc.Managed
 	for field, secret := range d.Secrets() {
 		if _, ok := doc.Secrets[field]; ok {
 			*secret = exporter.Hidden
@@ -162,6 +165,11 @@ func (s *Store) SaveDestination(ctx context.Context, d exporter.Destination, c C
 	if err := d.Normalize(); err != nil {
 		return nil, err
 	}
+	if d.FromFile = c.managed; !c.managed {
+		if err := s.CheckDestination(&d); err != nil {
+			return nil, err
+		}
+	}
 	key := destinationKey(d.Organization, d.Name)
 	doc, there, err := s.get(ctx, key)
 	if err != nil {
@@ -211,6 +219,38 @@ func (s *Store) SaveDestination(ctx context.Context, d exporter.Destination, c C
 	}
 	s.tell(ctx, "destination", action, d.Organization+"/"+d.Name, d.Organization, c.By, before, saved.Destination)
 	return saved, nil
+}
+
+// fastest is how often a schedule may be due.
+const fastest = time.Minute
+
+// CheckDestination refuses a destination that people may not save. It has been normalized.
+func (s *Store) CheckDestination(d *exporter.Destination) error {
+	return errors.Join(d.CheckTenant(s.Reach), s.checkSchedule(d.Schedule))
+}
+
+// checkSchedule refuses a schedule that would be due for hours that there are not, or all the time.
+func (s *Store) checkSchedule(schedule *exporter.Schedule) error {
+	if schedule == nil {
+		return nil
+	}
+	if s.Hour > 0 && schedule.Period%s.Hour != 0 {
+		return &schema.Fault{Field: "schedule.period", Value: schedule.Period.String(), Problem: "is not a multiple of an hour of the rollup", Remedy: "give a multiple of " + s.Hour.String()}
+	}
+	often := min(fastest, s.Hour)
+	now := s.now()
+	next, err := schedule.Next(now)
+	if err != nil {
+		return err
+	}
+	after, err := schedule.Next(next)
+	if err != nil {
+		return err
+	}
+	if after.Sub(next) < often {
+		return &schema.Fault{Field: "schedule", Problem: "is due every " + after.Sub(next).String(), Remedy: "give one that is due every " + often.String() + " at most"}
+	}
+	return nil
 }
 
 // RemoveDestination forgets one, with its secrets.

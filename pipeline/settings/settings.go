@@ -19,6 +19,7 @@ import (
 
 	"github.com/nats-io/nats.go/jetstream"
 
+	"github.com/kansa-audit/kansa/consumers/exporter/reach"
 	"github.com/kansa-audit/kansa/schema"
 )
 
@@ -39,6 +40,9 @@ type Store struct {
 	// Defaults hold for organizations that decided nothing, but for the days of those that the configuration names.
 	Defaults Organization
 	Days     map[string]int
+	// Reach is what destinations may connect to that people save; nil allows everything. Hour is the length of a partition.
+	Reach *reach.Policy
+	Hour  time.Duration
 }
 
 func (s *Store) defaults(organization string) Organization {

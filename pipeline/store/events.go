@@ -265,7 +265,7 @@ var ndjsonLine = func() string {
 			text("description", "description"), raw("before"), raw("after"), raw("data"), text("data_type", "data_type"),
 			"if(empty(attributes), '', concat(',\"attributes\":', toJSONString(attributes)))",
 		}, ", ") +
-		", ',\"recorded_at\":\"', " + at("recorded_at") + ", '\",\"stream_seq\":', toString(stream_seq), ',\"batch_index\":', toString(batch_index), '}')"
+		", ',\"recorded_at\":\"', " + at("recorded_at") + ", '\",\"stream_seq\":', toString(stream_seq), ',\"batch_index\":', toString(batch_index), ',\"recorded_by\":', toJSONString(toString(recorded_by)), '}')"
 }()
 
 // Bar is how many events occurred in a while.

@@ -183,7 +183,7 @@ func scanStored(scan func(...any) error) (*codec.Stored, error) {
 	e := new(codec.Stored)
 	var trail string
 	var id uuid.UUID
-	dest := []any{&e.RecordedAt, &e.StreamSeq, &e.BatchIndex, &e.Organization, &trail}
+	dest := []any{&e.RecordedAt, &e.StreamSeq, &e.BatchIndex, &e.Organization, &trail, &e.RecordedBy}
 	texts := make([]string, len(schema.Fields))
 	for i := range schema.Fields {
 		switch schema.Fields[i].Kind {

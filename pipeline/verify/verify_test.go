@@ -370,7 +370,7 @@ func TestProofs(t *testing.T) {
 			if row.Index == 4 {
 				e := must(ParsePlace(string(row.Field(1)) + "." + string(row.Field(2))))
 				want.StreamSeq, want.BatchIndex = e.StreamSeq, uint32(e.BatchIndex)
-				if err := want.ID.UnmarshalText(row.Field(5)); err != nil {
+				if err := want.ID.UnmarshalText(row.Field(6)); err != nil {
 					t.Error(err)
 				}
 			}

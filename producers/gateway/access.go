@@ -4,6 +4,7 @@ import (
 	"errors"
 	"net"
 	"net/http"
+	"time"
 
 	"github.com/kansa-audit/kansa/schema"
 )
@@ -20,14 +21,31 @@ type Access interface {
 
 // Client is who sends a request.
 type Client interface {
-	// Name tells clients apart: limits and idempotency keys are each client's own.
+	// Name tells clients apart: limits and idempotency keys are each client's own. It is recorded with every event.
 	Name() string
 	// MayPublish returns nil if the client may publish for an organization on a trail.
 	MayPublish(organization string, trail schema.Trail) error
 }
 
-// Loopback lets programs on this machine publish for every organization, and nobody else. It refuses
-// browsers and requests that came through a proxy: those speak for others, who may be anywhere.
+// Limits are the shares of clients and organizations in what is published. Its methods are safe for concurrent use.
+type Limits interface {
+	// Wait returns how long a client has to wait before its next request, or zero.
+	Wait(client string) time.Duration
+	// Allow says whether a client may publish for an organization now; the error says why not.
+	Allow(client, organization string) error
+	// Count counts what a client has published for an organization.
+	Count(client, organization string, events, bytes int)
+}
+
+// unlimited are no limits.
+type unlimited struct{}
+
+func (unlimited) Wait(string) time.Duration      { return 0 }
+func (unlimited) Allow(string, string) error     { return nil }
+func (unlimited) Count(string, string, int, int) {}
+
+// Loopback lets programs on this machine publish for every organization without a key. It refuses browsers and requests that
+// name a client behind a proxy. A proxy that does not name its clients is not recognized: use it only where none runs.
 type Loopback struct{}
 
 // Authenticate implements [Access].
@@ -49,5 +67,5 @@ func (Loopback) Authenticate(r *http.Request) (Client, error) {
 
 type local struct{}
 
-func (local) Name() string                          { return "local" }
+func (local) Name() string                          { return schema.RecordedByAnonymous }
 func (local) MayPublish(string, schema.Trail) error { return nil }

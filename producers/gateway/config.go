@@ -11,8 +11,10 @@ import (
 
 // Config holds the settings of a [Gateway]. The zero value of a field means its default.
 type Config struct {
-	// Access says who may publish; default [Loopback].
+	// Access decides who may publish. Required.
 	Access Access
+	// Limits are the shares of clients and organizations; default none.
+	Limits Limits
 	// MaxBody bounds a body, as sent and as decompressed. Default 32 MiB.
 	MaxBody int64
 	// MaxEvents bounds the events of a request. Default 65,536.
@@ -50,8 +52,8 @@ func (c Config) withDefaults() (Config, error) {
 	def(&c.MaxBody, 32<<20)
 	def(&c.Memory, max(256<<20, 2*memoryPerBody*c.MaxBody))
 	def(&c.ClientMemory, max(c.Memory/2, memoryPerBody*c.MaxBody))
-	if c.Access == nil {
-		c.Access = Loopback{}
+	if c.Limits == nil {
+		c.Limits = unlimited{}
 	}
 	if c.MaxEvents == 0 {
 		c.MaxEvents = schema.MaxMessageEvents
@@ -72,6 +74,9 @@ func (c Config) withDefaults() (Config, error) {
 		c.Now = time.Now
 	}
 	var errs []error
+	if c.Access == nil {
+		errs = append(errs, errors.New("Access is missing: say who may publish"))
+	}
 	bound := func(name string, v, low, high int64) {
 		if v < low || v > high {
 			errs = append(errs, fmt.Errorf("%s is %d: set it from %d to %d", name, v, low, high))

@@ -117,7 +117,7 @@ func TestBrokerStops(t *testing.T) {
 func TestIdempotencyKey(t *testing.T) {
 	t.Parallel()
 	s := start(t, gateway.Config{}, 0)
-	other, err := gateway.New(s.publisher, gateway.Config{})
+	other, err := gateway.New(s.publisher, gateway.Config{Access: gateway.Loopback{}})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -303,7 +303,7 @@ func TestLogHoldsNoBodies(t *testing.T) {
 		Client   string `json:"client"`
 		Rejected int    `json:"rejected"`
 	}
-	if err := json.Unmarshal([]byte(strings.SplitN(text, "\n", 2)[0]), &one); err != nil || one.Status != 422 || one.Client != "local" || one.Rejected != 1 {
+	if err := json.Unmarshal([]byte(strings.SplitN(text, "\n", 2)[0]), &one); err != nil || one.Status != 422 || one.Client != schema.RecordedByAnonymous || one.Rejected != 1 {
 		t.Errorf("%v %+v: %s", err, one, text)
 	}
 }

@@ -54,6 +54,9 @@ func start(t testing.TB, cfg gateway.Config, limit int64) *system {
 			t.Error(err)
 		}
 	})
+	if cfg.Access == nil {
+		cfg.Access = gateway.Loopback{}
+	}
 	if s.gateway, err = gateway.New(s.publisher, cfg); err != nil {
 		t.Fatal(err)
 	}

@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"iter"
+	"math"
 	"mime"
 	"net/http"
 	"net/url"
@@ -92,6 +93,9 @@ func (rq *request) serve(w http.ResponseWriter) error {
 	defer g.requests.Add(-1)
 	if err := rq.authenticate(); err != nil {
 		return err
+	}
+	if wait := g.cfg.Limits.Wait(rq.client.Name()); wait > 0 {
+		return busy(http.StatusTooManyRequests, "This key publishes faster than its limit.", int(math.Ceil(wait.Seconds())))
 	}
 	if err := rq.understand(); err != nil {
 		return err
@@ -233,7 +237,7 @@ func (rq *request) take(ctx context.Context, body []byte) error {
 	g := rq.g
 	rq.in = &codec.Intake{
 		Organization: rq.organization, Trail: rq.trail, Now: g.cfg.Now(), MaxEvents: g.cfg.MaxEvents,
-		Permit: rq.client.MayPublish, Reject: rq.reject,
+		Permit: rq.permit, Reject: rq.reject,
 	}
 	if rq.key != "" {
 		if err := rq.identify(body); err != nil {
@@ -317,13 +321,22 @@ func (rq *request) identify(body []byte) error {
 	return nil
 }
 
+// permit says whether the client may publish for an organization on a trail, and may do so now.
+func (rq *request) permit(organization string, trail schema.Trail) error {
+	if err := rq.client.MayPublish(organization, trail); err != nil {
+		return err
+	}
+	return rq.g.cfg.Limits.Allow(rq.client.Name(), organization)
+}
+
 func (rq *request) publish(ctx context.Context, b codec.Batch) {
 	if rq.key != "" && len(rq.sent) == 0 {
 		rq.g.known.remember(rq.client.Name(), rq.key, rq.sum, rq.in.Now)
 	}
+	rq.g.cfg.Limits.Count(rq.client.Name(), b.Organization, b.Block.Rows(), b.Block.Bytes())
 	// With a key, alone: in other company the events would be another message, which the broker does not know.
 	ack, err := rq.g.publisher.PublishBlock(ctx, producers.Block{
-		Organization: b.Organization, Trail: b.Trail, Events: b.Block, Alone: rq.key != "",
+		Organization: b.Organization, Trail: b.Trail, Events: b.Block, RecordedBy: rq.client.Name(), Alone: rq.key != "",
 	})
 	rq.sent = append(rq.sent, sentBatch{ack, b.Index, err})
 }

@@ -47,6 +47,7 @@ var (
 	colID         = columnOf("id")
 	colOccurredAt = columnOf("occurred_at")
 	colOutcome    = columnOf("outcome")
+	colSource     = columnOf("source")
 	colAttributes = columnOf("attributes")
 )
 

@@ -290,6 +290,7 @@ func (e *Encoder) appendMetadata(dst []byte, s *Stored) []byte {
 	dst = strconv.AppendUint(append(dst, `,"batchIndex":`...), uint64(s.BatchIndex), 10)
 	for _, m := range [...]struct{ begin, value string }{
 		{`,"organization":`, s.Organization},
+		{`,"recordedBy":`, s.RecordedBy},
 		{`,"entityType":`, s.Target.Type},
 		{`,"entityName":`, s.Target.Name},
 		{`,"actionType":`, s.Action},

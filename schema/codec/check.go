@@ -148,3 +148,25 @@ func (b *Block) checkAttributes(add func(int, *schema.Fault)) {
 		}
 	}
 }
+
+// checkReserved adds to the faults of b the events that name a source which is reserved, unless they have a fault already.
+func (b *Block) checkReserved(faults []RowFault) []RowFault {
+	r := reader{data: b.cols[colSource]}
+	last, good := "", false
+	for row := range b.rows {
+		v := r.string()
+		if good && v == last {
+			continue
+		}
+		f := schema.CheckReserved("", v)
+		last, good = v, f == nil
+		if f == nil {
+			continue
+		}
+		at, found := slices.BinarySearchFunc(faults, row, func(f RowFault, row int) int { return f.Row - row })
+		if !found {
+			faults = slices.Insert(faults, at, RowFault{Row: row, Err: f})
+		}
+	}
+	return faults
+}

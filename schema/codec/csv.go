@@ -15,6 +15,8 @@ type Stored struct {
 	RecordedAt time.Time
 	StreamSeq  uint64
 	BatchIndex uint32
+	// RecordedBy names the credential that published the event: see schema.HeaderRecordedBy.
+	RecordedBy string
 }
 
 // TimeLayout is how times are written in exports: RFC 3339 in UTC, always with microseconds.
@@ -28,7 +30,7 @@ const TimeLayout = "2006-01-02T15:04:05.000000Z"
 var CSVColumns = csvColumns()
 
 func csvColumns() []string {
-	columns := []string{"recorded_at", "stream_seq", "batch_index", "organization", "trail"}
+	columns := []string{"recorded_at", "stream_seq", "batch_index", "organization", "trail", "recorded_by"}
 	for i := range schema.Fields {
 		columns = append(columns, schema.Fields[i].Column)
 	}
@@ -53,6 +55,7 @@ func AppendCSV(dst []byte, e *Stored) []byte {
 	dst = strconv.AppendUint(append(dst, ','), uint64(e.BatchIndex), 10)
 	dst = appendQuoted(append(dst, ','), e.Organization)
 	dst = appendQuoted(append(dst, ','), string(e.Trail))
+	dst = appendQuoted(append(dst, ','), e.RecordedBy)
 	for i := range schema.Fields {
 		dst = append(dst, ',')
 		switch f := &schema.Fields[i]; f.Kind {

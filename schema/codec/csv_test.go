@@ -62,7 +62,7 @@ func TestCSVRoundTrip(t *testing.T) {
 	text := AppendCSVHeader(nil)
 	stored := make([]Stored, len(events))
 	for i := range events {
-		stored[i] = Stored{Event: events[i], RecordedAt: testNow.Add(time.Duration(i) * time.Microsecond), StreamSeq: 1<<63 + uint64(i), BatchIndex: uint32(i)}
+		stored[i] = Stored{Event: events[i], RecordedAt: testNow.Add(time.Duration(i) * time.Microsecond), StreamSeq: 1<<63 + uint64(i), BatchIndex: uint32(i), RecordedBy: []string{"", "key:a", "nats:\"b\""}[i%3]}
 		text = AppendCSV(text, &stored[i])
 	}
 	records, err := parseCSV(string(text))
@@ -88,7 +88,7 @@ func canonicalStored(t *testing.T, s *Stored) []any {
 			texts[f.Name] = f.Text(&e) // JSON byte for byte
 		}
 	}
-	return []any{s.RecordedAt, s.StreamSeq, s.BatchIndex, e.Organization, e.Trail, e.ID, e.OccurredAt, texts, e.Attributes}
+	return []any{s.RecordedAt, s.StreamSeq, s.BatchIndex, s.RecordedBy, e.Organization, e.Trail, e.ID, e.OccurredAt, texts, e.Attributes}
 }
 
 // storedOf is the event of a record of CSV.
@@ -112,9 +112,9 @@ func storedOf(t *testing.T, record []string) *Stored {
 		t.Fatal(seqErr, indexErr)
 	}
 	s.StreamSeq, s.BatchIndex = seq, uint32(index)
-	s.Organization, s.Trail = record[3], schema.Trail(record[4])
+	s.Organization, s.Trail, s.RecordedBy = record[3], schema.Trail(record[4]), record[5]
 	for i := range schema.Fields {
-		v := record[5+i]
+		v := record[6+i]
 		switch f := &schema.Fields[i]; f.Kind {
 		case schema.KindID:
 			s.ID = uuid.MustParse(v)
@@ -137,10 +137,10 @@ func storedOf(t *testing.T, record []string) *Stored {
 // The bytes are promised: verifiers in other languages and older archives depend on them.
 func TestCSVBytes(t *testing.T) {
 	t.Parallel()
-	const header = `"recorded_at","stream_seq","batch_index","organization","trail","id","occurred_at","source","event","action","outcome",` +
+	const header = `"recorded_at","stream_seq","batch_index","organization","trail","recorded_by","id","occurred_at","source","event","action","outcome",` +
 		`"actor_type","actor_id","actor_name","target_type","target_id","target_name","app_id","ip","user_agent","session_id","trace_id",` +
 		`"location","description","before","after","data","data_type","attributes"` + "\r\n"
-	const line = `"2026-11-22T05:00:00.000000Z",7,3,"acme","access","0193500b-7c00-7abc-8def-0123456789ab","1970-01-01T00:00:00.000001Z","s","e","a","denied",` +
+	const line = `"2026-11-22T05:00:00.000000Z",7,3,"acme","access","key:billing","0193500b-7c00-7abc-8def-0123456789ab","1970-01-01T00:00:00.000001Z","s","e","a","denied",` +
 		`"","","","","","","","","","","","","two` + "\r\n" + `lines, ""quoted""","","","{""a"": 1}","","{""a"":""<\u0000é>"",""b"":""""}"` + "\r\n"
 	got := string(AppendCSV(AppendCSVHeader(nil), &Stored{
 		Event: schema.Event{
@@ -148,7 +148,7 @@ func TestCSVBytes(t *testing.T) {
 			Source: "s", Event: "e", Action: "a", Outcome: schema.Denied, Description: "two\r\nlines, \"quoted\"", Data: json.RawMessage(`{"a": 1}`),
 			Attributes: map[string]string{"b": "", "a": "<\x00é>"},
 		},
-		RecordedAt: testNow, StreamSeq: 7, BatchIndex: 3,
+		RecordedAt: testNow, StreamSeq: 7, BatchIndex: 3, RecordedBy: "key:billing",
 	}))
 	if diff := cmp.Diff(header+line, got); diff != "" {
 		t.Errorf("(-want +got):\n%s", diff)

@@ -193,7 +193,8 @@ func (r *CSVReader) split(b []byte) (n int, whole bool, _ error) {
 const (
 	columnStreamSeq  = 1
 	columnBatchIndex = 2
-	ownColumns       = 5 // before those of schema.Fields
+	columnRecordedBy = 5
+	ownColumns       = 6 // before those of schema.Fields
 )
 
 // quoted returns the value whose opening quote is before i, and the index behind its closing one; -1 if b ends first.
@@ -245,6 +246,7 @@ func (r *CSVReader) event(e *Stored) error {
 	if !e.Trail.Valid() {
 		return r.fault("trail is %.64q", v[4])
 	}
+	e.RecordedBy = v[columnRecordedBy]
 	for i := range schema.Fields {
 		value := v[ownColumns+i]
 		switch f := &schema.Fields[i]; f.Kind {

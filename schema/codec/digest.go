@@ -34,6 +34,7 @@ func (p *Part) Sum() uint64 {
 	prefix := len(row)
 	suffix := append([]byte{separator}, p.Organization...)
 	suffix = append(append(suffix, separator), p.Trail...)
+	suffix = append(append(suffix, separator), p.RecordedBy...)
 	for n := range b.rows {
 		index := uint64(n)
 		if p.Index != nil {

@@ -18,6 +18,7 @@ type Part struct {
 	Trail        schema.Trail
 	RecordedAt   time.Time
 	StreamSeq    uint64
+	RecordedBy   string // the credential that published the message
 	// ExpiresAt is when the organization's retention ends for these events.
 	ExpiresAt time.Time
 	Block     *Block
@@ -89,7 +90,7 @@ func (in *Insert) Columns() []Column {
 			cmp.Compare(a.StreamSeq, b.StreamSeq),
 		)
 	})
-	columns := make([]Column, 0, 6+len(schema.Fields))
+	columns := make([]Column, 0, 7+len(schema.Fields))
 	columns = append(columns,
 		in.repeated("organization", "String", func(dst []byte, p *Part) []byte { return appendString(dst, p.Organization) }),
 		in.repeated("trail", "String", func(dst []byte, p *Part) []byte { return appendString(dst, string(p.Trail)) }),
@@ -100,6 +101,7 @@ func (in *Insert) Columns() []Column {
 			return binary.LittleEndian.AppendUint64(dst, p.StreamSeq)
 		}),
 		in.batchIndex(),
+		in.repeated("recorded_by", "String", func(dst []byte, p *Part) []byte { return appendString(dst, p.RecordedBy) }),
 		in.repeated("expires_at", "DateTime('UTC')", func(dst []byte, p *Part) []byte {
 			return binary.LittleEndian.AppendUint32(dst, uint32(p.ExpiresAt.Unix()))
 		}),

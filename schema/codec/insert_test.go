@@ -18,7 +18,7 @@ import (
 // readInsert reads an insert as ClickHouse does.
 func readInsert(t *testing.T, r io.Reader) []Stored {
 	t.Helper()
-	texts := map[string]*proto.ColStr{"organization": {}, "trail": {}}
+	texts := map[string]*proto.ColStr{"organization": {}, "trail": {}, "recorded_by": {}}
 	results := proto.Results{}
 	for _, name := range []string{"organization", "trail"} {
 		results = append(results, proto.ResultColumn{Name: name, Data: texts[name]})
@@ -32,7 +32,7 @@ func readInsert(t *testing.T, r io.Reader) []Stored {
 	attributes := proto.NewMap[string, string](new(proto.ColStr), new(proto.ColStr))
 	results = append(results,
 		proto.ResultColumn{Name: "recorded_at", Data: recorded}, proto.ResultColumn{Name: "stream_seq", Data: &seq},
-		proto.ResultColumn{Name: "batch_index", Data: &index}, proto.ResultColumn{Name: "expires_at", Data: expires})
+		proto.ResultColumn{Name: "batch_index", Data: &index}, proto.ResultColumn{Name: "recorded_by", Data: texts["recorded_by"]}, proto.ResultColumn{Name: "expires_at", Data: expires})
 	for i := range schema.Fields {
 		switch f := &schema.Fields[i]; f.Kind {
 		case schema.KindID:
@@ -58,6 +58,7 @@ func readInsert(t *testing.T, r io.Reader) []Stored {
 	for row := range out {
 		s := &out[row]
 		s.Organization, s.Trail = texts["organization"].Row(row), schema.Trail(texts["trail"].Row(row))
+		s.RecordedBy = texts["recorded_by"].Row(row)
 		s.RecordedAt, s.StreamSeq, s.BatchIndex = recorded.Row(row).UTC(), seq.Row(row), index.Row(row)
 		s.ID, s.OccurredAt = id.Row(row), occurred.Row(row).UTC()
 		for i := range schema.Fields {
@@ -90,7 +91,7 @@ func TestInsertIsReadByClickHousesLibrary(t *testing.T) {
 		org, trail := fmt.Sprintf("org-%0*d", 1+i%3, i%4), schema.Trails[i%2]
 		p := Part{
 			Organization: org, Trail: trail, RecordedAt: testNow.Add(time.Duration(r.IntN(5)) * time.Microsecond), StreamSeq: uint64(1000 - i),
-			ExpiresAt: expiry(org), Block: blockOf(part),
+			RecordedBy: fmt.Sprintf("key:%d", i%5), ExpiresAt: expiry(org), Block: blockOf(part),
 		}
 		if i%3 == 0 { // some of it was rejected
 			for j := range part {
@@ -100,7 +101,7 @@ func TestInsertIsReadByClickHousesLibrary(t *testing.T) {
 		in.Add(p)
 		for j, e := range part {
 			e.Organization, e.Trail = org, trail
-			s := Stored{Event: e, RecordedAt: p.RecordedAt, StreamSeq: p.StreamSeq, BatchIndex: uint32(j)}
+			s := Stored{Event: e, RecordedAt: p.RecordedAt, StreamSeq: p.StreamSeq, BatchIndex: uint32(j), RecordedBy: p.RecordedBy}
 			if p.Index != nil {
 				s.BatchIndex = p.Index[j]
 			}

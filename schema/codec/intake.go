@@ -201,7 +201,7 @@ func (in *Intake) Block(body []byte) error {
 		}
 		return nil
 	}
-	faults := b.Check(in.Now)
+	faults := b.checkReserved(b.Check(in.Now))
 	rows := make([]int, len(faults))
 	for i, f := range faults {
 		rows[i] = f.Row
@@ -276,6 +276,9 @@ func (in *Intake) read(raw []byte, parse parseFunc, index int) (*intakeLane, err
 	if err := e.ValidateUTF8(in.Now); err != nil {
 		return nil, err
 	}
+	if f := schema.CheckReserved("", e.Source); f != nil {
+		return nil, f
+	}
 	lane, f := in.lane(e.Organization, e.Trail)
 	if f != nil {
 		return nil, f
@@ -321,7 +324,9 @@ func (in *Intake) lane(organization string, trail schema.Trail) (*intakeLane, *s
 	organization = string([]byte(organization)) // it lies in the body
 	trail = schema.Trail([]byte(trail))
 	l := intakeLane{Batch: Batch{Organization: organization, Trail: trail}}
-	if in.Permit != nil {
+	if f := schema.CheckReserved(organization, ""); f != nil {
+		l.denied = f
+	} else if in.Permit != nil {
 		l.denied = in.Permit(organization, trail)
 	}
 	if l.denied == nil {

@@ -35,7 +35,12 @@ type Message struct {
 	// Where and when the broker stored it.
 	StreamSeq  uint64
 	RecordedAt time.Time
+	// RecordedBy is the credential that published it. The events of schema.RecordedBySystem may have the names that
+	// schema.CheckReserved refuses.
+	RecordedBy string
 }
+
+func (m *Message) system() bool { return m.RecordedBy == schema.RecordedBySystem }
 
 // Reject is an event that may not be stored: its bytes whole, and why.
 type Reject struct {
@@ -58,6 +63,9 @@ type Decoded struct {
 // then ready to be stored: valid, complete. The error is for a message that can't be read at all,
 // and answers to [ErrMalformed] or schema.ErrInvalid. now is the clock of the one who checks.
 func Decode(m *Message, now time.Time) (*Decoded, error) {
+	if f := schema.CheckReserved(m.Organization, ""); f != nil && !m.system() {
+		return nil, f
+	}
 	payload, err := decompress(m.ContentEncoding, m.Payload, m.Scratch)
 	if err != nil {
 		return nil, err
@@ -69,7 +77,7 @@ func Decode(m *Message, now time.Time) (*Decoded, error) {
 	var d *Decoded
 	switch kind {
 	case ContentBlock:
-		d, err = decodeBlock(payload, now)
+		d, err = m.decodeBlock(payload, now)
 	case ContentNDJSON:
 		d, err = m.decodeLines(payload, now)
 	case ContentJSON, "":
@@ -90,12 +98,15 @@ func Decode(m *Message, now time.Time) (*Decoded, error) {
 	return d, nil
 }
 
-func decodeBlock(payload []byte, now time.Time) (*Decoded, error) {
+func (m *Message) decodeBlock(payload []byte, now time.Time) (*Decoded, error) {
 	b, err := ParseNative(payload)
 	if err != nil {
 		return nil, err
 	}
 	faults := b.Check(now)
+	if !m.system() {
+		faults = b.checkReserved(faults)
+	}
 	if len(faults) == 0 {
 		return &Decoded{Block: b}, nil
 	}
@@ -230,7 +241,13 @@ func (c *collector) parse(raw []byte) error {
 	}
 	e.Organization, e.Trail = c.m.Organization, c.m.Trail
 	e.OccurredAt = e.OccurredAt.UTC().Truncate(time.Microsecond)
-	return e.ValidateUTF8(c.now)
+	if err := e.ValidateUTF8(c.now); err != nil {
+		return err
+	}
+	if f := schema.CheckReserved("", e.Source); f != nil && !c.m.system() {
+		return f
+	}
+	return nil
 }
 
 func (c *collector) done() (*Decoded, error) {

@@ -55,6 +55,7 @@ var kansaColumns = func() []column {
 		}},
 		{"organization", columnText, func(_ *Encoder, s *Stored) string { return s.Organization }},
 		{"trail", columnText, func(_ *Encoder, s *Stored) string { return string(s.Trail) }},
+		{"recorded_by", columnText, func(_ *Encoder, s *Stored) string { return s.RecordedBy }},
 	}
 	for i := range schema.Fields {
 		f := &schema.Fields[i]
@@ -282,6 +283,7 @@ func (e *Encoder) appendNested(dst []byte, s *Stored) []byte {
 	dst = strconv.AppendUint(append(dst, `,"batch_index":`...), uint64(s.BatchIndex), 10)
 	dst = appendJSONString(append(dst, `,"organization":`...), s.Organization)
 	dst = appendJSONString(append(dst, `,"trail":`...), string(s.Trail))
+	dst = appendJSONString(append(dst, `,"recorded_by":`...), s.RecordedBy)
 	object := ""
 	for i := range members {
 		m := &members[i]

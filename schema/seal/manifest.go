@@ -18,7 +18,7 @@ const (
 	// ManifestVersion numbers the form of a manifest.
 	ManifestVersion = 1
 	// SchemaVersion numbers the columns of an exported partition.
-	SchemaVersion = 1
+	SchemaVersion = 2
 )
 
 // ErrManifest means that something is no manifest in its one form, or one that contradicts itself.

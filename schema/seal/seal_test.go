@@ -103,7 +103,7 @@ func TestManifestHasOneForm(t *testing.T) {
 		"time zone":      strings.Replace(s, "04:00:00Z", "04:00:00+00:00", 1),
 		"upper case":     strings.Replace(s, m.CSVSHA256, strings.ToUpper(m.CSVSHA256), 1),
 		"version":        strings.Replace(s, `"version": 1`, `"version": 2`, 1),
-		"schema":         strings.Replace(s, `"schema_version": 1`, `"schema_version": 2`, 1),
+		"schema":         strings.Replace(s, `"schema_version": 2`, `"schema_version": 3`, 1),
 		"two objects":    s + s,
 		"null gaps":      strings.Replace(string(mustEncode(t, manifest(t, hour, 5))), "[]", "null", 1),
 		"organization":   strings.Replace(s, `"acme"`, `"ac me"`, 1),

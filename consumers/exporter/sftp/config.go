@@ -1,6 +1,7 @@
 package sftp
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -86,6 +87,8 @@ type Config struct {
 	// 15s by default.
 	IdleTimeout Duration `yaml:"idle_timeout,omitempty" json:"idle_timeout,omitempty"`
 	Keepalive   Duration `yaml:"keepalive,omitempty" json:"keepalive,omitempty"`
+	// Dial connects to the server, in place of net.Dialer; it may refuse to.
+	Dial func(ctx context.Context, network, address string) (net.Conn, error) `yaml:"-" json:"-"`
 	// Concurrency is how many writes of 32 KiB are under way at once. 64 by default, which fills the
 	// window of SSH.
 	Concurrency int `yaml:"concurrency,omitempty" json:"concurrency,omitempty"`

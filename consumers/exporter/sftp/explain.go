@@ -10,6 +10,8 @@ import (
 	"syscall"
 
 	"golang.org/x/crypto/ssh"
+
+	"github.com/kansa-audit/kansa/consumers/exporter/reach"
 )
 
 // reason says in plain words what an error means, and keeps it for errors.Is.
@@ -26,6 +28,9 @@ func explainNetwork(address string, err error) (remedy string, cause error) {
 	host, port, _ := net.SplitHostPort(address)
 	var dns *net.DNSError
 	switch {
+	case errors.Is(err, reach.ErrRefused):
+		text := err.Error()
+		return "choose another server", &reason{text[strings.Index(text, reach.ErrRefused.Error()):], err} // without the address, which may be an internal one
 	case errors.As(err, &dns) && dns.IsNotFound:
 		return "check how it is written", &reason{fmt.Sprintf("there is no host %q", host), err}
 	case errors.As(err, &dns):
@@ -47,17 +52,13 @@ func (w where) explainSilence(heard *greeting, timeout bool, err error) error {
 	}
 	_, port, _ := net.SplitHostPort(w.address)
 	if len(said) > 0 {
-		who, _ := speaker(said)
-		line, _, _ := strings.Cut(string(said), "\n")
-		if who == "" { // OpenSSH sends a line like this when it has too many connections, or enough of us
-			return w.fail(ErrConnection, "connect", "", "check the port; if it is right, ask the server's administrator",
-				&reason{fmt.Sprintf("instead of speaking SSH it says %.60q", strings.TrimRight(line, "\r")), err})
+		// Never what it said, nor what it is: a person who may name any server would learn what runs in the operator's network.
+		class := ErrConnection // OpenSSH sends a line like this while it has too many connections
+		if foreign, _ := speaker(said); foreign {
+			class = ErrNotSSH
 		}
-		text := fmt.Sprintf("%s answers on port %s", who, port)
-		if said[0] >= ' ' {
-			text += fmt.Sprintf(": %.60q", strings.TrimRight(line, "\r"))
-		}
-		return w.fail(ErrNotSSH, "connect", "", "give the port of the SSH server, which is usually 22", &reason{text, err})
+		return w.fail(class, "connect", "", "give the port of the SSH server, which is usually 22; if it is right, ask the server's administrator",
+			&reason{fmt.Sprintf("the server on port %s does not speak SSH", port), err})
 	}
 	if timeout {
 		return w.fail(ErrTimeout, "connect", "", "check that the port is that of an SSH server, and the firewall",

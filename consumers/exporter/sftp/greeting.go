@@ -69,7 +69,7 @@ func (g *greeting) findVersion() {
 		}
 		rest = after
 	}
-	if who, sure := speaker(g.buf); sure && who != "" {
+	if foreign, sure := speaker(g.buf); sure && foreign {
 		g.foreign, g.done = true, true
 	}
 }
@@ -132,22 +132,16 @@ func parseOffers(payload []byte) *Offers {
 	return &Offers{KeyExchanges: lists[0], HostKeyAlgorithms: lists[1], Ciphers: lists[2], MACs: lists[4]}
 }
 
-// speaker guesses what it is that says something else than SSH does, and tells whether that is sure.
-func speaker(said []byte) (who string, sure bool) {
+// speaker tells whether what was said is surely of another protocol, and whether that is known already.
+func speaker(said []byte) (foreign, sure bool) {
 	line, _, whole := strings.Cut(string(said), "\n")
-	switch {
-	case strings.HasPrefix(line, "HTTP/"):
-		return "a web server", whole
-	case strings.HasPrefix(line, "220") && strings.Contains(strings.ToLower(line), "ftp"):
-		return "an FTP server, and FTP is not SFTP,", whole
-	case strings.HasPrefix(line, "220 ") || strings.HasPrefix(line, "220-") || strings.HasPrefix(line, "554 ") || strings.HasPrefix(line, "421 "):
-		return "a mail server", whole
-	case strings.HasPrefix(line, "* OK") || strings.HasPrefix(line, "+OK"):
-		return "a mailbox server", whole
-	case len(said) >= 2 && said[0] == 0x15 && said[1] == 3:
-		return "a server for TLS, such as HTTPS or FTPS,", true
+	for _, prefix := range []string{"HTTP/", "220", "554 ", "421 ", "* OK", "+OK"} {
+		if strings.HasPrefix(line, prefix) {
+			return true, whole
+		}
 	}
-	return "", false
+	tls := len(said) >= 2 && said[0] == 0x15 && said[1] == 3
+	return tls, tls
 }
 
 // state is what was heard so far.

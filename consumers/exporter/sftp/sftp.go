@@ -133,9 +133,12 @@ func (c *Client) dial(ctx context.Context) error {
 
 // connect makes one attempt. On failure nothing of it is left.
 func (c *Client) connect(ctx context.Context, config *ssh.ClientConfig) (err error) {
-	var dialer net.Dialer
+	dial := c.cfg.Dial
+	if dial == nil {
+		dial = new(net.Dialer).DialContext
+	}
 	c.conn, c.passed = nil, passed{began: time.Now()}
-	raw, err := dialer.DialContext(ctx, "tcp", c.where.address)
+	raw, err := dial(ctx, "tcp", c.where.address)
 	if err != nil {
 		if cause := context.Cause(ctx); cause != nil {
 			return c.dialError(cause)

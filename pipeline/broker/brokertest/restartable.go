@@ -43,7 +43,7 @@ func (b *Restartable) Start(t testing.TB) {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(t.Context(), patience)
 	defer cancel()
-	server, err := broker.StartServer(ctx, broker.ServerOptions{Dir: b.Dir, Port: b.port})
+	server, err := broker.StartServer(ctx, broker.ServerOptions{Dir: b.Dir, Port: b.port, LogIn: Anyone})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -41,7 +41,7 @@ func TestWrongUse(t *testing.T) {
 		{[]string{"nonsense"}, exitUsage, []string{"nonsense"}},
 		{[]string{"run", "cook", "-c", file("a.yaml", "data_dir: x\n")}, exitFailed, []string{`role "cook" is not known`, "writer, rollup, exporter, api"}},
 		{[]string{"run", "writer", "-c", file("b.yaml", "data_dir: x\n")}, exitUsage, []string{"nats.url is empty", "clickhouse.url is empty"}},
-		{[]string{"check-config", file("c.yaml", "rollup:\n  hours: 1h\n")}, exitUsage, []string{"c.yaml", "hours", "2 |"}},
+		{[]string{"check-config", file("c.yaml", "rollup:\n  hours: 1h\n")}, exitUsage, []string{"c.yaml", "hours", ":2:"}},
 		{[]string{"check-config", file("d.yaml", "rollup: {hour: 7m}\nwriter: {inserts: -1}\n")}, exitUsage, []string{"rollup.hour is 7m0s", "writer.inserts is -1"}},
 		{[]string{"check-config", file("e.yaml", "destinations:\n- {name: a, organization: o, sftp: {host: h, user: u, host_keys: [nonsense]}}\n")}, exitUsage, []string{"destinations[0]", "host_keys[0]", "password"}},
 		{[]string{"check-config", filepath.Join(dir, "none.yaml")}, exitFailed, []string{"none.yaml", "no such file"}},

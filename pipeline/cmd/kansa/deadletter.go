@@ -96,7 +96,7 @@ func (c *deadletterReplayCmd) Run(e *env) error {
 	defer client.Close()
 	n := 0
 	replay := func(l deadletter.Letter) error {
-		if err := deadletter.Replay(e.ctx, client.JS, l, data); err != nil {
+		if err := deadletter.Replay(e.ctx, client.JS, l, data, operatorOf(client).By); err != nil {
 			return err
 		}
 		n++

@@ -6,6 +6,8 @@ import (
 	"fmt"
 	"io"
 	"net"
+	"os"
+	"path/filepath"
 	"strconv"
 	"strings"
 
@@ -43,6 +45,11 @@ func (f *watchFlags) reach(ctx context.Context, name string) (*broker.Client, *c
 	}
 	if cfg.NATS.Port != 0 {
 		f.NATS = "nats://" + net.JoinHostPort(host, strconv.Itoa(cfg.NATS.Port))
+	}
+	if f.Data == "" && f.TokenFile == "" {
+		if _, err := os.Stat(filepath.Join(cfg.DataDir, pipeline.OperatorKeyFile)); err == nil {
+			f.Data = cfg.DataDir
+		}
 	}
 	client, err := f.connect(ctx, name)
 	return client, cfg, err

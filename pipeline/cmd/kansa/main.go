@@ -15,6 +15,7 @@ import (
 	"github.com/alecthomas/kong"
 
 	"github.com/kansa-audit/kansa/pipeline/config"
+	"github.com/kansa-audit/kansa/pipeline/loglimit"
 	"github.com/kansa-audit/kansa/pipeline/verify"
 )
 
@@ -28,6 +29,7 @@ type cli struct {
 	Export       exportCmd       `cmd:"" help:"Ask for archives and see how they are doing."`
 	Destination  destinationCmd  `cmd:"" help:"Say where archives go: add, edit, test, list, pause, resume, remove."`
 	Organization organizationCmd `cmd:"" help:"Rules of an organization: what is exported, how often, how long it is kept."`
+	Apikey       apikeyCmd       `cmd:"" help:"Make, list and revoke API keys of publishers, auditors and admins."`
 	Trail        trailCmd        `cmd:"" help:"Switch the trails of an organization on and off, and see when they were off."`
 	Verify       verifyCmd       `cmd:"" help:"Check an archive, partitions or a proof, offline."`
 	Prove        proveCmd        `cmd:"" help:"Prove that one event is in a sealed partition, without the others."`
@@ -107,13 +109,13 @@ func run(ctx context.Context, args []string, stdin io.Reader, stdout, stderr io.
 	return exitFailed
 }
 
-// logger writes to standard error as the configuration says.
+// logger writes to standard error as the configuration says. Records that repeat are counted, so that no client can fill the log.
 func logger(w io.Writer, c config.Log) *slog.Logger {
 	o := &slog.HandlerOptions{Level: c.Level}
 	if c.Format == "json" {
-		return slog.New(slog.NewJSONHandler(w, o))
+		return slog.New(loglimit.New(slog.NewJSONHandler(w, o)))
 	}
-	return slog.New(slog.NewTextHandler(w, o))
+	return slog.New(loglimit.New(slog.NewTextHandler(w, o)))
 }
 
 // jsonLines prints one JSON object a line.

@@ -5,11 +5,19 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
+	"net"
+	"net/url"
 	"os"
+	"path/filepath"
 	"strings"
 	"time"
 
+	"github.com/nats-io/nats.go"
+
+	"github.com/kansa-audit/kansa/pipeline"
 	"github.com/kansa-audit/kansa/pipeline/broker"
+	"github.com/kansa-audit/kansa/pipeline/config"
 	"github.com/kansa-audit/kansa/producers"
 	"github.com/kansa-audit/kansa/producers/mapping"
 	"github.com/kansa-audit/kansa/schema"
@@ -22,21 +30,71 @@ type natsFlags struct {
 	NKey         string `name:"nkey" placeholder:"FILE" env:"KANSA_NATS_NKEY" help:"Seed of an NKey to log in with."`
 	User         string `placeholder:"NAME" env:"KANSA_NATS_USER" help:"User to log in as, with --password-file."`
 	PasswordFile string `placeholder:"FILE" env:"KANSA_NATS_PASSWORD_FILE" help:"File with the user's password."`
-	TokenFile    string `placeholder:"FILE" env:"KANSA_NATS_TOKEN_FILE" help:"File with a token to log in with."`
+	TokenFile    string `placeholder:"FILE" env:"KANSA_NATS_TOKEN_FILE" help:"File with the API key or token to connect with. On the machine of kansa up, its operator key is found by itself."`
+	Data         string `name:"data-dir" placeholder:"DIR" env:"KANSA_DATA_DIR" help:"Directory in which kansa up keeps its data, with the operator key; ./kansa-data and /var/lib/kansa are tried without it."`
 	CA           string `name:"tls-ca" aliases:"ca-file" placeholder:"FILE" env:"KANSA_NATS_CA" help:"Certificates of NATS to trust (PEM)."`
 	Cert         string `name:"tls-cert" placeholder:"FILE" env:"KANSA_NATS_CERT" help:"Certificate to show to NATS (PEM)."`
 	Key          string `name:"tls-key" placeholder:"FILE" env:"KANSA_NATS_KEY" help:"Its key."`
 }
 
+// connect connects to the broker, with the operator key of this machine unless a flag names another way to log in.
 func (f *natsFlags) connect(ctx context.Context, name string) (*broker.Client, error) {
+	if f.Credentials == "" && f.NKey == "" && f.User == "" && f.TokenFile == "" && (f.Data != "" || onThisMachine(f.NATS)) {
+		path, err := operatorKey(f.Data)
+		if err != nil {
+			return nil, err
+		}
+		f.TokenFile = path
+	}
 	c, err := broker.Connect(ctx, broker.Options{
 		URL: f.NATS, Name: name, CredentialsFile: f.Credentials, NKeyFile: f.NKey, Username: f.User, PasswordFile: f.PasswordFile, TokenFile: f.TokenFile,
 		CAFile: f.CA, CertFile: f.Cert, KeyFile: f.Key,
 	})
-	if err != nil {
-		return nil, fmt.Errorf("%w\nIs kansa up running there? Name another address with --nats", err)
+	switch {
+	case errors.Is(err, nats.ErrAuthorization) && f.TokenFile == "":
+		return nil, fmt.Errorf("%w: the broker requires an API key: name a file with one by --token-file, or the directory of kansa up by --data-dir", err)
+	case errors.Is(err, nats.ErrAuthorization):
+		return nil, fmt.Errorf("%w: the key in %s is not valid there: name a file with another by --token-file", err, f.TokenFile)
+	case err != nil:
+		return nil, fmt.Errorf("%w: check that kansa up is running there, or name another address by --nats", err)
 	}
 	return c, nil
+}
+
+// onThisMachine tells whether all servers of an address are reached by loopback.
+func onThisMachine(servers string) bool {
+	for server := range strings.SplitSeq(servers, ",") {
+		u, err := url.Parse(strings.TrimSpace(server))
+		if err != nil {
+			return false
+		}
+		if ip := net.ParseIP(u.Hostname()); u.Hostname() != "localhost" && !ip.IsLoopback() || u.User != nil {
+			return false
+		}
+	}
+	return true
+}
+
+// operatorKey finds the key file that kansa up keeps for the tools on its machine. It is empty if no directory is named and none of the
+// usual ones has one.
+func operatorKey(dir string) (string, error) {
+	dirs := []string{dir}
+	if dir == "" {
+		dirs = []string{config.Default().DataDir, "/var/lib/kansa", "/var/lib/kansa/" + config.Default().DataDir}
+	}
+	for _, d := range dirs {
+		path := filepath.Join(d, pipeline.OperatorKeyFile)
+		f, err := os.Open(path)
+		switch {
+		case err == nil:
+			return path, f.Close()
+		case errors.Is(err, fs.ErrPermission):
+			return "", fmt.Errorf("read the operator key: %w: run this as the user of kansa up, or name a key of your own by --token-file", err)
+		case dir != "":
+			return "", fmt.Errorf("read the operator key: %w: name the data_dir of a running kansa up by --data-dir", err)
+		}
+	}
+	return "", nil
 }
 
 type publishCmd struct {

@@ -51,6 +51,7 @@ clickhouse: {url: %q, username: %s, password_file: %s}
 writer: {ack_wait: 10s, insert_timeout: 4s}
 rollup: {hour: 1s}
 api: {listen: "127.0.0.1:0"}
+exports: {allow: {networks: [127.0.0.0/8, "::1/128"]}}
 `, filepath.Join(s.dir, "data"), s.broker.URL(), s.engine.URL(), s.engine.Username(), password)
 	if err := os.WriteFile(s.config, []byte(text), 0o600); err != nil {
 		t.Fatal(err)
@@ -133,8 +134,9 @@ func TestKillTheWriter(t *testing.T) {
 func TestRestartTheBroker(t *testing.T) {
 	t.Parallel()
 	s := startServers(t)
-	start(t, "run", "writer", "rollup", "--config", s.config)
-	s.untilSetUp(t)
+	_, out := start(t, "run", "writer", "rollup", "--config", s.config)
+	// A process that loses the broker while it starts ends, for its service manager to start it again.
+	pipelinetest.Until(t, time.Minute, func() (bool, any) { return strings.Contains(out.String(), "is up"), out })
 	s.publish(t, many, map[int]func(){many / 2: func() {
 		s.broker.Stop()
 		s.broker.Start(t)

@@ -85,7 +85,10 @@ func runSystem(e *env, cfg *config.Config, roles []pipeline.Role) error {
 		fmt.Fprintf(e.stderr, "  API        %s\n", s.API.URL())
 	}
 	if s.Gateway != nil {
-		fmt.Fprintf(e.stderr, "  events     POST %s%s\n", s.API.URL(), gateway.Path)
+		fmt.Fprintf(e.stderr, "  events     POST %s%s, with the key of a publisher: kansa apikey add ORGANIZATION/NAME\n", s.API.URL(), gateway.Path)
+	}
+	if cfg.NATS.URL == "" {
+		fmt.Fprintf(e.stderr, "  tools      use the operator key in %s\n", s.OperatorKeyFile())
 	}
 	if err := firstAdmin(e, s); err != nil {
 		return errors.Join(err, s.Close())

@@ -3,7 +3,7 @@
 import { chromium } from 'playwright-core';
 import { strict as assert } from 'node:assert';
 
-const { URL: base, TOKEN, SHOTS, CHROMIUM, SFTP_HOST, SFTP_PORT, BUCKET, PRIVATE_KEY, AGE } = process.env;
+const { URL: base, TOKEN, SHOTS, CHROMIUM, SFTP_HOST, SFTP_PORT, PRIVATE_KEY, AGE } = process.env;
 const began = Date.now();
 const browser = await chromium.launch({ executablePath: CHROMIUM, args: ['--no-sandbox', '--disable-dev-shm-usage', '--disable-gpu'] });
 const context = await browser.newContext({ viewport: { width: 1360, height: 860 }, locale: 'en-US', timezoneId: 'Europe/Berlin', permissions: ['clipboard-read', 'clipboard-write'], acceptDownloads: true });
@@ -95,7 +95,7 @@ async function audit(where) {
 
 async function postEvents(n) {
   const events = Array.from({ length: n }, (_, i) => ({ occurred_at: new Date().toISOString(), organization: 'acme', trail: 'activity', source: 'reports', event: 'report.live', action: 'publish', actor: { type: 'user', id: 'u-live', name: 'Live Person' }, description: `Live event <b>${i}</b>` }));
-  const a = await fetch(`${base}/api/v1/events`, { method: 'POST', headers: { 'Content-Type': 'application/json' }, body: JSON.stringify(events) });
+  const a = await fetch(`${base}/api/v1/events`, { method: 'POST', headers: { 'Content-Type': 'application/json', Authorization: `Bearer ${process.env.PUBLISHER_KEY}` }, body: JSON.stringify(events) });
   assert.equal(a.status, 202, await a.text());
 }
 
@@ -431,14 +431,19 @@ const scenes = {
     await page.waitForURL(/name=to-auditor/);
 
     await page.goto(`${base}/destinations?org=acme&new=1`);
-    await page.getByLabel('Name', { exact: true }).fill('archive-bucket');
+    await page.getByLabel('Name', { exact: true }).fill('second-mailbox');
     await page.getByLabel('Kind', { exact: true }).selectOption('bucket');
     await page.getByLabel('Address of the bucket').fill('file:///nowhere/at/all');
     await button('Test connection and save').click();
-    await see('Nothing is saved.');
-    await page.getByLabel('Address of the bucket').fill(BUCKET);
+    await fault('bucket', /only the operator/);
+    await page.getByLabel('Address of the bucket').fill('s3://archives?region=eu-central-1');
     await button('Test connection and save').click();
-    await page.waitForURL(/name=archive-bucket/);
+    await fault('bucket_key_id', /give the access key/);
+    await page.getByLabel('Kind', { exact: true }).selectOption('mail');
+    await page.getByLabel('Mail addresses', { exact: true }).fill('auditor@example.com');
+    await page.getByLabel('When', { exact: true }).selectOption('manual');
+    await button('Test connection and save').click();
+    await page.waitForURL(/name=second-mailbox/);
     await button('Remove destination').click();
     await page.locator('dialog').getByRole('button', { name: 'Remove destination' }).click();
     await toast('is removed');

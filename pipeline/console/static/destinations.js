@@ -94,6 +94,8 @@ function one(main, { org, signal, admin }, d, { algorithms, hidden }) {
     connect_timeout: input({ value: s.connect_timeout ?? '', placeholder: '15s' }), idle_timeout: input({ value: s.idle_timeout ?? '', placeholder: '1m' }), keepalive: input({ value: s.keepalive ?? '', placeholder: '15s' }),
     concurrency: input({ type: 'number', value: s.concurrency ?? '', placeholder: '64', min: 1, max: 256 }),
     bucket: input({ value: d?.bucket ?? '', placeholder: 's3://archives?region=eu-central-1' }),
+    bucket_key_id: input({ value: d?.bucket_key_id ?? '', autocomplete: 'off' }),
+    bucket_secret: input({ type: 'password', autocomplete: 'new-password', 'data-kept': !!d?.bucket_secret, placeholder: d?.bucket_secret ? t('secret.kept') : '' }),
     mail: h('textarea', { value: (d?.mail ?? []).join('\n'), placeholder: 'auditor@example.com' }),
     notify: h('textarea', { value: (d?.notify ?? []).join('\n'), placeholder: 'operations@example.com' }),
     cron: input({ value: d?.schedule?.cron ?? '0 15 1 * * *' }), every: input({ value: d?.schedule?.every ?? '1h' }), at: input({ type: 'time', value: '01:15' }),
@@ -133,7 +135,7 @@ function one(main, { org, signal, admin }, d, { algorithms, hidden }) {
   }
 
   function value() {
-    const { meta: _m, health: _h, state: _s, next_run: _n, sftp: _f, mail: _ma, bucket: _b, ...rest } = d ?? {};
+    const { meta: _m, health: _h, state: _s, next_run: _n, sftp: _f, mail: _ma, bucket: _b, bucket_key_id: _bk, bucket_secret: _bs, ...rest } = d ?? {};
     const v = only({ ...rest, organization: org, name: c.name.value.trim(), trails: picked(trails), notify: lines(c.notify), schedule: undefined });
     const secret = (name) => c[name].value || (s[name] ? hidden : undefined);
     if (kind.value === 'sftp') {
@@ -142,7 +144,7 @@ function one(main, { org, signal, admin }, d, { algorithms, hidden }) {
       Object.assign(v.sftp, { verify: verify.value || undefined, checksum_file: ticked('checksum_file'), receipt: ticked('receipt') });
       for (const l of lists) v.sftp[l] = picked(choices[l]).length ? picked(choices[l]) : undefined;
       if (!v.sftp.host_keys.length) delete v.sftp.host_keys;
-    } else if (kind.value === 'bucket') v.bucket = c.bucket.value.trim();
+    } else if (kind.value === 'bucket') Object.assign(v, only({ bucket: c.bucket.value.trim(), bucket_key_id: c.bucket_key_id.value.trim(), bucket_secret: c.bucket_secret.value || (d?.bucket_secret ? hidden : undefined) }));
     else v.mail = lines(c.mail);
     const p = plan();
     if (p) v.schedule = p;
@@ -179,7 +181,7 @@ function one(main, { org, signal, admin }, d, { algorithms, hidden }) {
       h('details', {}, h('summary', {}, t('sftp.algorithms')), h('p', { class: 'hint shown' }, t('sftp.algorithms.hint')), h('div', { class: 'grid' }, lists.map((l) => group(l, t('sftp.' + l), choices[l], 'algorithms')))),
       h('details', { open: !!(s.verify || s.checksum_file || s.receipt) }, h('summary', {}, t('sftp.after')), h('div', { class: 'grid' }, field('verify', t('sftp.verify'), verify), group('receipt', t('sftp.receipts'), Object.values(after)))),
       h('details', {}, h('summary', {}, t('sftp.limits')), h('div', { class: 'grid' }, f('connect_timeout', 'sftp.connect_timeout'), f('idle_timeout', 'sftp.idle_timeout'), f('keepalive', 'sftp.keepalive'), f('concurrency', 'sftp.concurrency')))),
-    bucket: part('bucket', t('kind.bucket'), f('bucket', 'bucket.url', 'bucket.hint')),
+    bucket: part('bucket', t('kind.bucket'), f('bucket', 'bucket.url', 'bucket.hint'), h('div', { class: 'grid' }, f('bucket_key_id', 'bucket.key_id'), f('bucket_secret', 'bucket.secret', 'sftp.secret.hint'))),
     mail: part('mail', t('kind.mail'), f('mail', 'exports.mail', 'mail.hint')),
   };
   const words = h('p', {});

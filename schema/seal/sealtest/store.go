@@ -87,7 +87,7 @@ func (s *Store) Events(p schema.Partition, n int) []codec.Stored {
 		e.Event = s.events.Next()
 		e.Organization, e.Trail = p.Organization, p.Trail
 		e.RecordedAt = p.Hour.Add(time.Duration(i) * p.Length / time.Duration(n)).Truncate(time.Microsecond)
-		e.StreamSeq, e.BatchIndex = s.seq+uint64(i/3), uint32(i%3)
+		e.StreamSeq, e.BatchIndex, e.RecordedBy = s.seq+uint64(i/3), uint32(i%3), "key:billing"
 		if i%5 == 1 {
 			e.Description = "two\r\nlines, a \"quote\" and 監査\n"
 		}

@@ -115,7 +115,7 @@ def instant(s):
 
 FIELDS = """version schema_version organization trail hour_start hour_end rows first_stream_seq last_stream_seq digest csv_bytes
 csv_sha256 csv_crc32 file_bytes file_sha256 merkle_root gaps number previous""".split()
-COLUMNS = """recorded_at stream_seq batch_index organization trail id occurred_at source event action outcome actor_type actor_id
+COLUMNS = """recorded_at stream_seq batch_index organization trail recorded_by id occurred_at source event action outcome actor_type actor_id
 actor_name target_type target_id target_name app_id ip user_agent session_id trace_id location description before after data
 data_type attributes""".split()
 HEADER = (",".join('"%s"' % c for c in COLUMNS) + "\r\n").encode()
@@ -285,7 +285,7 @@ def verify(path, trusted):
         length = end - start
         need(length >= timedelta(seconds=1) and timedelta(days=1) % length == timedelta(0), "length of the hour")
         need((start - datetime(1970, 1, 1, tzinfo=timezone.utc)) % length == timedelta(0), "start of the hour")
-        need(m["version"] == m["schema_version"] == 1 and m["trail"] in ("activity", "access"), "version or trail")
+        need(m["version"] == 1 and m["schema_version"] == 2 and m["trail"] in ("activity", "access"), "version or trail")
         need(re.fullmatch(r"[A-Za-z0-9_-]{1,64}", m["organization"]), "organization")
         need(not re.fullmatch(r"(?i)keys|con|prn|aux|nul|(com|lpt)[0-9]", m["organization"]), "organization")
         layout = "%Y/%m/%d/%H" if length == timedelta(hours=1) else "%Y/%m/%d/%H-%M-%S"

@@ -1,0 +1,121 @@
+package pipeline
+
+import (
+	"context"
+	"fmt"
+	"log/slog"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/kansa-audit/kansa/pipeline/config"
+	"github.com/kansa-audit/kansa/pipeline/rate"
+	"github.com/kansa-audit/kansa/schema"
+)
+
+// fair is the share of each organization and of each credential in what this process takes in, over HTTP and NATS together. A
+// message that is allowed may exceed what is left; the next one has to wait for longer. It is a gateway.Limits.
+type fair struct {
+	bytesOf, eventsOf map[string]*rate.Limiter // by what is counted: organization or credential
+	newOrganizations  *rate.Limiter            // by credential
+	known             func(context.Context) ([]string, error)
+	log               *slog.Logger
+	limited           atomic.Uint64
+
+	mu    sync.Mutex
+	seen  map[string]bool // organizations that have published
+	asked time.Time       // when known was called last
+}
+
+const (
+	byOrganization = "organization"
+	byCredential   = "credential"
+
+	// burst is how many seconds' worth may come at once.
+	burst = 4
+	// askAgain is how long to wait before the known organizations are listed again, and askFor how long that may take.
+	askAgain = 5 * time.Second
+	askFor   = 2 * time.Second
+)
+
+func newFair(c *config.Limits, known func(context.Context) ([]string, error), log *slog.Logger) *fair {
+	per := func(n int64) *rate.Limiter { return rate.New(int(n), time.Second, burst*int(n), time.Now) }
+	return &fair{
+		bytesOf:          map[string]*rate.Limiter{byOrganization: per(c.OrganizationBytesPerSecond), byCredential: per(c.KeyBytesPerSecond)},
+		eventsOf:         map[string]*rate.Limiter{byOrganization: per(c.OrganizationEventsPerSecond), byCredential: per(c.KeyEventsPerSecond)},
+		newOrganizations: rate.New(int(c.NewOrganizationsPerDay), 24*time.Hour, int(c.NewOrganizationsPerDay), time.Now),
+		known:            known, log: log, seen: map[string]bool{schema.SystemOrganization: true},
+	}
+}
+
+// Wait implements gateway.Limits.
+func (f *fair) Wait(credential string) time.Duration { return f.wait(byCredential, credential) }
+
+func (f *fair) wait(by, name string) time.Duration {
+	wait := max(f.bytesOf[by].Wait(name), f.eventsOf[by].Wait(name))
+	if wait > 0 {
+		f.limited.Add(1)
+	}
+	return wait
+}
+
+// Allow implements gateway.Limits.
+func (f *fair) Allow(credential, organization string) error {
+	if wait := f.wait(byOrganization, organization); wait > 0 {
+		return fmt.Errorf("organization %s publishes faster than its limit: publish again in %s", organization, wait.Round(time.Millisecond))
+	}
+	if !f.isNew(organization) {
+		return nil
+	}
+	if wait, _ := f.newOrganizations.Take(credential); wait > 0 {
+		f.limited.Add(1)
+		return fmt.Errorf("organization %s is new, and %s has begun to publish for as many new ones as it may in a day (limits.new_organizations_per_day): check the name, or publish again in %s",
+			organization, credential, wait.Round(time.Second))
+	}
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.seen[organization] = true
+	return nil
+}
+
+// isNew tells whether an organization has never published anything, as far as this process can find out.
+func (f *fair) isNew(organization string) bool {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if f.seen[organization] {
+		return false
+	}
+	if now := time.Now(); now.Sub(f.asked) >= askAgain {
+		f.asked = now
+		ctx, cancel := context.WithTimeout(context.Background(), askFor)
+		defer cancel()
+		names, err := f.known(ctx)
+		if err != nil {
+			f.log.Warn("the known organizations cannot be listed: each one counts as new until it has published", slog.Any("error", err))
+		}
+		for _, name := range names {
+			f.seen[name] = true
+		}
+	}
+	return !f.seen[organization]
+}
+
+// Count implements gateway.Limits.
+func (f *fair) Count(credential, organization string, events, bytes int) {
+	for by, name := range map[string]string{byCredential: credential, byOrganization: organization} {
+		f.bytesOf[by].TakeN(name, bytes)
+		f.eventsOf[by].TakeN(name, events)
+	}
+}
+
+// message is the Limit of the relay, which does not know how many events a message has.
+func (f *fair) message(organization, credential string, bytes int) error {
+	if wait := f.Wait(credential); wait > 0 {
+		return fmt.Errorf("%s publishes faster than its limit: publish again in %s", credential, wait.Round(time.Millisecond))
+	}
+	if err := f.Allow(credential, organization); err != nil {
+		return err
+	}
+	f.Count(credential, organization, 0, bytes)
+	return nil
+}

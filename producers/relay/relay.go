@@ -1,0 +1,219 @@
+// Package relay is the NATS entry point for publishers that have a login of their own: it receives their messages of events and
+// publishes them on the stream.
+//
+// Such a publisher cannot reach the stream itself, since a stream knows neither who published a message nor whose message id it
+// carries. The relay owns what is added on the way: the name of the credential, as the server reports it, and a message id that is
+// unique to the organization. It removes every other header that it does not know. It never reads an event, keeps nothing, and
+// never acknowledges: the acknowledgement that it passes back is the stream's.
+package relay
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"log/slog"
+	"math"
+	"strings"
+	"sync/atomic"
+	"time"
+
+	"github.com/nats-io/nats.go"
+
+	"github.com/kansa-audit/kansa/schema"
+)
+
+// Config holds the settings of a [Relay]. The zero value of a field means its default.
+type Config struct {
+	// Credential names who published, by the account and the user that the server reports. It is recorded with every event. Required.
+	Credential func(account, user string) string
+	// Limit returns an error if a publisher may not publish so many bytes now; the publisher gets its text. Default: no limit.
+	Limit func(organization, credential string, bytes int) error
+	// MaxPending bounds the bytes of messages that wait for the relay; beyond it messages are dropped, and their publishers, who get no
+	// acknowledgement, send them again. Default 256 MiB.
+	MaxPending int
+	Logger     *slog.Logger
+}
+
+// Relay is a running relay. Several may run, in any number of processes: each message goes to one of them.
+type Relay struct {
+	cfg  Config
+	nc   *nats.Conn
+	in   *nats.Subscription
+	acks *nats.Subscription
+	// inbox begins the reply subjects of what is published on the stream; the publisher's own reply subject follows.
+	inbox string
+
+	relayed, refused, limited atomic.Uint64
+}
+
+// queue is the queue group of all relays.
+const queue = "kansa"
+
+// maxID bounds a message id; the broker keeps each one in memory for the duplicate window.
+const maxID = 512
+
+// passed are the headers that a publisher may set. All others, known to the server or to Kansa, are removed.
+var passed = []string{schema.HeaderContentType, schema.HeaderContentEncoding, schema.HeaderFirstAttempt, "traceparent", "tracestate"}
+
+// Start starts a relay on a connection of its own, which may use the stream. The connection is the caller's to close, after Close.
+func Start(nc *nats.Conn, cfg Config) (*Relay, error) {
+	if cfg.Credential == nil {
+		return nil, errors.New("relay settings: Credential is missing: say how publishers are named")
+	}
+	if cfg.Limit == nil {
+		cfg.Limit = func(string, string, int) error { return nil }
+	}
+	if cfg.MaxPending == 0 {
+		cfg.MaxPending = 256 << 20
+	}
+	if cfg.Logger == nil {
+		cfg.Logger = slog.New(slog.DiscardHandler)
+	}
+	r := &Relay{cfg: cfg, nc: nc, inbox: nats.NewInbox() + "."}
+	var err error
+	if r.acks, err = nc.Subscribe(r.inbox+">", r.acknowledge); err != nil {
+		return nil, fmt.Errorf("subscribe to the stream's acknowledgements: %w", err)
+	}
+	if r.in, err = nc.QueueSubscribe(schema.SubjectRelay+".>", queue, r.relay); err != nil {
+		return nil, errors.Join(fmt.Errorf("subscribe to %s: %w", schema.SubjectRelay, err), r.acks.Unsubscribe())
+	}
+	for _, sub := range []*nats.Subscription{r.in, r.acks} {
+		if err := sub.SetPendingLimits(math.MaxInt32, cfg.MaxPending); err != nil {
+			return nil, errors.Join(fmt.Errorf("bound what waits for the relay: %w", err), r.in.Unsubscribe(), r.acks.Unsubscribe())
+		}
+	}
+	// The server has the subscriptions when it answers: whoever publishes from now on is served.
+	if err := nc.FlushTimeout(10 * time.Second); err != nil {
+		return nil, errors.Join(fmt.Errorf("wait for the relay's subscriptions: %w", err), r.in.Unsubscribe(), r.acks.Unsubscribe())
+	}
+	return r, nil
+}
+
+// Close stops receiving, and returns when what was received is on its way to the stream.
+func (r *Relay) Close() error {
+	if r.nc.IsClosed() {
+		return nil
+	}
+	if err := r.in.Drain(); err != nil {
+		return fmt.Errorf("stop the relay: %w", err)
+	}
+	deadline := time.NewTimer(3 * time.Second)
+	defer deadline.Stop()
+	closed := r.in.StatusChanged(nats.SubscriptionClosed)
+	if r.in.IsValid() {
+		select {
+		case <-closed:
+		case <-deadline.C:
+		}
+	}
+	if err := r.nc.FlushTimeout(3 * time.Second); err != nil {
+		// The broker is away. What did not reach it is not acknowledged, so nothing is lost.
+		r.cfg.Logger.Info("the relay stopped without the broker", slog.Any("error", err))
+	}
+	return nil
+}
+
+// Stats counts since the relay was started.
+type Stats struct {
+	Relayed uint64 // messages published on the stream
+	Refused uint64 // messages refused because of their subject or headers
+	Limited uint64 // messages refused because their publisher exceeded a limit
+}
+
+// Stats returns the counts.
+func (r *Relay) Stats() Stats {
+	return Stats{Relayed: r.relayed.Load(), Refused: r.refused.Load(), Limited: r.limited.Load()}
+}
+
+// relay publishes a message on the stream. The stream acknowledges to the inbox, with the publisher's reply subject behind it.
+func (r *Relay) relay(m *nats.Msg) {
+	rest, _ := strings.CutPrefix(m.Subject, schema.SubjectRelay)
+	out := &nats.Msg{Subject: schema.SubjectEvents + rest, Data: m.Data, Header: nats.Header{}}
+	organization, _, err := schema.ParseEventSubject(out.Subject)
+	if err == nil {
+		if f := schema.CheckReserved(organization, ""); f != nil {
+			err = f
+		}
+	}
+	if err != nil {
+		r.refused.Add(1)
+		r.refuse(m, 400, err.Error())
+		return
+	}
+	credential := r.credential(m)
+	if err := r.cfg.Limit(organization, credential, len(m.Data)); err != nil {
+		r.limited.Add(1)
+		r.refuse(m, 429, err.Error())
+		return
+	}
+	for _, name := range passed {
+		if v := m.Header[name]; len(v) > 0 {
+			out.Header[name] = v[:1]
+		}
+	}
+	if id := m.Header.Get(nats.MsgIdHdr); len(id) > maxID {
+		r.refused.Add(1)
+		r.refuse(m, 400, fmt.Sprintf("%s has %d bytes: shorten it to %d", nats.MsgIdHdr, len(id), maxID))
+		return
+	} else if id != "" {
+		out.Header.Set(nats.MsgIdHdr, organization+"/"+id)
+	}
+	out.Header.Set(schema.HeaderRecordedBy, credential)
+	if m.Reply != "" {
+		out.Reply = r.inbox + m.Reply
+	}
+	if err := r.nc.PublishMsg(out); err != nil {
+		// Its publisher gets no acknowledgement, and sends it again.
+		r.cfg.Logger.Warn("relay failed, the publisher will send the message again", slog.String("subject", out.Subject), slog.Any("error", err))
+		return
+	}
+	r.relayed.Add(1)
+}
+
+// credential names the publisher of m, as the server states it. A publisher cannot state it: the server replaces the header.
+func (r *Relay) credential(m *nats.Msg) string {
+	var client struct {
+		Account string `json:"acc"`
+		User    string `json:"user"`
+	}
+	if err := json.Unmarshal([]byte(m.Header.Get("Nats-Request-Info")), &client); err != nil {
+		return r.cfg.Credential("", "")
+	}
+	return r.cfg.Credential(client.Account, client.User)
+}
+
+// acknowledge passes an acknowledgement of the stream, or its error, on to the publisher.
+func (r *Relay) acknowledge(m *nats.Msg) {
+	reply, ok := strings.CutPrefix(m.Subject, r.inbox)
+	if !ok {
+		return
+	}
+	if err := r.nc.PublishMsg(&nats.Msg{Subject: reply, Data: m.Data, Header: m.Header}); err != nil {
+		r.cfg.Logger.Warn("an acknowledgement was not passed on, the publisher will send the message again", slog.Any("error", err))
+	}
+}
+
+// refuse answers as the stream does when it refuses a message.
+func (r *Relay) refuse(m *nats.Msg, code int, description string) {
+	if m.Reply == "" {
+		return
+	}
+	var answer struct {
+		Error struct {
+			Code        int    `json:"code"`
+			ErrCode     int    `json:"err_code"`
+			Description string `json:"description"`
+		} `json:"error"`
+	}
+	answer.Error.Code, answer.Error.ErrCode, answer.Error.Description = code, errCode, description
+	data, err := json.Marshal(answer)
+	if err == nil {
+		err = r.nc.Publish(m.Reply, data)
+	}
+	if err != nil {
+		r.cfg.Logger.Warn("a refusal was not passed on", slog.Any("error", err))
+	}
+}
+
+// errCode is no code of JetStream's, so that clients do not take a refusal for one of its errors.
+const errCode = 90_000

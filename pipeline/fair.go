@@ -5,7 +5,6 @@ import (
 	"fmt"
 	"log/slog"
 	"sync"
-	"sync/atomic"
 	"time"
 
 	"github.com/kansa-audit/kansa/pipeline/config"
@@ -20,7 +19,7 @@ type fair struct {
 	newOrganizations  *rate.Limiter            // by credential
 	known             func(context.Context) ([]string, error)
 	log               *slog.Logger
-	limited           atomic.Uint64
+	refused           *rate.Refused
 
 	mu    sync.Mutex
 	seen  map[string]bool // organizations that have published
@@ -54,7 +53,7 @@ func (f *fair) Wait(credential string) time.Duration { return f.wait(byCredentia
 func (f *fair) wait(by, name string) time.Duration {
 	wait := max(f.bytesOf[by].Wait(name), f.eventsOf[by].Wait(name))
 	if wait > 0 {
-		f.limited.Add(1)
+		f.refused.Add("publish_" + by)
 	}
 	return wait
 }
@@ -68,7 +67,7 @@ func (f *fair) Allow(credential, organization string) error {
 		return nil
 	}
 	if wait, _ := f.newOrganizations.Take(credential); wait > 0 {
-		f.limited.Add(1)
+		f.refused.Add("new_organizations")
 		return fmt.Errorf("organization %s is new, and %s has begun to publish for as many new ones as it may in a day (limits.new_organizations_per_day): check the name, or publish again in %s",
 			organization, credential, wait.Round(time.Second))
 	}

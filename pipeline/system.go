@@ -208,6 +208,7 @@ func Start(ctx context.Context, o Options) (_ *System, err error) {
 		return nil, err
 	}
 	s.fair = newFair(&o.Config.Limits, progress.Organizations, s.log.With(slog.String("part", "limits")))
+	s.fair.refused = &s.refused
 	if has(RoleGateway) {
 		if err := s.startRelay(ctx); err != nil {
 			return nil, err

@@ -43,7 +43,7 @@ type Options struct {
 type Store struct {
 	conn     driver.Conn
 	reads    driver.Conn // of reads on behalf of people, who may hold connections for long
-	native   bool // the native protocol
+	native   bool        // the native protocol
 	database string
 	tables   migrations.Tables
 	log      *slog.Logger

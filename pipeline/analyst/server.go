@@ -76,7 +76,7 @@ func (s *Server) Statements(a *Account, own string) []string {
 	policy := migrations.Quote("kansa " + a.Username)
 	statements := []string{
 		"CREATE ROW POLICY IF NOT EXISTS kansa_all" + on + " ON " + s.tables() + " FOR SELECT USING 1 TO " + migrations.Quote(own),
-		"CREATE USER " + user + on + " IDENTIFIED WITH sha256_hash BY '" + hex.EncodeToString(a.Digest) + "' HOST ANY VALID UNTIL '" + a.Expires.UTC().Format("2006-01-02 15:04:05") + " UTC' DEFAULT DATABASE " + migrations.Quote(s.Database) + " SETTINGS " + strings.Join(settings, ", "),
+		"CREATE USER " + user + on + " IDENTIFIED WITH sha256_hash BY '" + hex.EncodeToString(a.Digest) + "' VALID UNTIL '" + a.Expires.UTC().Format("2006-01-02 15:04:05") + " UTC' HOST ANY DEFAULT DATABASE " + migrations.Quote(s.Database) + " SETTINGS " + strings.Join(settings, ", "),
 		"CREATE ROW POLICY " + policy + on + " ON " + s.tables() + " FOR SELECT USING " + using + " AS PERMISSIVE TO " + user,
 	}
 	if l.QueriesPerMinute > 0 {
@@ -106,7 +106,7 @@ func (s *Server) DropStatements(a *Account) []string {
 func (s *Server) create(ctx context.Context, a *Account) error {
 	var own string
 	if err := s.Conn.QueryRow(ctx, "SELECT currentUser()").Scan(&own); err != nil {
-		return fmt.Errorf("ask the server for Kansa's own user: %w", err)
+		return s.explain("create", a, "Kansa's user", err)
 	}
 	made := false
 	for _, statement := range s.Statements(a, own) {
@@ -133,10 +133,11 @@ func (s *Server) drop(ctx context.Context, a *Account) error {
 
 // Codes of ClickHouse's exceptions.
 const (
-	codeSyntaxError  = 62
-	codeNoAccess     = 497
-	codeUserExists   = 493
-	codeUnknownTable = 60
+	codeUnknownFunction = 46
+	codeUnknownTable    = 60
+	codeSyntaxError     = 62
+	codeUserExists      = 493
+	codeNoAccess        = 497
 )
 
 // explain says what to do about a refusal of the server. The statement is left out: it has the hash of the password.
@@ -147,7 +148,7 @@ func (s *Server) explain(what string, a *Account, own string, err error) error {
 		switch e.Code {
 		case codeNoAccess:
 			remedy = "let " + own + " manage accounts: GRANT ACCESS MANAGEMENT ON *.*, KILL QUERY ON *.*, and SELECT ON " + s.Database + ".* WITH GRANT OPTION; or create analysts by hand, see deploy/clickhouse/analysts.sql"
-		case codeSyntaxError:
+		case codeSyntaxError, codeUnknownFunction:
 			remedy = "the server does not know these statements: use ClickHouse 24.8 or later"
 		case codeUserExists:
 			remedy = "the server has such a user: choose another name"

@@ -95,7 +95,8 @@ func (h *handler) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 			header.Set("WWW-Authenticate", `Basic realm="ClickHouse server HTTP API"`)
 		}
 		out.fail(h.log, e)
-		if part, ok := spoiled(e, h.started); ok {
+		// Readers write parts of the text of their exceptions, and could end the process by it. What they meet is found by looking.
+		if part, ok := spoiled(e, h.started); ok && q.reader == nil {
 			h.endSpoiled(part)
 		}
 	}
@@ -110,9 +111,13 @@ func (h *handler) serve(r *http.Request, q *request, out *response, patient *pat
 	limit := h.maxBody
 	if q.reader != nil {
 		limit = min(limit, readerBody)
+		_ = patient.control.SetReadDeadline(time.Now().Add(readPatience))
 	}
 	if err := q.readBody(r, limit); err != nil {
 		return err
+	}
+	if q.reader != nil { // the end of the connection is read from now on
+		_ = patient.control.SetReadDeadline(time.Time{})
 	}
 	if q.query == "" && q.body.size == 0 {
 		if r.Method == http.MethodGet {

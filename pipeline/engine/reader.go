@@ -259,7 +259,7 @@ func (h *handler) confineToken(q *request, text string, t, next, before, beforeT
 		return "", readonlyf("A reader cannot use %s", strings.ToUpper(name))
 	case t.is("SETTINGS") && before.text != ".":
 		return "", readonlyf("A reader's query cannot have SETTINGS: give them as parameters of the request")
-	case t.is("Identifier") && before.text == ":":
+	case strings.EqualFold(name, "Identifier") && before.text == ":":
 		return "", readonlyf("A reader cannot name tables or columns by parameters")
 	case t.kind == tokenWord && before.text != "." && readerDenied[lower]:
 		return "", deniedf("Not enough privileges: a reader cannot use the function %s", name)

@@ -18,7 +18,7 @@ const (
 	forInsert purpose = iota // the owner's inserts with data: all slots
 	forOwner                 // other statements of the owner: all but the reserve of inserts
 	forReads                 // the owner's reads on behalf of people, marked by PurposeHeader: half
-	forReader                // readers: a part of that half
+	forReader                // readers: that half but for two
 	purposes
 )
 
@@ -41,7 +41,7 @@ type slots struct {
 
 func newSlots(n int) *slots {
 	s := &slots{}
-	for p, size := range [purposes]int{n, n - n/4, n / 2, n - n/2 - 1} {
+	for p, size := range [purposes]int{n, n - n/4, n / 2, n/2 - 2} {
 		s.bounds[p] = make(chan struct{}, max(size, 1))
 	}
 	return s

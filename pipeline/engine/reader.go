@@ -312,6 +312,8 @@ var orderedFilters = map[string]string{
 	"enable_optimize_predicate_expression": "0", "use_query_cache": "0", "use_query_condition_cache": "0", "use_top_k_dynamic_filtering": "0",
 	"use_skip_indexes_for_top_k": "0", "query_plan_optimize_lazy_final": "0", "enable_parallel_replicas": "0", "output_format_write_statistics": "0",
 	"allow_introspection_functions": "0", "allow_experimental_analyzer": "1",
+	// A dictionary has the values of all rows of a part.
+	"output_format_arrow_low_cardinality_as_dictionary": "0",
 }
 
 // confinement are the settings of each of a reader's queries. They come after the reader's own.

@@ -31,7 +31,7 @@ func readerTables(t *testing.T) *Engine {
 		owner := open(t, e, nil)
 		for _, statement := range []string{
 			"CREATE DATABASE tenants",
-			"CREATE TABLE tenants.events (organization LowCardinality(String), at DateTime64(6, 'UTC'), id UInt64, actor String, data String, m Map(String, String), INDEX by_actor actor TYPE bloom_filter GRANULARITY 1) " +
+			"CREATE TABLE tenants.events (organization LowCardinality(String), at DateTime64(6, 'UTC'), id UInt64, actor String, data String, m Map(String, String), kind LowCardinality(String), INDEX by_actor actor TYPE bloom_filter GRANULARITY 1) " +
 				"ENGINE = ReplacingMergeTree ORDER BY (organization, at, id)",
 			"CREATE TABLE tenants.counts (organization LowCardinality(String), n UInt64, actor String) ENGINE = SummingMergeTree(n) ORDER BY (organization, actor)",
 			"CREATE MATERIALIZED VIEW tenants.counts_view TO tenants.counts AS SELECT organization, count() AS n, actor FROM tenants.events GROUP BY organization, actor",
@@ -40,8 +40,8 @@ func readerTables(t *testing.T) *Engine {
 			"CREATE TABLE tenants.`other.table` (s String) ENGINE = MergeTree ORDER BY s",
 			"CREATE TABLE tenants.joined (id UInt64, s String) ENGINE = Join(ANY, LEFT, id)",
 			"CREATE TABLE default.elsewhere (s String) ENGINE = MergeTree ORDER BY s",
-			"INSERT INTO tenants.events SELECT 'acme', toDateTime64('2026-11-22 04:05:06', 6, 'UTC') + number, number, '1', '1', map('a', '1') FROM numbers(3)",
-			"INSERT INTO tenants.events SELECT 'globex', toDateTime64('2026-11-22 04:05:06', 6, 'UTC') + number, number, 'globexsecret', 'globexsecret', map('globexsecret', 'globexsecret') FROM numbers(5)",
+			"INSERT INTO tenants.events SELECT 'acme', toDateTime64('2026-11-22 04:05:06', 6, 'UTC') + number, number, '1', '1', map('a', '1'), '1' FROM numbers(3)",
+			"INSERT INTO tenants.events SELECT 'globex', toDateTime64('2026-11-22 04:05:06', 6, 'UTC') + number, number, 'globexsecret', 'globexsecret', map('globexsecret', 'globexsecret'), 'globexsecret' FROM numbers(5)",
 			"OPTIMIZE TABLE tenants.events FINAL",
 			"INSERT INTO tenants.migrations VALUES (1, 'globexsecret')", "INSERT INTO tenants.joined VALUES (1, 'globexsecret')",
 			"INSERT INTO tenants.`other.table` VALUES ('globexsecret')", "INSERT INTO default.elsewhere VALUES ('globexsecret')",
@@ -281,6 +281,10 @@ var trickySelects = []string{
 	"SELECT toUInt8(actor) AS k, count() FROM events GROUP BY k HAVING k = 1", "SELECT actor, count() FROM events GROUP BY actor HAVING toUInt8(actor) = 1", "SELECT actor FROM events QUALIFY toUInt8(actor) = 1", "SELECT count() FROM events WHERE intDiv(1, organization = 'acme') = 1", "SELECT countIf(toUInt8(actor) = 1) FROM events",
 	"SELECT x FROM events ARRAY JOIN [toUInt8(actor)] AS x WHERE x = 1", "SELECT count() FROM (SELECT actor FROM events UNION ALL SELECT actor FROM counts) WHERE toUInt8(actor) = 1", "SELECT count() FROM (SELECT DISTINCT actor FROM events) WHERE toUInt8(actor) = 1", "SELECT count() FROM (SELECT * FROM events ORDER BY id) WHERE toUInt8(actor) = 1",
 	"SELECT count() FROM events AS a WHERE EXISTS (SELECT 1 FROM counts AS b WHERE b.actor = a.actor AND toUInt8(b.actor) = 1)", "SELECT count() FROM events AS a JOIN (SELECT toUInt8(actor) AS k FROM counts WHERE k = 1) AS b ON toUInt8(a.actor) = b.k", "SELECT count() FROM events WHERE _part_offset >= 0 AND toUInt8(actor) = 1",
+	// A part has one dictionary for the values of all organizations.
+	"SELECT sum(toUInt8(kind)) FROM events", "SELECT count() FROM events WHERE toUInt8(kind) = 1", "SELECT toUInt8(kind) AS k, count() FROM events GROUP BY k", "SELECT toTypeName(kind), toUInt8(toString(kind)) FROM events", "SELECT groupUniqArray(kind) FROM events", "SELECT lowCardinalityKeys(kind), lowCardinalityIndices(kind), kind FROM events",
+	"SELECT kind FROM events GROUP BY kind WITH TOTALS", "SELECT count() FROM events AS a JOIN counts AS b ON toUInt8(a.kind) = toUInt8(b.actor)", "SELECT toDate(concat('2020-01-0', kind)) FROM events", "SELECT throwIf(kind = 'globexsecre' || 't') FROM events", "SELECT lowCardinalityIndices(kind), upper(kind), arrayMap(x -> toUInt8(x), [kind]) FROM events",
+	"SELECT kind FROM events ORDER BY toUInt8(kind)", "SELECT CAST(kind, 'UInt8') FROM events FINAL WHERE CAST(kind, 'UInt8') = 1", "SELECT * FROM events FORMAT Native", "SELECT kind FROM events FORMAT Arrow", "SELECT kind FROM events FORMAT RowBinary", "SELECT kind FROM events FORMAT Parquet", "SELECT kind FROM events FORMAT ORC", "SELECT kind FROM events FORMAT Avro",
 	"SELECT actor FROM events WHERE toUInt8(data) = 1 ORDER BY at DESC LIMIT 2", "SELECT count() FROM events WHERE toUInt8(actor) = 1 AND at > '2020-01-01' AND id < 100 AND m['a'] = '1'",
 }
 
@@ -308,6 +312,12 @@ func TestReaderSeesItsRowsOnly(t *testing.T) {
 			if status, body := as(t, e, reader, query, nil); strings.TrimSpace(body) != want[i] {
 				t.Errorf("%s as %s: got %d %s, want %s", query, reader, status, body, want[i])
 			}
+		}
+	}
+	for _, format := range []string{"Arrow", "ArrowStream", "Native", "Parquet", "ORC"} {
+		params := url.Values{"output_format_arrow_low_cardinality_as_dictionary": {"1"}, "client_protocol_version": {"54460"}}
+		if status, body := as(t, e, "acme.ann", "SELECT * FROM events WHERE id = 1 FORMAT "+format, params); status != http.StatusOK || strings.Contains(body, secret) {
+			t.Errorf("%s: got %d, which has a dictionary with values of globex: %.300q", format, status, body)
 		}
 	}
 	// Statistics would tell how many rows everybody has.

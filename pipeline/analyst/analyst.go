@@ -60,8 +60,8 @@ type Store struct{ KV jetstream.KeyValue }
 
 const (
 	prefix = "analyst."
-	// LongestDays bounds how long an account works, UsualDays is the default.
-	LongestDays, UsualDays = 3650, 365
+	// LongestDays bounds how long an account works.
+	LongestDays = 3650
 )
 
 var namePattern = regexp.MustCompile(`^[A-Za-z0-9][A-Za-z0-9_-]{0,63}$`)

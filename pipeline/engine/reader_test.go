@@ -481,7 +481,7 @@ func ownerAsks(t *testing.T, e *Engine, query string) (int, string) {
 }
 
 // begin runs a query as a reader in the background.
-func begin(t *testing.T, ctx context.Context, e *Engine, reader, id, query string) (answer chan string) {
+func begin(ctx context.Context, t *testing.T, e *Engine, reader, id, query string) (answer chan string) {
 	t.Helper()
 	answer = make(chan string, 1)
 	req, err := http.NewRequestWithContext(ctx, http.MethodPost, e.URL()+"/?query_id="+id, strings.NewReader(query))
@@ -523,7 +523,7 @@ func TestReaderQueriesEnd(t *testing.T) {
 			}
 		}
 	}
-	killed := begin(t, t.Context(), e, "acme.ann", "q1", slow)
+	killed := begin(t.Context(), t, e, "acme.ann", "q1", slow)
 	untilRunning(t, e, "q1")
 	if status, body := as(t, e, "acme.bob", "KILL QUERY WHERE query_id = 'q1'", nil); status != http.StatusOK || body != "" {
 		t.Errorf("bob kills ann's query: %d %s", status, body)
@@ -536,7 +536,7 @@ func TestReaderQueriesEnd(t *testing.T) {
 	}
 	ended("KILL QUERY")
 
-	byOperator := begin(t, t.Context(), e, "acme.ann", "q2", slow)
+	byOperator := begin(t.Context(), t, e, "acme.ann", "q2", slow)
 	untilRunning(t, e, "q2")
 	if n, err := e.KillQuery(t.Context(), "q2", ""); err != nil || n != 1 {
 		t.Errorf("got %d, %v", n, err)
@@ -546,13 +546,13 @@ func TestReaderQueriesEnd(t *testing.T) {
 	}
 
 	ctx, cancel := context.WithCancel(t.Context())
-	left := begin(t, ctx, e, "acme.ann", "q3", slow)
+	left := begin(ctx, t, e, "acme.ann", "q3", slow)
 	untilRunning(t, e, "q3")
 	cancel()
 	<-left
 	ended("its client left")
 
-	removed := begin(t, t.Context(), e, "acme.ann", "q4", slow)
+	removed := begin(t.Context(), t, e, "acme.ann", "q4", slow)
 	untilRunning(t, e, "q4")
 	if err := e.SetReaders(t.Context(), []Reader{bob}); err != nil {
 		t.Fatal(err)
@@ -631,7 +631,7 @@ func TestReadersLeaveSlots(t *testing.T) {
 	defer cancel()
 	var answers []chan string
 	for _, r := range readers {
-		answers = append(answers, begin(t, ctx, e, r.Username, r.Username, slow))
+		answers = append(answers, begin(ctx, t, e, r.Username, r.Username, slow))
 	}
 	for range 8 { // these take the headers and nothing else
 		req, err := http.NewRequestWithContext(ctx, http.MethodPost, e.URL(), strings.NewReader("SELECT number, repeat('x', 1000) FROM numbers(100000000)"))

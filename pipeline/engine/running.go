@@ -212,7 +212,7 @@ func (h *handler) serveReader(r *http.Request, q *request, out *response) (err e
 		return errRemoved
 	}
 	err = h.readerQuery(ctx, q, out)
-	if cause := context.Cause(ctx); err != nil && (cause == errKilled || cause == errRemoved) {
+	if cause := context.Cause(ctx); err != nil && (errors.Is(cause, errKilled) || errors.Is(cause, errRemoved)) {
 		return cause
 	}
 	return err

@@ -18,10 +18,12 @@ import (
 	"github.com/kansa-audit/kansa/schema"
 )
 
-// analystPause is how long a connection to the broker or the engine's process may be gone before the accounts are followed again.
+// analystPause is how long a connection to the broker or the engine's process may be gone before
+// the accounts are followed again.
 const analystPause = 200 * time.Millisecond
 
-// analysts begins what makes accounts work: the verbs, and, with the embedded engine, its readers and the records of their queries.
+// analysts begins what makes accounts work: the verbs, and, with the embedded engine, its readers
+// and the records of their queries.
 func (s *System) analysts() {
 	desk := &analyst.Desk{
 		Store: &analyst.Store{KV: s.Access.KV}, Database: s.Config.ClickHouse.Database, Address: s.Config.Redacted().ClickHouse.URL, Record: s.own.Record,

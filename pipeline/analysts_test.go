@@ -1,6 +1,7 @@
 package pipeline_test
 
 import (
+	"context"
 	"encoding/json"
 	"io"
 	"net/http"
@@ -9,6 +10,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -17,6 +19,7 @@ import (
 	"github.com/kansa-audit/kansa/pipeline"
 	"github.com/kansa-audit/kansa/pipeline/access"
 	"github.com/kansa-audit/kansa/pipeline/analyst"
+	"github.com/kansa-audit/kansa/pipeline/engine"
 	"github.com/kansa-audit/kansa/pipeline/pipelinetest"
 )
 
@@ -51,8 +54,8 @@ func works(t *testing.T, c *analyst.Added) time.Duration {
 	return time.Since(began)
 }
 
-// TestAnalystSeesOneOrganization follows an account from its making to its removal: what it sees, what it is refused, what the trail says
-// of it, and that its queries end with it.
+// TestAnalystSeesOneOrganization follows an account from its making to its removal: what it sees,
+// what it is refused, what the trail says of it, and that its queries end with it.
 func TestAnalystSeesOneOrganization(t *testing.T) {
 	t.Parallel()
 	s := pipelinetest.Start(t, pipelinetest.Config(t))
@@ -155,6 +158,52 @@ func TestAnalystSeesOneOrganization(t *testing.T) {
 	if data := admin.get(t, http.StatusOK, "/api/v1/organizations/acme/analysts"); string(data) != "[]\n" {
 		t.Errorf("%s", data)
 	}
+}
+
+// TestUnreadDownloadsDoNotStopTheWriter holds all slots of reads by clients that do not read. The
+// store's reads wait then, and the writer goes on.
+func TestUnreadDownloadsDoNotStopTheWriter(t *testing.T) {
+	t.Parallel()
+	s := pipelinetest.Start(t, pipelinetest.Config(t), pipeline.RoleWriter)
+	ctx, cancel := context.WithCancel(t.Context())
+	var unread sync.WaitGroup
+	defer unread.Wait()
+	defer cancel()
+	reads := func() engine.SlotUse {
+		all, err := s.Engine.Slots(t.Context())
+		if err != nil {
+			t.Fatal(err)
+		}
+		return all[slices.IndexFunc(all, func(u engine.SlotUse) bool { return u.Purpose == "read" })]
+	}
+	for range reads().Size {
+		unread.Go(func() {
+			req, err := http.NewRequestWithContext(ctx, http.MethodPost, s.Engine.URL(), strings.NewReader("SELECT number, repeat('x', 1000) FROM numbers(100000000)"))
+			if err != nil {
+				t.Error(err)
+				return
+			}
+			req.SetBasicAuth(s.Engine.Username(), s.Engine.Password())
+			req.Header.Set(engine.PurposeHeader, engine.PurposeRead)
+			if res, err := http.DefaultClient.Do(req); err == nil {
+				<-ctx.Done()
+				_ = res.Body.Close()
+			}
+		})
+	}
+	pipelinetest.Until(t, time.Minute, func() (bool, any) { u := reads(); return u.Used == int64(u.Size), u })
+	unread.Go(func() {
+		if _, err := s.Store.Organizations(ctx); err == nil {
+			t.Error("a read of the API got a slot though all are held")
+		}
+	})
+	pipelinetest.Until(t, time.Minute, func() (bool, any) { u := reads(); return u.Waiting == 1, u })
+	publishAll(t, s, qlik(1))
+	pipelinetest.Until(t, time.Minute, func() (bool, any) {
+		var n uint64
+		err := s.Store.Conn().QueryRow(t.Context(), "SELECT count() FROM audit_events WHERE source = 'audit'").Scan(&n)
+		return err == nil && n == 1, err
+	})
 }
 
 // TestAnalystsUseClickHouseClient runs ClickHouse's client for Node as an analyst.

@@ -1,8 +1,9 @@
-// Package analyst keeps the accounts of analysts, who query ClickHouse with read-only SQL and see one organization or all.
+// Package analyst keeps the accounts of analysts, who query ClickHouse with read-only SQL and see
+// one organization or all.
 //
-// It owns their part of the bucket of users and keys, the verbs by which they are managed, and the SQL that makes
-// them on a ClickHouse server. It keeps a hash of each password, never the password, and runs no query of theirs:
-// the embedded engine or the server confines those.
+// It owns their part of the bucket of users and keys, the verbs by which they are managed, and the
+// SQL that makes them on a ClickHouse server. It keeps a hash of each password, never the password,
+// and runs no query of theirs: the embedded engine or the server confines those.
 package analyst
 
 import (
@@ -41,7 +42,8 @@ type Analyst struct {
 	Expires      time.Time `json:"expires"`
 }
 
-// Account is an analyst with the SHA-256 of the password, which has 256 random bits, so nothing slower is needed.
+// Account is an analyst with the SHA-256 of the password, which has 256 random bits, so nothing
+// slower is needed.
 type Account struct {
 	Analyst
 	Digest []byte `json:"digest"`
@@ -138,7 +140,8 @@ func (s *Store) Get(ctx context.Context, organization, name string) (*Account, e
 	return a, nil
 }
 
-// Remove forgets an account. When it returns, the account is gone from the bucket; Follow ends what it runs.
+// Remove forgets an account. When it returns, the account is gone from the bucket; Follow ends what
+// it runs.
 func (s *Store) Remove(ctx context.Context, a *Account) error {
 	if err := s.KV.Delete(ctx, key(a.Organization, a.Name)); err != nil {
 		return fmt.Errorf("remove analyst %s: %w", a.FullName(), err)
@@ -176,7 +179,8 @@ func (s *Store) List(ctx context.Context, organization string) ([]Account, error
 	}
 }
 
-// Follow calls changed with all accounts: at first, and after each change, until ctx ends or something fails.
+// Follow calls changed with all accounts: at first, and after each change, until ctx ends or
+// something fails.
 func (s *Store) Follow(ctx context.Context, changed func([]Account) error) error {
 	w, err := s.KV.Watch(ctx, prefix+">")
 	if err != nil {

@@ -52,8 +52,8 @@ func (s *Server) tables() string {
 	return strings.Join(all, ", ")
 }
 
-// Statements make an account. own is Kansa's user: a table with a row policy shows nothing to users without one. The
-// policy comes before the grant, so the account never sees more.
+// Statements make an account. own is Kansa's user: a table with a row policy shows nothing to users
+// without one. The policy comes before the grant, so the account never sees more.
 func (s *Server) Statements(a *Account, own string) []string {
 	on := migrations.Tables{Cluster: s.Cluster}.OnCluster()
 	user := migrations.Quote(a.Username)
@@ -140,7 +140,8 @@ const (
 	codeNoAccess        = 497
 )
 
-// explain says what to do about a refusal of the server. The statement is left out: it has the hash of the password.
+// explain says what to do about a refusal of the server. The statement is left out: it has the hash
+// of the password.
 func (s *Server) explain(what string, a *Account, own string, err error) error {
 	remedy := "look at the server's log"
 	var e *clickhouse.Exception

@@ -30,8 +30,8 @@ func account(organization string) *analyst.Account {
 	return a
 }
 
-// TestServerStatementsParse has the parser of ClickHouse 26.7 read each statement. The embedded engine makes no users, but its parser is
-// that of a server.
+// TestServerStatementsParse has the parser of ClickHouse 26.7 read each statement. The embedded
+// engine makes no users, but its parser is that of a server.
 func TestServerStatementsParse(t *testing.T) {
 	t.Parallel()
 	s := pipelinetest.Start(t, pipelinetest.Config(t), pipeline.RoleWriter)
@@ -56,8 +56,8 @@ func TestServerStatementsParse(t *testing.T) {
 	}
 }
 
-// TestServerWithoutAccountManagement adds an analyst on the installed ClickHouse server. Debian's knows no CREATE USER: the error says what
-// to do, shows no hash, and leaves no account behind.
+// TestServerWithoutAccountManagement adds an analyst on the installed ClickHouse server. Debian's
+// knows no CREATE USER: the error says what to do, shows no hash, and leaves no account behind.
 func TestServerWithoutAccountManagement(t *testing.T) {
 	t.Parallel()
 	c := pipelinetest.Config(t)

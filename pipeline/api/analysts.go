@@ -10,7 +10,8 @@ import (
 	"github.com/kansa-audit/kansa/pipeline/analyst"
 )
 
-// analysts registers the accounts for SQL. Those of all organizations are the operator's, who has the command line.
+// analysts registers the accounts for SQL. Those of all organizations are the operator's, who has
+// the command line.
 func (a *audit) analysts() {
 	const path = "/api/v1/organizations/{organization}/analysts"
 	tags := []string{"analysts"}

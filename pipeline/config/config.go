@@ -127,22 +127,24 @@ type ClickHouse struct {
 	Cluster string `yaml:"cluster"`
 	// CAFile has the PEM certificates to trust besides the system's.
 	CAFile string `yaml:"ca_file"`
-	// Listen is the address, host:port, at which analysts query the embedded engine by ClickHouse's HTTP protocol. Port 0 takes a free one,
-	// which kansa analyst show prints. The protocol is not encrypted: beyond loopback, put a proxy with TLS in front.
+	// Listen is the address, host:port, at which analysts query the embedded engine over HTTP. Port 0
+	// takes a free one, which kansa analyst show prints. The protocol is not encrypted: beyond loopback,
+	// put a proxy with TLS in front.
 	Listen string `yaml:"listen"`
 	// Analysts are the limits of accounts that kansa analyst add makes.
 	Analysts Analysts `yaml:"analysts"`
 }
 
-// Analysts bound what analysts use. On a ClickHouse server they hold for accounts that are added later. 0 is no limit.
+// Analysts bound what analysts use. On a ClickHouse server they hold for accounts that are added
+// later. 0 is no limit.
 type Analysts struct {
 	// MaxExecutionTime, MaxMemory, MaxResultRows and MaxRowsToRead end a query with an error.
 	MaxExecutionTime time.Duration `yaml:"max_execution_time"`
 	MaxMemory        int64         `yaml:"max_memory"`
 	MaxResultRows    int64         `yaml:"max_result_rows"`
 	MaxRowsToRead    int64         `yaml:"max_rows_to_read"`
-	// Queries of one analyst, and OrganizationQueries of all analysts of one organization, run at once. Others wait for up to 10s, then
-	// they get 429. The embedded engine runs three at once in all.
+	// Queries of one analyst, and OrganizationQueries of all analysts of one organization, run at
+	// once. Others wait for up to 10s, then they get 429. The embedded engine runs three at once.
 	Queries             int `yaml:"queries"`
 	OrganizationQueries int `yaml:"organization_queries"`
 	// QueriesPerMinute of one analyst; those beyond get 429.

@@ -16,8 +16,8 @@ import (
 	"time"
 )
 
-// The owner manages readers and their queries at paths of the endpoint itself. The parent uses them through
-// the methods of Engine.
+// The owner manages readers and their queries at paths of the endpoint itself. The parent uses them
+// through the methods of Engine.
 const (
 	controlReaders  = "/control/readers"  // PUT replaces all readers
 	controlQueries  = "/control/queries"  // GET lists running queries, DELETE ?query_id=…&username=… kills them
@@ -30,7 +30,8 @@ const (
 	controlBody  = 64 << 20
 )
 
-// users knows who may ask. Only digests of passwords are kept, all of one length, so comparing them reveals nothing.
+// users knows who may ask. Only digests of passwords are kept, all of one length, so comparing them
+// reveals nothing.
 type users struct {
 	owner    string
 	password [sha256.Size]byte
@@ -39,7 +40,8 @@ type users struct {
 	readers map[string]*Reader
 }
 
-// check identifies the sender of a request; nil stands for the owner, who is known only to the same machine.
+// check identifies the sender of a request; nil stands for the owner, who is known only to the same
+// machine.
 func (u *users) check(r *http.Request) (*Reader, error) {
 	name, password := r.Header.Get("X-ClickHouse-User"), r.Header.Get("X-ClickHouse-Key")
 	if name == "" && password == "" {
@@ -159,8 +161,9 @@ func (h *handler) setReaders(readers []Reader) {
 	h.underWay.cancel(errRemoved, func(q *RunningQuery) bool { return !there[q.ReaderID] })
 }
 
-// SetReaders replaces all readers. When it returns nil, those that are gone can start nothing, and their
-// queries are ending. A child that is started later has the same readers, also after an error.
+// SetReaders replaces all readers. When it returns nil, those that are gone can start nothing, and
+// their queries are ending. A child that is started later has the same readers, also after an
+// error.
 func (e *Engine) SetReaders(ctx context.Context, readers []Reader) error {
 	e.setting.Lock()
 	defer e.setting.Unlock()
@@ -175,13 +178,14 @@ func (e *Engine) Queries(ctx context.Context) (all []RunningQuery, err error) {
 	return all, e.ask(ctx, http.MethodGet, controlQueries, nil, &all)
 }
 
-// KillQuery ends the running queries that have an id, of one reader or of all, and returns how many.
+// KillQuery ends the running queries that have an id, of one reader or of all, and returns how
+// many.
 func (e *Engine) KillQuery(ctx context.Context, id, username string) (n int, err error) {
 	return n, e.ask(ctx, http.MethodDelete, controlQueries+"?"+url.Values{"query_id": {id}, "username": {username}}.Encode(), nil, &n)
 }
 
-// FinishedQueries waits for readers' queries to end and returns each once. It returns none after a while
-// in which none ended. Records that the child has when it dies are lost.
+// FinishedQueries waits for readers' queries to end and returns each once. It returns none after a
+// while in which none ended. Records that the child has when it dies are lost.
 func (e *Engine) FinishedQueries(ctx context.Context) (all []FinishedQuery, err error) {
 	return all, e.ask(ctx, http.MethodGet, controlFinished, nil, &all)
 }

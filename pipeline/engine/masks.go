@@ -16,8 +16,8 @@ const (
 var plainSystem = setOf("one", "numbers", "numbers_mt", "zeros", "zeros_mt", "functions", "data_type_families", "settings", "formats", "table_functions",
 	"table_engines", "time_zones", "keywords", "collations", "aggregate_function_combinators", "codecs", "contributors", "licenses")
 
-// masks are system tables without paths, statements, sizes and counts, by the database and name of the mask.
-// Readers see rows of their own database only, by the filters of the tables below.
+// masks are system tables without paths, statements, sizes and counts, by the database and name of
+// the mask. Readers see rows of their own database only, by the filters of the tables below.
 var masks = map[string]map[string]string{
 	maskSystem: {
 		"databases": `SELECT name, engine, '' AS data_path, '' AS metadata_path, toUUID('00000000-0000-0000-0000-000000000000') AS uuid, '' AS engine_full, comment FROM system.databases`,

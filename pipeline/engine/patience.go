@@ -7,9 +7,9 @@ import (
 )
 
 const (
-	// readPatience is how long a client may take for a piece of the response before its query is given up: a client that does not
-	// read holds a slot for no longer. ownerPatience is for the owner's statements that are not on behalf of people; what
-	// they feed may stall for a while.
+	// readPatience is how long a client may take for a piece of the response before its query is
+	// given up: a client that does not read holds a slot for no longer. ownerPatience is for the
+	// owner's statements that are not on behalf of people; what they feed may stall for a while.
 	readPatience  = 30 * time.Second
 	ownerPatience = 5 * time.Minute
 	// lastPatience is for a client whose query was ended.
@@ -43,8 +43,8 @@ func (p *patientWriter) extend() {
 	}
 }
 
-// hurry gives the write that is under way, and each later one, a short time: enough for the reason why a query was
-// ended, if the client reads.
+// hurry gives the write that is under way, and each later one, a short time: enough for the reason
+// why a query was ended, if the client reads.
 func (p *patientWriter) hurry() {
 	p.hurried.Store(true)
 	_ = p.control.SetWriteDeadline(time.Now().Add(lastPatience))

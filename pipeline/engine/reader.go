@@ -9,25 +9,28 @@ import (
 	"time"
 )
 
-// Reader is a user that may only read some tables of one database. It stands in for the row policies and
-// quotas of a server, which libchdb lacks, so it fails closed: what is not known to be harmless is refused.
+// Reader is a user that may only read some tables of one database. It stands in for the row
+// policies and quotas of a server, which libchdb lacks, so it fails closed: what is not known to be
+// harmless is refused.
 //
-// The defence has four layers. confine rewrites each statement from the tokens that it has checked, so
-// that the engine sees nothing else. confinement filters each table of the database. orderedFilters keeps
-// the optimizer from evaluating the reader's expressions on rows that the filter removes, because an
-// exception would report their values. readonly = 1 comes last.
+// The defence has four layers. confine rewrites each statement from the tokens that it has checked,
+// so that the engine sees nothing else. confinement filters each table of the database.
+// orderedFilters keeps the optimizer from evaluating the reader's expressions on rows that the
+// filter removes, because an exception would report their values. readonly = 1 comes last.
 type Reader struct {
-	// ID identifies the account for as long as it lives; a later account with the same name has another.
+	// ID identifies the account for as long as it lives; a later account with the same name has
+	// another.
 	ID       string `json:"id"`
 	Username string `json:"username"`
-	// Digest is the SHA-256 of the password. It is safe only for passwords that a program made at random.
+	// Digest is the SHA-256 of the password. It is safe only for passwords that a program made at
+	// random.
 	Digest []byte `json:"digest"`
 	// Until is when the account expires. Zero means never.
 	Until time.Time `json:"until,omitzero"`
 	// Database is the only one that the reader sees.
 	Database string `json:"database"`
-	// Tables maps the tables that the reader may read to a condition on their rows. An empty condition shows
-	// all rows. Every other table is refused.
+	// Tables maps the tables that the reader may read to a condition on their rows. An empty
+	// condition shows all rows. Every other table is refused.
 	Tables map[string]string `json:"tables"`
 	// Group is what the reader shares Limits.GroupQueries with.
 	Group  string       `json:"group,omitempty"`
@@ -66,8 +69,8 @@ var readerDenied = setOf(
 	"detectlanguagemixed", "detectcharset", "detectlanguageunknown", "detecttonality", "lemmatize", "synonyms", "stem",
 )
 
-// readerDeniedPrefixes are families of functions: those of dictionaries, of models on the network, and
-// internal ones.
+// readerDeniedPrefixes are families of functions: those of dictionaries, of models on the network,
+// and internal ones.
 var readerDeniedPrefixes = []string{"dict", "ai", "region", "__"}
 
 func setOf(names ...string) map[string]bool {
@@ -171,9 +174,9 @@ func (q *request) checkRequest() error {
 	return nil
 }
 
-// confine checks a reader's statement token by token and returns it made anew from those tokens, without
-// comments and with system tables replaced by their masks. What it cannot read as the engine does, it
-// refuses.
+// confine checks a reader's statement token by token and returns it rebuilt from those tokens,
+// without comments and with system tables replaced by their masks. It refuses each token that the
+// engine could read in another way.
 func (h *handler) confine(q *request, st statement, known *catalogue) (statement, error) {
 	if st.kind == statementInsert {
 		return st, readonlyf("Cannot execute query in readonly mode")
@@ -236,7 +239,8 @@ func nameOf(text string, t token) string {
 	}
 }
 
-// confineToken refuses a token that could reach beyond the reader's rows, and returns the name that it is.
+// confineToken refuses a token that could reach beyond the reader's rows, and returns the name that
+// it is.
 func (h *handler) confineToken(q *request, text string, t, next, before, beforeThat token, known *catalogue, refused map[string]bool) (string, error) {
 	name := nameOf(text, t)
 	lower := strings.ToLower(name)
@@ -303,8 +307,8 @@ func confineShow(text string, r *Reader, known *catalogue) (string, error) {
 	return text, nil
 }
 
-// orderedFilters keep the filters of tables before everything that a reader wrote. They also keep caches
-// of one reader's answers from another, and counts of all rows out of the answers.
+// orderedFilters keep the filters of tables before everything that a reader wrote. They also keep
+// caches of one reader's answers from another, and counts of all rows out of the answers.
 var orderedFilters = map[string]string{
 	"query_plan_merge_filters": "0", "query_plan_filter_push_down": "0", "query_plan_optimize_prewhere": "0", "optimize_prewhere_after_pushdown": "0",
 	"optimize_move_to_prewhere": "1", "optimize_move_to_prewhere_if_final": "1", "query_plan_merge_filter_into_join_condition": "0",

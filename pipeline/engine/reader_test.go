@@ -199,8 +199,8 @@ var refusedStatements = []string{
 	"SELECT addressToLine(1)", "SELECT demangle('x')", "SELECT logTrace('x')", "SELECT buildId()", "SELECT __actionName('x', 'y')", "SELECT chdb()", "SELECT getClientHTTPHeader('Authorization')",
 }
 
-// TestReaderIsRefused runs every statement for real, as a reader of one organization and as one of all. It
-// fails if one is answered, or an error shows another organization's value.
+// TestReaderIsRefused runs every statement for real, as a reader of one organization and as one of
+// all. It fails if one is answered, or an error shows another organization's value.
 func TestReaderIsRefused(t *testing.T) {
 	t.Parallel()
 	e := readerTables(t)
@@ -211,7 +211,8 @@ func TestReaderIsRefused(t *testing.T) {
 			if status == http.StatusOK || status == http.StatusTooManyRequests || !strings.Contains(body, "Code: ") || strings.Contains(body, secret) {
 				t.Errorf("%s as %s: got %d %.300s, want a refusal", query, reader, status, body)
 			}
-			// Those that the engine itself would have refused prove nothing of ours, but must not be left to it alone.
+			// Those that the engine itself would have refused prove nothing of ours, but must not
+			// be left to it alone.
 			if !strings.Contains(body, "READONLY") && !strings.Contains(body, "ACCESS_DENIED") && !strings.Contains(body, "NOT_IMPLEMENTED") && !strings.Contains(body, "SYNTAX_ERROR") {
 				t.Errorf("%s as %s: got %d %.300s, want the endpoint's own refusal", query, reader, status, body)
 			}
@@ -240,7 +241,8 @@ func TestReaderIsRefused(t *testing.T) {
 			t.Errorf("%s: got %d %.300s", query, status, body)
 		}
 	}
-	// An exception whose text is that of a spoiled part ends the process, but not if a reader made the text.
+	// An exception whose text is that of a spoiled part ends the process, but not if a reader made
+	// the text.
 	pid := e.PID()
 	if status, body := as(t, e, "acme.ann", "SELECT toUInt8(substring('while reading from part "+t.TempDir()+" in table ', number + 1000)) FROM numbers(2)", nil); !strings.Contains(body, "Code: 32.") {
 		t.Errorf("got %d %s", status, body)
@@ -272,7 +274,8 @@ var trickySelects = []string{
 	"SELECT row_number() OVER (PARTITION BY organization), actor FROM events", "SELECT lagInFrame(actor) OVER (ORDER BY id) FROM events", "SELECT actor FROM events QUALIFY row_number() OVER (ORDER BY id) = 1", "SELECT * EXCEPT(id) FROM events", "SELECT * REPLACE('x' AS data) FROM events", "SELECT COLUMNS('a.*') FROM events", "SELECT * APPLY(toString) FROM events",
 	"SELECT _part, _partition_id, _part_offset, actor FROM events", "SELECT * FROM counts", "SELECT sum(n) FROM counts", "FROM events SELECT actor", "(SELECT actor FROM events)", "SELECT * FROM events WHERE 1 OR organization = 'globex'", "SELECT * FROM events WHERE NOT (organization = 'acme')", "SELECT * FROM events FORMAT Vertical",
 	"-- a comment\nSELECT /* and one */ actor # here\nFROM events --", "SELECT formatRow('JSONEachRow', *) FROM events", "SELECT toJSONString(tuple(*)) FROM events", "SELECT getSetting('additional_table_filters')", "SELECT * FROM values('a String', 'x')",
-	// An expression that fails shows the value it failed for, so no expression may see a row that the filter removes.
+	// An expression that fails shows the value it failed for, so no expression may see a row that
+	// the filter removes.
 	"SELECT count() FROM events WHERE toUInt8(actor) = 1", "SELECT count() FROM events FINAL WHERE toUInt8(actor) = 1", "SELECT count() FROM events WHERE organization = 'globex' AND toUInt8(actor) = 1", "SELECT count() FROM events WHERE throwIf(organization = 'globex') = 0",
 	"SELECT count() FROM counts WHERE toUInt8(actor) = 1", "SELECT count() FROM (SELECT * FROM events) WHERE toUInt8(actor) = 1", "SELECT count() FROM view(SELECT * FROM events) WHERE toUInt8(actor) = 1", "SELECT count() FROM events AS a JOIN counts AS b ON toUInt8(a.actor) = toUInt8(b.actor)",
 	"SELECT count() FROM events AS a JOIN counts AS b ON a.actor = b.actor WHERE toUInt8(b.actor) = 1 AND toUInt8(a.actor) = 1", "SELECT count() FROM events AS a SEMI JOIN counts AS b ON a.actor = b.actor AND toUInt8(a.actor) = toUInt8(b.actor)", "SELECT count() FROM events AS a, counts AS b WHERE toUInt8(a.actor) = toUInt8(b.actor)",
@@ -288,7 +291,8 @@ var trickySelects = []string{
 	"SELECT actor FROM events WHERE toUInt8(data) = 1 ORDER BY at DESC LIMIT 2", "SELECT count() FROM events WHERE toUInt8(actor) = 1 AND at > '2020-01-01' AND id < 100 AND m['a'] = '1'",
 }
 
-// TestReaderSeesItsRowsOnly checks that nothing of another organization is returned, in rows, counts or errors.
+// TestReaderSeesItsRowsOnly checks that nothing of another organization is returned, in rows,
+// counts or errors.
 func TestReaderSeesItsRowsOnly(t *testing.T) {
 	t.Parallel()
 	e := readerTables(t)
@@ -338,7 +342,8 @@ var biQueries = []string{
 	"SELECT column_name, data_type FROM information_schema.columns WHERE table_name = 'events' ORDER BY ordinal_position", "SELECT schema_name FROM information_schema.schemata", "/* ApplicationName=DBeaver */ SELECT 1", "-- Metabase\nSELECT 1 AS `a.b`",
 }
 
-// TestReaderCatalogue checks that the queries of BI tools are answered and tell of the reader's tables only.
+// TestReaderCatalogue checks that the queries of BI tools are answered and tell of the reader's
+// tables only.
 func TestReaderCatalogue(t *testing.T) {
 	t.Parallel()
 	e := readerTables(t)
@@ -414,7 +419,7 @@ func TestReaderClients(t *testing.T) {
 			t.Errorf("%s: got %d %.300s, want %s", query, status, body, code)
 		}
 	}
-	if status, body := as(t, e, "nobody", "SELECT 1", nil); status != http.StatusForbidden {
+	if status, body := as(t, e, "stranger", "SELECT 1", nil); status != http.StatusForbidden {
 		t.Errorf("got %d %s", status, body)
 	}
 	res := do(t, e, http.MethodGet, controlQueries, "", http.Header{"Authorization": nil, "X-Clickhouse-User": {"all"}, "X-Clickhouse-Key": {"all"}})
@@ -507,7 +512,8 @@ func begin(ctx context.Context, t *testing.T, e *Engine, reader, id, query strin
 	return answer
 }
 
-// TestReaderQueriesEnd ends a query in each of the ways there are: its account is removed, its owner kills it, the client goes.
+// TestReaderQueriesEnd ends a query in each of the ways there are: its account is removed, its
+// owner kills it, the client goes.
 func TestReaderQueriesEnd(t *testing.T) {
 	t.Parallel()
 	e := startEngine(t, t.TempDir())
@@ -612,8 +618,9 @@ func TestReaderLimits(t *testing.T) {
 	}
 }
 
-// TestReadersLeaveSlots holds every slot that readers and reads on behalf of people can get, by queries that are slow and by clients that
-// do not read. The owner's inserts and other statements still find one.
+// TestReadersLeaveSlots holds every slot that readers and reads on behalf of people can get, by
+// queries that are slow and by clients that do not read. The owner's inserts and other statements
+// still find one.
 func TestReadersLeaveSlots(t *testing.T) {
 	t.Parallel()
 	e := startEngine(t, t.TempDir())

@@ -14,7 +14,7 @@ import (
 	"time"
 )
 
-// RunningQuery is a reader's query that has not ended.
+// RunningQuery is a reader's query that still runs or waits.
 type RunningQuery struct {
 	QueryID  string    `json:"query_id"`
 	ReaderID string    `json:"reader_id"`
@@ -42,9 +42,10 @@ func (f *FinishedQuery) Refused() bool {
 const (
 	// recordedStatement bounds the statement in a record, recordedError its error.
 	recordedStatement, recordedError = 4000, 500
-	// mostFinished bounds the records that nobody has fetched.
+	// mostFinished bounds the records that wait for the parent.
 	mostFinished = 4096
-	// killEvery is how often a cancelled query is killed until it ends: a kill before it runs has no effect.
+	// killEvery is how often a cancelled query is killed until it ends: a kill before it runs has
+	// no effect.
 	killEvery = 100 * time.Millisecond
 )
 
@@ -156,8 +157,8 @@ func (u *underWay) fetch(ctx context.Context) []FinishedQuery {
 	}
 }
 
-// killWhen ends the engine's query with a mark when ctx does, and returns what stops that. The stream of a
-// query can only be left between two blocks; KILL QUERY … ASYNC ends it within one.
+// killWhen ends the engine's query with a mark when ctx does, and returns what stops that. The
+// stream of a query can only be left between two blocks; KILL QUERY … ASYNC ends it within one.
 func (h *handler) killWhen(ctx context.Context, mark string, gone func()) (stop func()) {
 	ended := make(chan struct{})
 	var watch sync.WaitGroup

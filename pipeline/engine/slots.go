@@ -10,8 +10,8 @@ import (
 	"github.com/kansa-audit/kansa/pipeline/rate"
 )
 
-// purpose is what a request is for. Requests of one purpose wait for each other; they cannot take the slots that are
-// reserved for others.
+// purpose is what a request is for. Requests of one purpose wait for each other; they cannot take
+// the slots that are reserved for others.
 type purpose int
 
 const (
@@ -24,15 +24,16 @@ const (
 
 var purposeNames = [purposes]string{"insert", "system", "read", "reader"}
 
-// PurposeHeader marks a request of the owner as one on behalf of people, with the value PurposeRead. Such requests share a part of
-// the slots and a short write deadline, so that clients that do not read cannot hold up inserts.
+// PurposeHeader marks a request of the owner as one on behalf of people, with the value
+// PurposeRead. Such requests share a part of the slots and a short write deadline, so that clients
+// that do not read cannot hold up inserts.
 const (
 	PurposeHeader = "X-Kansa-Purpose"
 	PurposeRead   = "read"
 )
 
-// slots bound how many requests the engine works on. Each purpose has a bound of its own and takes from all bounds
-// before it as well, so a purpose that is full leaves room for those before it.
+// slots bound how many requests the engine works on. Each purpose has a bound of its own and takes
+// from all bounds before it as well, so a purpose that is full leaves room for those before it.
 type slots struct {
 	bounds  [purposes]chan struct{}
 	waiting [purposes]atomic.Int64

@@ -1,4 +1,4 @@
-// What an analyst does with ClickHouse's client for Node: parameters, streaming, Parquet, the catalogue, refusals.
+// An analyst's work with ClickHouse's client for Node: parameters, streaming, Parquet, the catalogue, refusals.
 import assert from 'node:assert/strict';
 import { createClient } from '@clickhouse/client';
 

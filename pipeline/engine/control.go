@@ -127,8 +127,10 @@ func (h *handler) control(w http.ResponseWriter, r *http.Request) {
 		id, name := r.URL.Query().Get("query_id"), r.URL.Query().Get("username")
 		answer = h.underWay.cancel(errKilled, func(q *RunningQuery) bool { return q.QueryID == id && (name == "" || q.Username == name) })
 	case "GET " + controlFinished:
+		_, _ = io.Copy(io.Discard, r.Body) // until it is read, the end of the connection is not noticed
 		ctx, cancel := context.WithTimeout(r.Context(), finishedWait)
 		defer cancel()
+		defer context.AfterFunc(h.stopping, cancel)()
 		answer = h.underWay.fetch(ctx)
 	case "GET " + controlSlots:
 		answer = h.slots.use()

@@ -33,7 +33,8 @@ type handler struct {
 	slots    *slots
 	turns    turns // of readers
 	underWay *underWay
-	inserts  inserts // those with a time
+	stopping context.Context // ends when the endpoint stops; requests for records end then
+	inserts  inserts         // those with a time
 	started  time.Time
 	maxBody  int64
 	users    *users

@@ -8,6 +8,7 @@ import (
 	"net/http"
 	"net/http/httptest"
 	"net/url"
+	"os"
 	"slices"
 	"strings"
 	"sync"
@@ -453,6 +454,27 @@ func TestReaderQueriesAreRecorded(t *testing.T) {
 	if second.QueryID != "second" || !second.Refused() || second.Code != codeAccessDenied || !strings.Contains(second.Error, "system.processes") {
 		t.Errorf("got %+v", second)
 	}
+}
+
+// TestFetchingRecordsDoesNotDelayTheStop closes an engine whose parent waits for records.
+func TestFetchingRecordsDoesNotDelayTheStop(t *testing.T) {
+	t.Parallel()
+	e, err := Start(t.Context(), Options{Dir: t.TempDir(), Command: []string{os.Args[0], "engine"}, Logger: testLogger()})
+	if err != nil {
+		t.Fatal(err)
+	}
+	fetched := make(chan struct{})
+	go func() {
+		defer close(fetched)
+		_, _ = e.FinishedQueries(t.Context()) // it ends without records, or with the connection
+	}()
+	if _, err := e.Slots(t.Context()); err != nil {
+		t.Error(err)
+	}
+	if err := e.Close(); err != nil { // says if requests were still at work
+		t.Errorf("close: %v", err)
+	}
+	<-fetched
 }
 
 // slow runs until it is ended. The answer comes in one block.

@@ -64,7 +64,7 @@ func Serve(ctx context.Context, o ServeOptions) (err error) {
 		return fmt.Errorf("make the engine's directory: %w", err)
 	}
 	h := &handler{
-		lib: lib, slots: newSlots(o.Connections), underWay: newUnderWay(o.Logger), maxBody: o.MaxBody, log: o.Logger,
+		lib: lib, slots: newSlots(o.Connections), underWay: newUnderWay(o.Logger), stopping: ctx, maxBody: o.MaxBody, log: o.Logger,
 		args:    engineArgs(o),
 		started: time.Now(),
 		users:   &users{owner: o.Username, password: sha256.Sum256([]byte(o.Password))},

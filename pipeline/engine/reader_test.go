@@ -14,6 +14,7 @@ import (
 	"sync"
 	"syscall"
 	"testing"
+	"time"
 
 	"github.com/ClickHouse/clickhouse-go/v2"
 	"github.com/ClickHouse/clickhouse-go/v2/ext"
@@ -471,8 +472,12 @@ func TestFetchingRecordsDoesNotDelayTheStop(t *testing.T) {
 	if _, err := e.Slots(t.Context()); err != nil {
 		t.Error(err)
 	}
-	if err := e.Close(); err != nil { // says if requests were still at work
+	began := time.Now()
+	if err := e.Close(); err != nil {
 		t.Errorf("close: %v", err)
+	}
+	if took := time.Since(began); took >= stopTimeout {
+		t.Errorf("the stop took %s: it waited for the request", took)
 	}
 	<-fetched
 }

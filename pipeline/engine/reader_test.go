@@ -512,11 +512,11 @@ func ownerAsks(t *testing.T, e *Engine, query string) (int, string) {
 	return res.StatusCode, text(t, res)
 }
 
-// begin runs a query as a reader in the background.
-func begin(ctx context.Context, t *testing.T, e *Engine, reader, id, query string) (answer chan string) {
+// begin runs the slow query as a reader in the background.
+func begin(ctx context.Context, t *testing.T, e *Engine, reader, id string) (answer chan string) {
 	t.Helper()
 	answer = make(chan string, 1)
-	req, err := http.NewRequestWithContext(ctx, http.MethodPost, e.URL()+"/?query_id="+id, strings.NewReader(query))
+	req, err := http.NewRequestWithContext(ctx, http.MethodPost, e.URL()+"/?query_id="+id, strings.NewReader(slow))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -556,7 +556,7 @@ func TestReaderQueriesEnd(t *testing.T) {
 			}
 		}
 	}
-	killed := begin(t.Context(), t, e, "acme.ann", "q1", slow)
+	killed := begin(t.Context(), t, e, "acme.ann", "q1")
 	untilRunning(t, e, "q1")
 	if status, body := as(t, e, "acme.bob", "KILL QUERY WHERE query_id = 'q1'", nil); status != http.StatusOK || body != "" {
 		t.Errorf("bob kills ann's query: %d %s", status, body)
@@ -569,7 +569,7 @@ func TestReaderQueriesEnd(t *testing.T) {
 	}
 	ended("KILL QUERY")
 
-	byOperator := begin(t.Context(), t, e, "acme.ann", "q2", slow)
+	byOperator := begin(t.Context(), t, e, "acme.ann", "q2")
 	untilRunning(t, e, "q2")
 	if n, err := e.KillQuery(t.Context(), "q2", ""); err != nil || n != 1 {
 		t.Errorf("got %d, %v", n, err)
@@ -579,13 +579,13 @@ func TestReaderQueriesEnd(t *testing.T) {
 	}
 
 	ctx, cancel := context.WithCancel(t.Context())
-	left := begin(ctx, t, e, "acme.ann", "q3", slow)
+	left := begin(ctx, t, e, "acme.ann", "q3")
 	untilRunning(t, e, "q3")
 	cancel()
 	<-left
 	ended("its client left")
 
-	removed := begin(t.Context(), t, e, "acme.ann", "q4", slow)
+	removed := begin(t.Context(), t, e, "acme.ann", "q4")
 	untilRunning(t, e, "q4")
 	if err := e.SetReaders(t.Context(), []Reader{bob}); err != nil {
 		t.Fatal(err)
@@ -665,7 +665,7 @@ func TestReadersLeaveSlots(t *testing.T) {
 	defer cancel()
 	var answers []chan string
 	for _, r := range readers {
-		answers = append(answers, begin(ctx, t, e, r.Username, r.Username, slow))
+		answers = append(answers, begin(ctx, t, e, r.Username, r.Username))
 	}
 	for range 8 { // these take the headers and nothing else
 		req, err := http.NewRequestWithContext(ctx, http.MethodPost, e.URL(), strings.NewReader("SELECT number, repeat('x', 1000) FROM numbers(100000000)"))

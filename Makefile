@@ -146,7 +146,7 @@ dist: engine console ## build/dist: a tarball with checksums and SBOM, reproduci
 	rm -rf build/dist && mkdir -p build/dist/$(DIST)/bin
 	CGO_ENABLED=0 go build -trimpath -buildvcs=false -ldflags "-s -w -buildid= -X main.version=$(VERSION)" -o build/dist/$(DIST)/bin/kansa ./pipeline/cmd/kansa
 	cp build/engine/node_modules/@chdb/lib-*/libchdb.so build/dist/$(DIST)/bin/
-	git ls-files deploy ':!deploy/*_test.go' README.md ARCHITECTURE.md CHANGELOG.md LICENSE schema/seal/SPEC.md schema/event.schema.json | \
+	git ls-files deploy ':!deploy/*_test.go' README.md ARCHITECTURE.md CHANGELOG.md SECURITY.md LICENSE schema/seal/SPEC.md schema/event.schema.json | \
 		tar -cf - -T - | tar -xf - -C build/dist/$(DIST)
 	go run -C .lint ./sbom $(CURDIR)/build/dist/$(DIST)/bin/kansa $(VERSION) $(CURDIR)/$(NPM)/package-lock.json $(CURDIR)/$(CONSOLE)/npm/package-lock.json > build/dist/$(DIST)/sbom.cdx.json
 	cd build/dist/$(DIST) && find . -type f ! -name SHA256SUMS -printf '%P\n' | LC_ALL=C sort | xargs -d '\n' sha256sum > SHA256SUMS

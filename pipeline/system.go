@@ -238,7 +238,7 @@ func Start(ctx context.Context, o Options) (_ *System, err error) {
 	measured := &metrics.Sources{
 		JS: s.Client.JS, Floor: s.floor, Writer: s.Writer, Rollup: s.Rollup, Exporter: s.Exporter, Progress: progress, Hour: o.Config.Rollup.Hour,
 		Gateway: s.Gateway, Recording: recording.New(s.Client.JS), Shards: s.shards, Disks: s.disks(), Restarts: s.restarts(),
-		Refused: s.refused.Counts, Panics: request.Panics,
+		Refused: s.refused.Counts, Panics: s.panics,
 		Certificates: s.certificates, Report: func(ctx context.Context) health.Report { return s.lately.run(ctx, s.currentChecks()) },
 	}
 	if s.Engine != nil {
@@ -254,6 +254,18 @@ func Start(ctx context.Context, o Options) (_ *System, err error) {
 	checks := s.allChecks(o.Roles, progress)
 	s.checks.Store(&checks)
 	return s, nil
+}
+
+// panics counts those that were caught anywhere in this process.
+func (s *System) panics() uint64 {
+	n := request.Panics()
+	if s.Gateway != nil {
+		n += s.Gateway.Stats().Panics
+	}
+	if s.Relay != nil {
+		n += s.Relay.Stats().Panics
+	}
+	return n
 }
 
 // Failed is done when a role has ended by itself; see Close for the reason.

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"log/slog"
 	"runtime"
+	"runtime/debug"
 	"sync/atomic"
 	"time"
 
@@ -431,7 +432,7 @@ func (w *Writer) decodeOne(ctx context.Context, it *item) error {
 	var d *codec.Decoded
 	if err == nil {
 		// By the broker's clock, so that whoever decodes it, and when, comes to the same result.
-		d, err = codec.Decode(&m, m.RecordedAt)
+		d, err = w.guarded(&m, codec.Decode)
 	}
 	if err != nil || len(d.Rejects) > 0 {
 		it.scratch = nil // what is rejected may lie in it
@@ -464,6 +465,19 @@ func (w *Writer) decodeOne(ctx context.Context, it *item) error {
 	}
 	w.carry(it, &m, d)
 	return nil
+}
+
+// guarded decodes a message. One that makes the decoder panic is an error, as one that cannot be read: it ends on the dead letters, and not
+// the process, to which it would come again.
+func (w *Writer) guarded(m *codec.Message, decode func(*codec.Message, time.Time) (*codec.Decoded, error)) (d *codec.Decoded, err error) {
+	defer func() {
+		if p := recover(); p != nil {
+			w.cfg.Logger.Error("a message made the decoder panic: this is a fault of the program, please report it",
+				slog.Uint64("stream_seq", m.StreamSeq), slog.Any("panic", p), slog.String("stack", string(debug.Stack())))
+			d, err = nil, fmt.Errorf("the decoder failed by a fault of the program: %v", p)
+		}
+	}()
+	return decode(m, m.RecordedAt)
 }
 
 // carry has the item hold what was decoded, and no more memory than that takes.

@@ -10,7 +10,6 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
-	"runtime/debug"
 	"sync"
 	"time"
 
@@ -177,9 +176,8 @@ func (v Verb) answer(ctx context.Context, question []byte, kinds Kinds, log *slo
 // handled calls the handler, and makes an error of a panic.
 func (v Verb) handled(ctx context.Context, question []byte, log *slog.Logger) (got any, err error) {
 	defer func() {
-		if p := recover(); p != nil {
-			log.ErrorContext(ctx, "a request to the running system failed by a panic", slog.String("verb", v.name), slog.Any("panic", p), slog.String("stack", string(debug.Stack())))
-			got, err = nil, fmt.Errorf("answer %s: a fault of Kansa: see its log", v.name)
+		if request.Caught(ctx, log, "request "+v.name, recover()) != nil {
+			got, err = nil, fmt.Errorf("answer %s: a fault of the program: see its log", v.name)
 		}
 	}()
 	return v.handle(ctx, question)

@@ -26,8 +26,8 @@ type Gateway struct {
 	known     known
 	requests  atomic.Int64
 
-	accepted, rejected, unrecorded atomic.Uint64
-	answers                        answers
+	accepted, rejected, unrecorded, panics atomic.Uint64
+	answers                                answers
 }
 
 // New returns a gateway in front of a publisher. The publisher's RetryFor is how long a request waits for a
@@ -48,13 +48,15 @@ type Stats struct {
 	Rejected uint64 // events told not to be
 	// Unrecorded are events that were taken and left out, because their trail is switched off.
 	Unrecorded uint64
+	// Panics are requests that failed by a fault of the gateway.
+	Panics uint64
 	// Answers are requests, by the status that they were answered with.
 	Answers map[int]uint64
 }
 
 // Stats returns the counts.
 func (g *Gateway) Stats() Stats {
-	return Stats{Accepted: g.accepted.Load(), Rejected: g.rejected.Load(), Unrecorded: g.unrecorded.Load(), Answers: g.answers.counts()}
+	return Stats{Accepted: g.accepted.Load(), Rejected: g.rejected.Load(), Unrecorded: g.unrecorded.Load(), Panics: g.panics.Load(), Answers: g.answers.counts()}
 }
 
 // answers counts requests by status.
@@ -101,6 +103,7 @@ func (g *Gateway) ServeHTTP(to http.ResponseWriter, r *http.Request) {
 		if err, ok := v.(error); ok && errors.Is(err, http.ErrAbortHandler) {
 			panic(v)
 		}
+		g.panics.Add(1)
 		g.cfg.Logger.Error("request failed by a fault of the gateway", slog.String("request_id", rq.id),
 			slog.Any("panic", v), slog.String("stack", string(debug.Stack())))
 		rq.problem(newProblem(http.StatusInternalServerError, "internal", "A fault of the gateway", "What became of the events is not known.").

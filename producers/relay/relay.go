@@ -13,6 +13,7 @@ import (
 	"fmt"
 	"log/slog"
 	"math"
+	"runtime/debug"
 	"strings"
 	"sync/atomic"
 	"time"
@@ -43,7 +44,7 @@ type Relay struct {
 	// inbox begins the reply subjects of what is published on the stream; the publisher's own reply subject follows.
 	inbox string
 
-	relayed, refused, limited atomic.Uint64
+	relayed, refused, limited, panics atomic.Uint64
 }
 
 // queue is the queue group of all relays.
@@ -118,15 +119,24 @@ type Stats struct {
 	Relayed uint64 // messages published on the stream
 	Refused uint64 // messages refused because of their subject or headers
 	Limited uint64 // messages refused because their publisher exceeded a limit
+	Panics  uint64 // messages that made the relay panic
 }
 
 // Stats returns the counts.
 func (r *Relay) Stats() Stats {
-	return Stats{Relayed: r.relayed.Load(), Refused: r.refused.Load(), Limited: r.limited.Load()}
+	return Stats{Relayed: r.relayed.Load(), Refused: r.refused.Load(), Limited: r.limited.Load(), Panics: r.panics.Load()}
 }
 
 // relay publishes a message on the stream. The stream acknowledges to the inbox, with the publisher's reply subject behind it.
 func (r *Relay) relay(m *nats.Msg) {
+	defer func() {
+		if p := recover(); p != nil {
+			r.panics.Add(1)
+			r.cfg.Logger.Error("a message made the relay panic: this is a fault of the program, please report it",
+				slog.String("subject", m.Subject), slog.Any("panic", p), slog.String("stack", string(debug.Stack())))
+			r.refuse(m, 500, "a fault of the relay: see its log")
+		}
+	}()
 	rest, _ := strings.CutPrefix(m.Subject, schema.SubjectRelay)
 	out := &nats.Msg{Subject: schema.SubjectEvents + rest, Data: m.Data, Header: nats.Header{}}
 	organization, _, err := schema.ParseEventSubject(out.Subject)

@@ -1,0 +1,121 @@
+package relay_test
+
+import (
+	"encoding/json"
+	"errors"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/nats-io/nats.go"
+	"go.uber.org/goleak"
+
+	"github.com/kansa-audit/kansa/pipeline/broker"
+	"github.com/kansa-audit/kansa/pipeline/broker/brokertest"
+	"github.com/kansa-audit/kansa/producers/relay"
+	"github.com/kansa-audit/kansa/schema"
+	"github.com/kansa-audit/kansa/schema/codec"
+)
+
+func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+
+type pubAck struct {
+	Stream    string
+	Seq       uint64
+	Duplicate bool
+	Error     *struct {
+		Code        int
+		Description string
+	}
+}
+
+func publish(t *testing.T, nc *nats.Conn, m *nats.Msg) pubAck {
+	t.Helper()
+	answer, err := nc.RequestMsg(m, time.Minute)
+	if err != nil {
+		t.Fatalf("%s: %v", m.Subject, err)
+	}
+	var ack pubAck
+	if err := json.Unmarshal(answer.Data, &ack); err != nil {
+		t.Fatalf("%s: %q", m.Subject, answer.Data)
+	}
+	return ack
+}
+
+// What reaches the stream has the headers that the relay knows, the credential, and a message id of the organization's own; the answer is the
+// stream's. What cannot be an event, or exceeds a limit, is refused with the reason.
+func TestRelay(t *testing.T) {
+	t.Parallel()
+	c := brokertest.SetUp(t)
+	over := errors.New("publish again in 5s")
+	r, err := relay.Start(c.NC, relay.Config{
+		Credential: func(account, user string) string { return account + "/" + user },
+		Limit: func(organization, _ string, _ int) error {
+			if organization == "greedy" {
+				return over
+			}
+			return nil
+		},
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	message := func(subject string) *nats.Msg {
+		return &nats.Msg{Subject: subject, Data: []byte("{}"), Header: nats.Header{
+			schema.HeaderContentType: {codec.ContentJSON}, "traceparent": {"00-1-2-01"}, nats.MsgIdHdr: {"17"}, schema.HeaderRecordedBy: {"kansa"},
+			"Nats-Request-Info": {`{"acc":"organization-acme","user":"key:app"}`}, // the server writes it; here the test does
+			schema.HeaderMark:   {"1"}, "Nats-Rollup": {"all"}, "Nats-TTL": {"1s"}, "Nats-Expected-Stream": {"OTHER"}, "Mine": {"x"},
+		}}
+	}
+	ack := publish(t, c.NC, message("audit.relay.acme.activity"))
+	if ack.Error != nil || ack.Stream != broker.StreamAudit || ack.Duplicate {
+		t.Fatalf("%+v", ack)
+	}
+	if again := publish(t, c.NC, message("audit.relay.acme.activity")); !again.Duplicate || again.Seq != ack.Seq {
+		t.Errorf("the same message again: %+v", again)
+	}
+	if other := publish(t, c.NC, message("audit.relay.globex.access.59")); other.Duplicate || other.Error != nil {
+		t.Errorf("another organization's: %+v", other)
+	}
+	stream, err := c.JS.Stream(t.Context(), broker.StreamAudit)
+	if err != nil {
+		t.Fatal(err)
+	}
+	stored, err := stream.GetMsg(t.Context(), ack.Seq)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var names []string
+	for name := range stored.Header {
+		if !slices.Contains([]string{"Nats-Sequence", "Nats-Stream", "Nats-Subject", "Nats-Time-Stamp"}, name) { // of the direct get
+			names = append(names, name)
+		}
+	}
+	slices.Sort(names)
+	if want := []string{"Content-Type", "Kansa-Recorded-By", "Nats-Msg-Id", "traceparent"}; !slices.Equal(names, want) {
+		t.Errorf("stored with the headers %v, want %v", names, want)
+	}
+	if by, id := stored.Header.Get(schema.HeaderRecordedBy), stored.Header.Get(nats.MsgIdHdr); by != "organization-acme/key:app" || id != "acme/17" || string(stored.Data) != "{}" {
+		t.Errorf("%s %s %s", by, id, stored.Data)
+	}
+	long := message("audit.relay.acme.activity")
+	long.Header.Set(nats.MsgIdHdr, strings.Repeat("x", 1000))
+	for says, m := range map[string]*nats.Msg{
+		"no trail": message("audit.relay.acme.audit"), "subject": message("audit.relay.acme"), "reserved": message("audit.relay.Kansa.activity"),
+		"shorten it": long, over.Error(): message("audit.relay.greedy.activity"),
+	} {
+		if ack := publish(t, c.NC, m); ack.Error == nil || !strings.Contains(ack.Error.Description, says) {
+			t.Errorf("%s: %+v", m.Subject, ack.Error)
+		}
+	}
+	if s := r.Stats(); s.Relayed != 3 || s.Refused != 4 || s.Limited != 1 {
+		t.Errorf("%+v", s)
+	}
+	if err := r.Close(); err != nil {
+		t.Error(err)
+	}
+	if _, err := c.NC.RequestMsg(message("audit.relay.acme.activity"), time.Minute); !errors.Is(err, nats.ErrNoResponders) {
+		t.Errorf("after it was closed: %v", err)
+	}
+}

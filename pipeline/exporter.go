@@ -35,7 +35,7 @@ func (s *System) startExporter(ctx context.Context) error {
 	s.Settings = kept
 	s.Exporter = exporter.New(s.Bucket, s.States, s.Links, mailer, s.Client.JS, exporter.Config{
 		Settings: kept, PublicURL: s.publicURL(), LinkTTL: c.LinkTTL(), AlertAfter: c.Exports.AlertAfter, Closed: progress.Sealed, Record: s.own.Record, Logger: log,
-		Reach: s.reach(), MailsPerDay: int(c.Limits.MailsPerDay), Receipts: &keys.Receipts{Dir: c.DataDir, Bucket: s.Bucket}, Tracing: s.tracing,
+		Reach: s.reach(), MailsPerDay: int(c.Limits.MailsPerDay), MailRefused: func() { s.refused.Add("mails") }, Receipts: &keys.Receipts{Dir: c.DataDir, Bucket: s.Bucket}, Tracing: s.tracing,
 	})
 	s.Intake = &exporter.Intake{
 		JS: s.Client.JS, Bucket: s.Bucket, States: s.States, Settings: kept, Closed: progress.Sealed, Began: progress.Began, Linger: c.LinkTTL(), Record: s.own.Record,

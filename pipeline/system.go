@@ -25,6 +25,7 @@ import (
 	"github.com/kansa-audit/kansa/pipeline/api"
 	"github.com/kansa-audit/kansa/pipeline/broker"
 	"github.com/kansa-audit/kansa/pipeline/config"
+	"github.com/kansa-audit/kansa/pipeline/control"
 	"github.com/kansa-audit/kansa/pipeline/engine"
 	"github.com/kansa-audit/kansa/pipeline/health"
 	"github.com/kansa-audit/kansa/pipeline/keys"
@@ -238,7 +239,7 @@ func Start(ctx context.Context, o Options) (_ *System, err error) {
 	measured := &metrics.Sources{
 		JS: s.Client.JS, Floor: s.floor, Writer: s.Writer, Rollup: s.Rollup, Exporter: s.Exporter, Progress: progress, Hour: o.Config.Rollup.Hour,
 		Gateway: s.Gateway, Recording: recording.New(s.Client.JS), Shards: s.shards, Disks: s.disks(), Restarts: s.restarts(),
-		Refused: s.refused.Counts, Panics: s.panics,
+		Refused: s.refusals, Panics: s.panics,
 		Certificates: s.certificates, Report: func(ctx context.Context) health.Report { return s.lately.run(ctx, s.currentChecks()) },
 	}
 	if s.Engine != nil {
@@ -254,6 +255,18 @@ func Start(ctx context.Context, o Options) (_ *System, err error) {
 	checks := s.allChecks(o.Roles, progress)
 	s.checks.Store(&checks)
 	return s, nil
+}
+
+// refusals counts what limits refused in this process, by limit.
+func (s *System) refusals() map[string]uint64 {
+	counts := s.refused.Counts()
+	if n := control.Busy(); n > 0 {
+		if counts == nil {
+			counts = map[string]uint64{}
+		}
+		counts["requests_at_once"] = n
+	}
+	return counts
 }
 
 // panics counts those that were caught anywhere in this process.

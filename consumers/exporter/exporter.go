@@ -52,6 +52,8 @@ type Config struct {
 	Reach *reach.Policy
 	// MailsPerDay is how many mails go out for an organization on one day, UTC; default no limit.
 	MailsPerDay int
+	// MailRefused is called for each mail that the limit holds back; may be nil.
+	MailRefused func()
 	// Receipts signs them; nil refuses destinations that want some.
 	Receipts Receipts
 	// Tracing has each attempt to deliver be a span, in the trace of its request. Default: none.

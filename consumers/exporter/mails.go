@@ -35,6 +35,9 @@ func (x *Exporter) mayMail(ctx context.Context, organization string) error {
 			return fmt.Errorf("count the mails of organization %s: %w", organization, err)
 		}
 		if sent >= x.cfg.MailsPerDay {
+			if x.cfg.MailRefused != nil {
+				x.cfg.MailRefused()
+			}
 			return fmt.Errorf("%w: organization %s has sent %d of %d (limits.mails_per_day); the next go out after midnight UTC", ErrMails, organization, sent, x.cfg.MailsPerDay)
 		}
 		_, err = x.states.KV.Update(ctx, key, []byte(today+" "+strconv.Itoa(sent+1)), revision)

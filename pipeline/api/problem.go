@@ -5,6 +5,7 @@ import (
 	"errors"
 	"net/http"
 	"sync"
+	"time"
 
 	"github.com/danielgtaylor/huma/v2"
 
@@ -56,6 +57,14 @@ var problems = sync.OnceFunc(func() {
 	}
 })
 
+// busyFor is how long to wait where other requests of the organization are under way.
+const busyFor = 5 * time.Second
+
+// untilMidnight is how long quotas of a day hold.
+func untilMidnight(now time.Time) time.Duration {
+	return now.UTC().Truncate(24 * time.Hour).Add(24 * time.Hour).Sub(now)
+}
+
 // problem is the answer to an error.
 func problem(err error) error {
 	if err == nil {
@@ -78,7 +87,9 @@ func problem(err error) error {
 	case errors.Is(err, settings.ErrChanged):
 		return huma.Error412PreconditionFailed(err.Error())
 	case errors.Is(err, exporter.ErrQuota):
-		return huma.Error429TooManyRequests(err.Error())
+		return later(untilMidnight(time.Now()), err.Error())
+	case errors.Is(err, control.ErrBusy):
+		return later(busyFor, err.Error())
 	case errors.As(err, &fault), errors.Is(err, control.ErrRefused), errors.Is(err, integrity.ErrNothing):
 		return huma.Error422UnprocessableEntity(err.Error())
 	case errors.Is(err, control.ErrNobody):

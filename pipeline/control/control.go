@@ -11,6 +11,7 @@ import (
 	"fmt"
 	"log/slog"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/nats-io/nats.go"
@@ -45,6 +46,11 @@ type answer struct {
 
 // Kinds are errors that the asking side tells apart with errors.Is, too.
 type Kinds []error
+
+// Busy counts the requests that were refused in this process because too many of their organization were under way.
+func Busy() uint64 { return refusedBusy.Load() }
+
+var refusedBusy atomic.Uint64
 
 func (k Kinds) of(err error) string {
 	for _, kind := range k {
@@ -143,6 +149,7 @@ func (v Verb) serve(ctx context.Context, questions <-chan *nats.Msg, kinds Kinds
 				defer func() { <-all }()
 				ctx := tracecontext.From(request.With(ctx, msg.Header.Get(request.Header)), msg.Header)
 				if busy {
+					refusedBusy.Add(1)
 					_ = msg.Respond(encode(answer{Error: fmt.Sprintf("%v for %s: try again when one has ended", ErrBusy, share), Kind: ErrBusy.Error()})) // who asked may be gone
 					return
 				}

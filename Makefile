@@ -62,7 +62,7 @@ run: build ## the main job in half a minute: build/kansa demo
 	build/kansa demo $(DEMO)
 
 test: engine console browser analyst-client build/versitygw test-tools ## every test, with the real parts
-	go test -race -timeout 12m $(GOTESTFLAGS) $(if $(T),-run '$(T)') $(PKG)
+	go test -race -timeout 20m $(GOTESTFLAGS) $(if $(T),-run '$(T)') $(PKG)
 
 # The S3 server of the tests: a module of its own, for it has many dependencies.
 S3SERVER := pipeline/partitions/s3server

@@ -76,7 +76,7 @@ func TestTamperedRowsAreFoundAndRepaired(t *testing.T) {
 		return len(all)
 	}
 	pipelinetest.Until(t, time.Minute, func() (bool, any) { n := blocked(); return n == 3, n })
-	finds(t, s, true, map[string]string{"rollup/agreement": "wait for kansa repair: "})
+	finds(t, s, true, map[string]string{"rollup/agreement": "wait for kansa repair"})
 	ask := func(q repair.Request) map[string]repair.Difference {
 		t.Helper()
 		report, err := repair.Ask(t.Context(), s.Client.NC, q)

@@ -244,7 +244,7 @@ func (c *cluster) leader(ctx context.Context) (string, error) {
 func (c *cluster) load(ctx context.Context, publisher *producers.Publisher, seed uint64, a *account, stop <-chan struct{}) error {
 	ways := []intake{&library{c.client, publisher}}
 	for _, url := range c.gateways {
-		ways = append(ways, &poster{url: url, each: 40, patience: 15 * time.Second, retryFor: time.Minute, client: &http.Client{Transport: &http.Transport{}}})
+		ways = append(ways, &poster{url: url, key: c.publisherKey, each: 40, patience: 15 * time.Second, retryFor: time.Minute, client: &http.Client{Transport: &http.Transport{}}})
 	}
 	outcomes := map[uuid.UUID]outcome{}
 	events := sample.New(seed, nil)

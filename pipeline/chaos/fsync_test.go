@@ -31,7 +31,7 @@ func TestAckNeverPrecedesFsync(t *testing.T) {
 		t.Fatal(err)
 	}
 	end, trace := traced(t, fmt.Sprintf("%s=%s|%d", envBroker, filepath.Join(t.TempDir(), "data"), port))
-	c, err := connect(t, fmt.Sprintf("nats://127.0.0.1:%d", port))
+	c, err := connect(t, fmt.Sprintf("nats://127.0.0.1:%d", port), "")
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -49,7 +49,7 @@ func (s *stack) intake(ctx context.Context, p *plan) (intake, error) {
 		s.app, err = s.startApplication(p)
 		return s.app, err
 	case byHTTP:
-		return &poster{url: s.gateway, each: p.perMessage, patience: 2 * time.Second, retryFor: p.retryFor, client: &http.Client{Transport: &http.Transport{}}}, nil
+		return &poster{url: s.gateway, key: s.publisherKey, each: p.perMessage, patience: 2 * time.Second, retryFor: p.retryFor, client: &http.Client{Transport: &http.Transport{}}}, nil
 	}
 	client, err := broker.Connect(ctx, broker.Options{URL: "nats://" + s.net.links["publisher-broker"].Listen, Name: "publisher", Logger: s.log})
 	if err != nil {
@@ -79,6 +79,7 @@ func (l *library) close(ctx context.Context) error {
 
 // poster sends requests of some events each, and each again under its key until it is answered with 202.
 type poster struct {
+	key      string // of a publisher
 	url      string
 	each     int
 	patience time.Duration // with one try
@@ -141,6 +142,7 @@ func (p *poster) post(ctx context.Context, key string, body []byte) error {
 	}
 	req.Header.Set("Content-Type", codec.ContentNDJSON)
 	req.Header.Set("Idempotency-Key", key)
+	req.Header.Set("Authorization", "Bearer "+p.key)
 	res, err := p.client.Do(req)
 	if err != nil {
 		return err

@@ -23,6 +23,7 @@ import (
 	"github.com/kansa-audit/kansa/consumers/exporter/sftp"
 	"github.com/kansa-audit/kansa/consumers/exporter/sftp/sftptest"
 	"github.com/kansa-audit/kansa/consumers/rollup"
+	"github.com/kansa-audit/kansa/pipeline/access"
 	"github.com/kansa-audit/kansa/pipeline/broker"
 	"github.com/kansa-audit/kansa/pipeline/broker/brokertest"
 	"github.com/kansa-audit/kansa/pipeline/config"
@@ -64,16 +65,17 @@ var (
 
 // stack is one pipeline: processes, servers, and what is between them.
 type stack struct {
-	dir    string
-	since  time.Time // the first scheduled archive begins then
-	procs  map[string]*process
-	engine *engine.Engine
-	sshd   string // its address
-	mails  *smtpd.Server
-	net    *network
-	app    *application     // the last that published, or nil
-	disks  map[string]*disk // empty where nothing can be mounted
-	log    *slog.Logger
+	publisherKey string // for the gateway
+	dir          string
+	since        time.Time // the first scheduled archive begins then
+	procs        map[string]*process
+	engine       *engine.Engine
+	sshd         string // its address
+	mails        *smtpd.Server
+	net          *network
+	app          *application     // the last that published, or nil
+	disks        map[string]*disk // empty where nothing can be mounted
+	log          *slog.Logger
 
 	gateway  string // where events are posted
 	archives string // where the SSH server keeps what arrives
@@ -192,7 +194,7 @@ func startStack(t *testing.T, r *rand.Rand, dir string) *stack {
 	addrs["api-broker"], addrs["api-engine"] = brokerAddr, s.engine.Addr()
 
 	// Past the proxies.
-	s.client, err = connect(t, "nats://"+brokerAddr)
+	s.client, err = connect(t, "nats://"+brokerAddr, "")
 	must(err)
 	t.Cleanup(s.client.Close)
 
@@ -226,6 +228,12 @@ func (s *stack) untilSetUp(t *testing.T) {
 		if err == nil {
 			_, err = s.key()
 		}
+		if err == nil && s.publisherKey == "" {
+			if kv, err = s.client.JS.KeyValue(ctx, broker.BucketAccess); err == nil {
+				keys := access.Store{KV: kv}
+				s.publisherKey, err = keys.CreateKey(ctx, &access.Key{Name: "chaos", Role: access.Publisher, Expires: time.Now().AddDate(1, 0, 0)})
+			}
+		}
 		return err == nil, err
 	})
 }
@@ -236,9 +244,10 @@ func (s *stack) key() (string, error) {
 	return strings.TrimSpace(string(text)), err
 }
 
-func connect(t *testing.T, url string) (c *broker.Client, err error) {
+// connect connects to a broker, with the key in a file if there is one.
+func connect(t *testing.T, url, key string) (c *broker.Client, err error) {
 	pipelinetest.Until(t, time.Minute, func() (bool, any) {
-		c, err = broker.Connect(t.Context(), broker.Options{URL: url, Name: "chaos"})
+		c, err = broker.Connect(t.Context(), broker.Options{URL: url, Name: "chaos", TokenFile: key})
 		return err == nil, err
 	})
 	return c, err

@@ -321,9 +321,9 @@ type API struct {
 
 // Slots bound how much is open at once: of one key, person or link, of one organization, and in all. 0 turns a bound off.
 type Slots struct {
-	Each         int `yaml:"each"`
-	Organization int `yaml:"organization"`
-	Total        int `yaml:"total"`
+	Each         int `yaml:"each"`         // of one key, person or link
+	Organization int `yaml:"organization"` // of one organization
+	Total        int `yaml:"total"`        // of all
 }
 
 // OIDC is an OpenID provider; there is none without an issuer. It has to know exports.public_url followed by
@@ -483,7 +483,7 @@ func (c *Config) Check() error {
 	if p := c.NATS.Port; p < 0 || p > 65535 {
 		fault("nats.port is %d: give 1 to 65535, or 0 for a free one", p)
 	}
-	if l := c.NATS.Listen; l == "" || l != "localhost" && net.ParseIP(strings.Trim(l, "[]")) == nil {
+	if l := c.NATS.Listen; c.NATS.URL == "" && (l == "" || l != "localhost" && net.ParseIP(strings.Trim(l, "[]")) == nil) {
 		fault("nats.listen is %q: give an address of this machine, such as 127.0.0.1 or 0.0.0.0, without a port", l)
 	}
 	for key, address := range map[string]string{"api.listen": c.API.Listen, "health.listen": c.Health.Listen} {

@@ -113,7 +113,7 @@ func TestPortsThatCannotBeUsed(t *testing.T) {
 		"nats: {port: " + taken + "}":                                           "or set nats.listen and nats.port",
 		"nats: {port: 99999}":                                                   "nats.port is 99999",
 		"nats: {port: 0}\napi: {listen: '127.0.0.1:" + taken + "'}":             "or set api.listen",
-		"nats: {port: 0, listen: '203.0.113.1'}\napi: {listen: ':0'}":           "or set nats.listen",
+		"nats: {port: 0, listen: '203.0.113.1'}\napi: {listen: '127.0.0.1:0'}":  "or set nats.listen",
 		"nats: {port: 0}\napi: {listen: '127.0.0.1:0'}\nstreams: {replicas: 2}": "streams.replicas is 2",
 	} {
 		config := filepath.Join(t.TempDir(), "kansa.yaml")

@@ -544,7 +544,7 @@ const scenes = {
     await idle();
     await audit('access');
     await shot('access');
-    await button('Revoke key').click();
+    await page.locator('tr', { hasText: 'reports' }).getByRole('button', { name: 'Revoke key' }).click();
     await page.locator('dialog').getByRole('button', { name: 'Revoke key' }).click();
     await toast('is revoked');
     await idle();

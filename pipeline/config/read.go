@@ -121,14 +121,13 @@ func (f *file) check(node ast.Node, t reflect.Type, path string) (faults []error
 			name := v.Key.GetToken().Value
 			key := strings.TrimPrefix(path+"."+name, ".")
 			f.lines[key] = v.Key.GetToken().Position.Line
-			of := t
-			if fields != nil {
-				if of, ok = fields[name]; !ok {
-					faults = append(faults, fmt.Errorf("%s:%d: unknown key %s: %s", f.path, f.lines[key], key, suggestion(name, fields)))
-					return false
-				}
-			} else {
-				of = t.Elem()
+			of, known := fields[name]
+			if fields == nil {
+				of, known = t.Elem(), true
+			}
+			if !known {
+				faults = append(faults, fmt.Errorf("%s:%d: unknown key %s: %s", f.path, f.lines[key], key, suggestion(name, fields)))
+				return false
 			}
 			if v.Value.Type() == ast.NullType {
 				return true

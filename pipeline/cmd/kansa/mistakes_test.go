@@ -148,8 +148,16 @@ func TestToolsRequireTheOperatorKey(t *testing.T) {
 		t.Fatal(err)
 	}
 	for _, args := range [][]string{
-		{"trail", "off", "acme", "access", "--reason", "to hide"}, {"organization", "set", "acme", "--retention-days", "1"}, {"export", "start", "-o", "acme", "-m", "me@elsewhere.example"},
-		{"apikey", "list"}, {"destination", "list"}, {"deadletter", "list"}, {"repair"}, {"replay", "--yes"}, {"shards", "2"}, {"top", "--once"},
+		{"trail", "off", "acme", "access", "--reason", "to hide"},
+		{"organization", "set", "acme", "--retention-days", "1"},
+		{"export", "start", "-o", "acme", "-m", "me@elsewhere.example"},
+		{"apikey", "list"},
+		{"destination", "list"},
+		{"deadletter", "list"},
+		{"repair"},
+		{"replay", "--yes"},
+		{"shards", "2"},
+		{"top", "--once"},
 	} {
 		if code, _, errs := kansa(t, "", append(args, without...)...); code == 0 || !strings.Contains(errs, "--token-file") {
 			t.Errorf("kansa %s without the key: %d %s", strings.Join(args, " "), code, errs)

@@ -15,7 +15,7 @@ import (
 	"github.com/kansa-audit/kansa/pipeline/durable"
 )
 
-// lockWait is how long another process may still have data_dir: one that was told to stop a moment ago.
+// lockWait is how long another process may still have data_dir: one that is stopping.
 const lockWait = time.Second
 
 // claim takes data_dir and the ports for this process before anything is opened: a second process must not touch what the first one uses.

@@ -16,7 +16,7 @@ import (
 )
 
 const (
-	// OperatorKeyFile is the file of data_dir with the API key of the tools on this machine. Whoever can read it is an operator.
+	// OperatorKeyFile is the file of data_dir with the API key of the tools on this machine. Reading it makes an operator.
 	OperatorKeyFile = "operator.key"
 	// operatorKeyName is the key's name.
 	operatorKeyName = "local-operator"

@@ -186,7 +186,7 @@ func TestPublishersCannotForgeSystemRecords(t *testing.T) {
 		}
 	}
 	// The SDK refuses it, too.
-	p, err := producers.New(app.js, producers.Config{RecordedBy: "nobody"})
+	p, err := producers.New(app.js, producers.Config{RecordedBy: "forged"})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -195,7 +195,7 @@ func TestPublishersCannotForgeSystemRecords(t *testing.T) {
 	if err := p.Publish(t.Context(), forged); err == nil || !strings.Contains(err.Error(), "reserved") {
 		t.Errorf("SDK: %v", err)
 	}
-	// What an application states of itself does not count.
+	// The name that an application gives itself does not count.
 	honest := qlik(2)
 	honest.Source = "honest"
 	if err := p.Publish(t.Context(), honest); err != nil {
@@ -204,7 +204,7 @@ func TestPublishersCannotForgeSystemRecords(t *testing.T) {
 	if err := p.Close(t.Context()); err != nil {
 		t.Error(err)
 	}
-	// Over NATS it is a dead letter, whatever its headers say.
+	// Over NATS it is a dead letter with any headers.
 	forgeries := 0
 	for _, header := range [][]string{nil, {schema.HeaderRecordedBy, schema.RecordedBySystem}, {"Nats-Request-Info", `{"acc":"$G","user":"kansa"}`}, {schema.HeaderMark, "1"}} {
 		for _, m := range []*nats.Msg{
@@ -249,7 +249,7 @@ func TestPublishersCannotForgeSystemRecords(t *testing.T) {
 	}
 }
 
-// Row 19: one publisher cannot use up what others need, and each is told when to go on.
+// Row 19: one publisher cannot use up what others need, and each learns when to go on.
 func TestPublishersHaveFairShares(t *testing.T) {
 	t.Parallel()
 	c := pipelinetest.Config(t)

@@ -38,7 +38,7 @@ func Lock(path string, wait time.Duration) (*os.File, error) {
 			return nil, errors.Join(fmt.Errorf("%s is %w%s", path, ErrInUse, by), file.Close())
 		}
 	}
-	// Who has it, for people.
+	// The process that has it, for people.
 	if err := errors.Join(file.Truncate(0), writeAt(file, strconv.Itoa(os.Getpid())+"\n")); err != nil {
 		return nil, errors.Join(fmt.Errorf("lock %s: %w", path, err), file.Close())
 	}

@@ -1,4 +1,4 @@
-// Package loglimit keeps records that repeat from filling a log, whoever causes them.
+// Package loglimit keeps records that repeat from filling a log, no matter which client causes them.
 //
 // It owns the counting: of one message and level, so many are written in a while, and one more says how many were not. It
 // never drops the first ones, and never looks at attributes, which clients can vary.

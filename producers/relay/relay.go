@@ -83,7 +83,7 @@ func Start(nc *nats.Conn, cfg Config) (*Relay, error) {
 			return nil, errors.Join(fmt.Errorf("bound what waits for the relay: %w", err), r.in.Unsubscribe(), r.acks.Unsubscribe())
 		}
 	}
-	// The server has the subscriptions when it answers: whoever publishes from now on is served.
+	// When the server answers, it has the subscriptions, and serves what is published from now on.
 	if err := nc.FlushTimeout(10 * time.Second); err != nil {
 		return nil, errors.Join(fmt.Errorf("wait for the relay's subscriptions: %w", err), r.in.Unsubscribe(), r.acks.Unsubscribe())
 	}
@@ -108,7 +108,7 @@ func (r *Relay) Close() error {
 		}
 	}
 	if err := r.nc.FlushTimeout(3 * time.Second); err != nil {
-		// The broker is away. What did not reach it is not acknowledged, so nothing is lost.
+		// The broker is away. Messages that did not reach it are not acknowledged, so nothing is lost.
 		r.cfg.Logger.Info("the relay stopped without the broker", slog.Any("error", err))
 	}
 	return nil
@@ -225,5 +225,5 @@ func (r *Relay) refuse(m *nats.Msg, code int, description string) {
 	}
 }
 
-// errCode is no code of JetStream's, so that clients do not take a refusal for one of its errors.
+// errCode is not among the codes of JetStream, so that clients do not take a refusal for one of its errors.
 const errCode = 90_000

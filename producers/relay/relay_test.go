@@ -43,8 +43,8 @@ func publish(t *testing.T, nc *nats.Conn, m *nats.Msg) pubAck {
 	return ack
 }
 
-// What reaches the stream has the headers that the relay knows, the credential, and a message id of the organization's own; the answer is the
-// stream's. What cannot be an event, or exceeds a limit, is refused with the reason.
+// A message reaches the stream with the headers that the relay knows, the credential, and a message id of the organization; the answer is the
+// answer of the stream. Messages that cannot be events or exceed a limit are refused with the reason.
 func TestRelay(t *testing.T) {
 	t.Parallel()
 	c := brokertest.SetUp(t)

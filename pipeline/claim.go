@@ -41,6 +41,10 @@ func checkPorts(ctx context.Context, c *config.Config, roles []Role) error {
 	check := func(key, address string) {
 		var lc net.ListenConfig
 		l, err := lc.Listen(ctx, "tcp", address)
+		var op *net.OpError
+		if errors.As(err, &op) {
+			err = op.Err // without the address, which we name
+		}
 		if err != nil {
 			errs = append(errs, fmt.Errorf("listen on %s: %w: stop what uses it, or set %s", address, err, key))
 			return

@@ -107,7 +107,8 @@ func (f *fair) Count(credential, organization string, events, bytes int) {
 	}
 }
 
-// message is the Limit of the relay, which does not know how many events a message has.
+// message is the Limit of the relay, which does not know how many events a message has. It counts as one event at least, so that
+// empty messages are limited, too.
 func (f *fair) message(organization, credential string, bytes int) error {
 	if wait := f.Wait(credential); wait > 0 {
 		return fmt.Errorf("%s publishes faster than its limit: publish again in %s", credential, wait.Round(time.Millisecond))
@@ -115,6 +116,6 @@ func (f *fair) message(organization, credential string, bytes int) error {
 	if err := f.Allow(credential, organization); err != nil {
 		return err
 	}
-	f.Count(credential, organization, 0, bytes)
+	f.Count(credential, organization, 1, bytes)
 	return nil
 }

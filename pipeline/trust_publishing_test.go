@@ -18,6 +18,7 @@ import (
 	"github.com/nats-io/nats.go"
 
 	"github.com/kansa-audit/kansa/pipeline/access"
+	"github.com/kansa-audit/kansa/pipeline/config"
 	"github.com/kansa-audit/kansa/pipeline/pipelinetest"
 	"github.com/kansa-audit/kansa/producers"
 	"github.com/kansa-audit/kansa/schema"
@@ -284,5 +285,30 @@ func TestPublishersHaveFairShares(t *testing.T) {
 	res, text = newClient(t, s, "all-apps", "", access.Publisher).do(t, http.MethodPost, "/api/v1/events", lines.String(), "Content-Type", codec.ContentNDJSON)
 	if err := json.Unmarshal(text, &answer); err != nil || res.StatusCode != http.StatusMultiStatus || answer.Accepted != 3 || answer.Rejected != 17 || !strings.Contains(string(text), "new_organizations_per_day") {
 		t.Errorf("new organizations: %d %.500s", res.StatusCode, text)
+	}
+}
+
+// Row 19: messages without data count as events, and their headers as bytes.
+func TestEmptyMessagesAreLimited(t *testing.T) {
+	t.Parallel()
+	for name, limit := range map[string]func(*config.Limits){
+		"events": func(l *config.Limits) { l.KeyEventsPerSecond = 2 }, "bytes": func(l *config.Limits) { l.KeyBytesPerSecond = 20_000 },
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			c := pipelinetest.Config(t)
+			limit(&c.Limits)
+			s := pipelinetest.Start(t, c)
+			nc := logIn(t, s.NATSURL(), nats.Token(newClient(t, s, "greedy", "acme", access.Publisher).key))
+			for n := range 200 {
+				m := message("audit.events.acme.activity", codec.ContentJSON, "")
+				m.Header.Set("tracestate", strings.Repeat("x", 50_000))
+				if ack := nc.request(t, m); ack.Error != nil && ack.Error.Code == http.StatusTooManyRequests {
+					return
+				} else if n == 199 {
+					t.Errorf("%d empty messages were taken, the last with %+v", n+1, ack)
+				}
+			}
+		})
 	}
 }

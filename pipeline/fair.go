@@ -9,6 +9,7 @@ import (
 
 	"github.com/kansa-audit/kansa/pipeline/config"
 	"github.com/kansa-audit/kansa/pipeline/rate"
+	"github.com/kansa-audit/kansa/producers/gateway"
 	"github.com/kansa-audit/kansa/schema"
 )
 
@@ -61,20 +62,24 @@ func (f *fair) wait(by, name string) time.Duration {
 // Allow implements gateway.Limits.
 func (f *fair) Allow(credential, organization string) error {
 	if wait := f.wait(byOrganization, organization); wait > 0 {
-		return fmt.Errorf("organization %s publishes faster than its limit: publish again in %s", organization, wait.Round(time.Millisecond))
+		return limited(wait, "organization %s publishes faster than its limit: publish again in %s", organization, wait.Round(time.Millisecond))
 	}
 	if !f.isNew(organization) {
 		return nil
 	}
 	if wait, _ := f.newOrganizations.Take(credential); wait > 0 {
 		f.refused.Add("new_organizations")
-		return fmt.Errorf("organization %s is new, and %s has begun to publish for as many new ones as it may in a day (limits.new_organizations_per_day): check the name, or publish again in %s",
+		return limited(wait, "organization %s is new, and %s has begun to publish for as many new ones as it may in a day (limits.new_organizations_per_day): check the name, or publish again in %s",
 			organization, credential, wait.Round(time.Second))
 	}
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	f.seen[organization] = true
 	return nil
+}
+
+func limited(wait time.Duration, format string, a ...any) error {
+	return &gateway.LimitError{Reason: fmt.Sprintf(format, a...), Wait: wait}
 }
 
 // isNew tells whether an organization has never published anything, as far as this process can find out.

@@ -286,6 +286,15 @@ func TestPublishersHaveFairShares(t *testing.T) {
 	if err := json.Unmarshal(text, &answer); err != nil || res.StatusCode != http.StatusMultiStatus || answer.Accepted != 3 || answer.Rejected != 17 || !strings.Contains(string(text), "new_organizations_per_day") {
 		t.Errorf("new organizations: %d %.500s", res.StatusCode, text)
 	}
+	if res.Header.Get("Retry-After") == "" || !strings.Contains(string(text), `"status":429`) {
+		t.Errorf("new organizations: Retry-After %q, %.500s", res.Header.Get("Retry-After"), text)
+	}
+	// The organization's share is used up by now: a key that has not used its own gets a 429, too, not a refusal for good.
+	third := newClient(t, s, "third", "acme", access.Publisher)
+	res, text = third.do(t, http.MethodPost, "/api/v1/events", eventOf("acme", "third"))
+	if res.StatusCode != http.StatusTooManyRequests || res.Header.Get("Retry-After") == "" {
+		t.Errorf("an organization beyond its share: %d %s", res.StatusCode, text)
+	}
 }
 
 // Row 19: messages without data count as events, and their headers as bytes.

@@ -56,6 +56,11 @@ var problems = sync.OnceFunc(func() {
 	}
 })
 
+// untilMidnight is how long exports that are counted by day have to wait: until the next day, UTC, begins.
+func untilMidnight(now time.Time) time.Duration {
+	return now.Truncate(24 * time.Hour).AddDate(0, 0, 1).Sub(now)
+}
+
 // problem is the answer to an error.
 func problem(err error) error {
 	if err == nil {
@@ -78,7 +83,7 @@ func problem(err error) error {
 	case errors.Is(err, settings.ErrChanged):
 		return huma.Error412PreconditionFailed(err.Error())
 	case errors.Is(err, exporter.ErrQuota):
-		return huma.Error429TooManyRequests(err.Error())
+		return later(untilMidnight(time.Now()), err.Error())
 	case errors.As(err, &fault), errors.Is(err, control.ErrRefused), errors.Is(err, integrity.ErrNothing):
 		return huma.Error422UnprocessableEntity(err.Error())
 	case errors.Is(err, control.ErrNobody):

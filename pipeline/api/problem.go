@@ -4,7 +4,9 @@ import (
 	"context"
 	"errors"
 	"net/http"
+	"strings"
 	"sync"
+	"time"
 
 	"github.com/danielgtaylor/huma/v2"
 
@@ -44,6 +46,9 @@ var problems = sync.OnceFunc(func() {
 	huma.NewError = func(status int, msg string, errs ...error) huma.StatusError {
 		err := plain(status, msg, errs...)
 		if m, ok := err.(*huma.ErrorModel); ok {
+			for _, d := range m.Errors {
+				withoutSecrets(d)
+			}
 			return &Problem{ErrorModel: *m}
 		}
 		return err
@@ -58,7 +63,21 @@ var problems = sync.OnceFunc(func() {
 
 // untilMidnight is how long exports that are counted by day have to wait: until the next day, UTC, begins.
 func untilMidnight(now time.Time) time.Duration {
-	return now.Truncate(24 * time.Hour).AddDate(0, 0, 1).Sub(now)
+	return now.Truncate(24*time.Hour).AddDate(0, 0, 1).Sub(now)
+}
+
+// withoutSecrets removes what a fault of a body repeats of the body: all of it, where a property is missing, with passwords and keys.
+func withoutSecrets(d *huma.ErrorDetail) {
+	switch d.Value.(type) {
+	case nil, bool, float64, int, int64, string:
+	default:
+		d.Value = nil
+	}
+	for _, name := range []string{"password", "secret", "token", "private_key", "passphrase"} {
+		if strings.Contains(d.Location, name) {
+			d.Value = nil
+		}
+	}
 }
 
 // problem is the answer to an error.

@@ -154,7 +154,8 @@ func (rq *request) refusal(results json.RawMessage) *problem {
 		p = busy(http.StatusServiceUnavailable, describe(rq.failure), retryAfter)
 	} else if rq.limited > 0 {
 		// Events that break a rule are refused for good when the request comes again.
-		p = busy(http.StatusTooManyRequests, "A limit is reached; results say which.", seconds(rq.limited))
+		p = busy(http.StatusTooManyRequests, "A limit is reached; results say which.", seconds(rq.limited)).
+			do("send it again after Retry-After seconds; with the same Idempotency-Key nothing is stored twice")
 	} else {
 		p = newProblem(http.StatusUnprocessableEntity, "invalid", "No event was accepted", "Each of them breaks a rule; results say which.").
 			do("mend the events and send them again")

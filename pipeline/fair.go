@@ -4,9 +4,11 @@ import (
 	"context"
 	"fmt"
 	"log/slog"
+	"maps"
 	"sync"
 	"time"
 
+	"github.com/kansa-audit/kansa/pipeline/broker"
 	"github.com/kansa-audit/kansa/pipeline/config"
 	"github.com/kansa-audit/kansa/pipeline/rate"
 	"github.com/kansa-audit/kansa/producers/gateway"
@@ -22,10 +24,21 @@ type fair struct {
 	log               *slog.Logger
 	refused           *rate.Refused
 
-	mu    sync.Mutex
-	seen  map[string]bool // organizations that have published
-	asked time.Time       // when known was called last
+	key *config.Limits // of one credential
+
+	mu        sync.Mutex
+	shutUntil map[string]time.Time // credentials that may not connect to the broker
+	seen      map[string]bool      // organizations that have published
+	asked     time.Time            // when known was called last
 }
+
+// Publishers over NATS can send more than the relay can refuse, and hold up what others publish. A credential that sends twice its
+// burst within floodWindow, which one that heeds refusals does not, loses its connections and may not connect for floodPause.
+const (
+	floodWindow = time.Second
+	floodLook   = 200 * time.Millisecond
+	floodPause  = 10 * time.Second
+)
 
 const (
 	byOrganization = "organization"
@@ -44,7 +57,7 @@ func newFair(c *config.Limits, known func(context.Context) ([]string, error), lo
 		bytesOf:          map[string]*rate.Limiter{byOrganization: per(c.OrganizationBytesPerSecond), byCredential: per(c.KeyBytesPerSecond)},
 		eventsOf:         map[string]*rate.Limiter{byOrganization: per(c.OrganizationEventsPerSecond), byCredential: per(c.KeyEventsPerSecond)},
 		newOrganizations: rate.New(int(c.NewOrganizationsPerDay), 24*time.Hour, int(c.NewOrganizationsPerDay), time.Now),
-		known:            known, log: log, seen: map[string]bool{schema.SystemOrganization: true},
+		known:            known, log: log, seen: map[string]bool{schema.SystemOrganization: true}, shutUntil: map[string]time.Time{}, key: c,
 	}
 }
 
@@ -123,4 +136,69 @@ func (f *fair) message(organization, credential string, bytes int) error {
 	}
 	f.Count(credential, organization, 1, bytes)
 	return nil
+}
+
+// traffic is the part of the embedded broker that floods are found by.
+type traffic interface {
+	Traffic() (map[uint64]broker.Traffic, error)
+	LogOut(ended func(name string) bool) error
+}
+
+// follow ends the connections of credentials that flood the broker, until ctx ends.
+func (f *fair) follow(ctx context.Context, server traffic) {
+	tick := time.NewTicker(floodLook)
+	defer tick.Stop()
+	var last map[uint64]broker.Traffic
+	sent := map[string]*broker.Traffic{} // in this window
+	began := time.Now()
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-tick.C:
+		}
+		now, err := server.Traffic()
+		if err != nil {
+			f.log.Warn("floods are not looked for", slog.Any("error", err))
+			continue
+		}
+		if time.Since(began) >= floodWindow {
+			began = time.Now()
+			clear(sent)
+		}
+		for id, t := range now {
+			if sent[t.Name] == nil {
+				sent[t.Name] = &broker.Traffic{}
+			}
+			sent[t.Name].Bytes += t.Bytes - last[id].Bytes
+			sent[t.Name].Messages += t.Messages - last[id].Messages
+		}
+		last = now
+		for name, s := range sent {
+			if f.key.KeyBytesPerSecond > 0 && s.Bytes > 2*burst*f.key.KeyBytesPerSecond || f.key.KeyEventsPerSecond > 0 && s.Messages > 2*burst*f.key.KeyEventsPerSecond {
+				f.cut(server, name)
+				delete(sent, name)
+			}
+		}
+	}
+}
+
+func (f *fair) cut(server traffic, credential string) {
+	f.mu.Lock()
+	maps.DeleteFunc(f.shutUntil, func(_ string, until time.Time) bool { return time.Now().After(until) })
+	f.shutUntil[credential] = time.Now().Add(floodPause)
+	f.mu.Unlock()
+	f.refused.Add("flood")
+	f.log.Warn("a publisher sends far more than its limit: its connections to the broker are closed, and it may connect again after a while",
+		slog.String("credential", credential), slog.Duration("after", floodPause))
+	if err := server.LogOut(func(name string) bool { return name == credential }); err != nil {
+		f.log.Warn("connections of a publisher were not closed", slog.String("credential", credential), slog.Any("error", err))
+	}
+}
+
+// shut is how long a credential may not connect to the broker.
+func (f *fair) shut(credential string) time.Duration {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return max(0, time.Until(f.shutUntil[credential]))
 }

@@ -321,3 +321,40 @@ func TestEmptyMessagesAreLimited(t *testing.T) {
 		})
 	}
 }
+
+// Row 19: a publisher that sends without heeding refusals loses its connections, and holds up nobody.
+func TestFloodOverNATSHoldsUpNobody(t *testing.T) {
+	t.Parallel()
+	c := pipelinetest.Config(t)
+	c.Limits.KeyBytesPerSecond = 100_000
+	s := pipelinetest.Start(t, c)
+	key := newClient(t, s, "greedy", "acme", access.Publisher).key
+	closed := make(chan struct{})
+	nc, err := nats.Connect(s.NATSURL(), nats.Token(key), nats.NoReconnect(), nats.ClosedHandler(func(*nats.Conn) { close(closed) }))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer nc.Close()
+	m := message("audit.events.acme.activity", codec.ContentJSON, strings.Repeat("x", 100_000))
+	for deadline := time.Now().Add(time.Minute); ; {
+		if err := nc.PublishMsg(m); err != nil {
+			break
+		}
+		if time.Now().After(deadline) {
+			t.Fatal("a flood was taken for a minute")
+		}
+	}
+	select {
+	case <-closed:
+	case <-time.After(time.Minute):
+		t.Fatal("the connection of a flood is not closed")
+	}
+	if again, err := nats.Connect(s.NATSURL(), nats.Token(key)); err == nil {
+		again.Close()
+		t.Error("the key of a flood connects again at once")
+	}
+	other := logIn(t, s.NATSURL(), nats.Token(newClient(t, s, "other", "globex", access.Publisher).key))
+	if ack := other.request(t, message("audit.events.globex.activity", codec.ContentJSON, eventOf("globex", "other"))); ack.Error != nil {
+		t.Errorf("another organization: %+v", ack.Error)
+	}
+}

@@ -38,6 +38,8 @@ const (
 	floodWindow = time.Second
 	floodLook   = 200 * time.Millisecond
 	floodPause  = 10 * time.Second
+	// floodMessages in a window are more than the stream takes, whatever they hold.
+	floodMessages = 20_000
 )
 
 const (
@@ -175,7 +177,7 @@ func (f *fair) follow(ctx context.Context, server traffic) {
 		}
 		last = now
 		for name, s := range sent {
-			if f.key.KeyBytesPerSecond > 0 && s.Bytes > 2*burst*f.key.KeyBytesPerSecond || f.key.KeyEventsPerSecond > 0 && s.Messages > 2*burst*f.key.KeyEventsPerSecond {
+			if f.key.KeyBytesPerSecond > 0 && s.Bytes > 2*burst*f.key.KeyBytesPerSecond || f.key.KeyEventsPerSecond > 0 && s.Messages > min(floodMessages, 2*burst*f.key.KeyEventsPerSecond) {
 				f.cut(server, name)
 				delete(sent, name)
 			}

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"log/slog"
 	"net"
 	"os"
 	"path/filepath"
@@ -22,7 +23,14 @@ const lockWait = time.Second
 func (s *System) claim(ctx context.Context, roles []Role) error {
 	c := s.Config
 	if err := os.MkdirAll(c.DataDir, 0o700); err != nil {
-		return fmt.Errorf("create data_dir: %w", err)
+		return fmt.Errorf("create data_dir %s: %w: name a directory that this user may make and write in, with data_dir or --data-dir", c.DataDir, err)
+	}
+	// Not refused: volumes of Kubernetes are made so. In a directory with the sticky bit others cannot replace files.
+	if info, err := os.Stat(c.DataDir); err != nil {
+		return fmt.Errorf("use data_dir %s: %w", c.DataDir, err)
+	} else if info.Mode().Perm()&0o002 != 0 && info.Mode()&os.ModeSticky == 0 {
+		s.log.Warn("every user of this machine can replace the files of data_dir, and its keys: take the permission from them (chmod o-w)",
+			slog.String("data_dir", c.DataDir), slog.String("mode", info.Mode().String()))
 	}
 	// Processes with servers of their own may share a data_dir, which has only keys then.
 	if c.NATS.URL == "" || c.ClickHouse.URL == "" {

@@ -570,6 +570,7 @@ func TestPagesOfOtherSitesDoNothing(t *testing.T) {
 		"foreign origin":             {http.MethodPut, "/api/v1/users/eve", user, []string{"Origin", "https://evil.example"}, http.StatusForbidden},
 		"no origin of its own":       {http.MethodPut, "/api/v1/users/eve", user, []string{"Origin", "null"}, http.StatusForbidden},
 		"another port":               {http.MethodPut, "/api/v1/users/eve", user, []string{"Origin", "http://127.0.0.1:1"}, http.StatusForbidden},
+		"with a stray Authorization": {http.MethodPut, "/api/v1/users/eve", user, []string{"Origin", "https://evil.example", "Authorization", "Basic eDp5"}, http.StatusForbidden},
 		"cross-site":                 {http.MethodPut, "/api/v1/users/eve", user, []string{"Sec-Fetch-Site", "cross-site"}, http.StatusForbidden},
 		"another host of the domain": {http.MethodPut, "/api/v1/users/eve", user, []string{"Sec-Fetch-Site", "same-site"}, http.StatusForbidden},
 		"a form":                     {http.MethodPost, "/api/v1/keys", `{"name":"k","role":"admin"}`, []string{"Content-Type", "text/plain"}, http.StatusUnsupportedMediaType},

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"log/slog"
 	"net"
+	"sync/atomic"
 	"time"
 
 	"github.com/kansa-audit/kansa/pipeline/access"
@@ -24,6 +25,8 @@ type logins struct {
 	store  *access.Store
 	record func(context.Context, schema.Event)
 	log    *slog.Logger
+	// fair knows which logins may not connect for a while. It is set when the limits are there.
+	fair atomic.Pointer[fair]
 	// anonymous lets programs on this machine publish without a key.
 	anonymous bool
 
@@ -64,7 +67,7 @@ func (l *logins) LogIn(ctx context.Context, secret, ip string) (login *broker.Lo
 	}
 	if secret == "" && l.anonymous && net.ParseIP(ip).IsLoopback() {
 		login := anonymous
-		return &login, nil
+		return &login, l.floods(login.Name)
 	}
 	who, err := l.store.ByKey(ctx, secret)
 	switch {
@@ -87,10 +90,25 @@ func (l *logins) LogIn(ctx context.Context, secret, ip string) (login *broker.Lo
 	default:
 		return nil, l.refuse(who, ip, "it takes the key of a publisher, or of an admin of all organizations, and "+who.ID+" is that of an "+string(who.Role))
 	}
+	if err := l.floods(login.Name); err != nil {
+		return nil, err
+	}
 	if wait, _ := l.allowed.Take(who.ID + "\x00" + ip); wait == 0 {
 		l.tell(who, ip, "signin.allowed", schema.Success, "NATS")
 	}
 	return login, nil
+}
+
+// floods refuses, for a while, a publisher that sent far more than its limit.
+func (l *logins) floods(name string) error {
+	f := l.fair.Load()
+	if f == nil {
+		return nil
+	}
+	if wait := f.shut(name); wait > 0 {
+		return fmt.Errorf("%s published far more than its limit: connect again in %s", name, wait.Round(time.Millisecond))
+	}
+	return nil
 }
 
 // refuse tells the trail. Of those in a row that are too many for an address, only the first is told.

@@ -38,7 +38,7 @@ func (s *System) keepOperatorKey(ctx context.Context) error {
 	switch info, statErr := os.Stat(path); {
 	case errors.Is(err, fs.ErrNotExist):
 	case err != nil || statErr != nil:
-		return failed(errors.Join(err, statErr))
+		return fmt.Errorf("%w: move it away, and a new key is made", failed(errors.Join(err, statErr)))
 	case info.Mode().Perm()&0o077 != 0:
 		s.log.Warn("other users could read the operator's key: it is replaced", slog.String("file", path), slog.String("mode", info.Mode().Perm().String()))
 	default:

@@ -213,6 +213,13 @@ func Start(ctx context.Context, o Options) (_ *System, err error) {
 	}
 	s.fair = newFair(&o.Config.Limits, progress.Organizations, s.log.With(slog.String("part", "limits")))
 	s.fair.refused = &s.refused
+	if s.server != nil {
+		s.logins.fair.Store(s.fair)
+		s.roles.Go(func() error {
+			s.fair.follow(s.ended, s.server)
+			return nil
+		})
+	}
 	if has(RoleGateway) {
 		if err := s.startRelay(ctx); err != nil {
 			return nil, err

@@ -18,6 +18,7 @@ import (
 	"github.com/nats-io/nats.go"
 
 	"github.com/kansa-audit/kansa/pipeline/access"
+	"github.com/kansa-audit/kansa/pipeline/config"
 	"github.com/kansa-audit/kansa/pipeline/pipelinetest"
 	"github.com/kansa-audit/kansa/producers"
 	"github.com/kansa-audit/kansa/schema"
@@ -284,5 +285,76 @@ func TestPublishersHaveFairShares(t *testing.T) {
 	res, text = newClient(t, s, "all-apps", "", access.Publisher).do(t, http.MethodPost, "/api/v1/events", lines.String(), "Content-Type", codec.ContentNDJSON)
 	if err := json.Unmarshal(text, &answer); err != nil || res.StatusCode != http.StatusMultiStatus || answer.Accepted != 3 || answer.Rejected != 17 || !strings.Contains(string(text), "new_organizations_per_day") {
 		t.Errorf("new organizations: %d %.500s", res.StatusCode, text)
+	}
+	if res.Header.Get("Retry-After") == "" || !strings.Contains(string(text), `"status":429`) {
+		t.Errorf("new organizations: Retry-After %q, %.500s", res.Header.Get("Retry-After"), text)
+	}
+	// The organization's share is used up by now: a key that has not used its own gets a 429, too, not a refusal for good.
+	third := newClient(t, s, "third", "acme", access.Publisher)
+	res, text = third.do(t, http.MethodPost, "/api/v1/events", eventOf("acme", "third"))
+	if res.StatusCode != http.StatusTooManyRequests || res.Header.Get("Retry-After") == "" {
+		t.Errorf("an organization beyond its share: %d %s", res.StatusCode, text)
+	}
+}
+
+// Row 19: messages without data count as events, and their headers as bytes.
+func TestEmptyMessagesAreLimited(t *testing.T) {
+	t.Parallel()
+	for name, limit := range map[string]func(*config.Limits){
+		"events": func(l *config.Limits) { l.KeyEventsPerSecond = 2 }, "bytes": func(l *config.Limits) { l.KeyBytesPerSecond = 20_000 },
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			c := pipelinetest.Config(t)
+			limit(&c.Limits)
+			s := pipelinetest.Start(t, c)
+			nc := logIn(t, s.NATSURL(), nats.Token(newClient(t, s, "greedy", "acme", access.Publisher).key))
+			for n := range 200 {
+				m := message("audit.events.acme.activity", codec.ContentJSON, "")
+				m.Header.Set("tracestate", strings.Repeat("x", 50_000))
+				if ack := nc.request(t, m); ack.Error != nil && ack.Error.Code == http.StatusTooManyRequests {
+					return
+				} else if n == 199 {
+					t.Errorf("%d empty messages were taken, the last with %+v", n+1, ack)
+				}
+			}
+		})
+	}
+}
+
+// Row 19: a publisher that sends without heeding refusals loses its connections, and holds up nobody.
+func TestFloodOverNATSHoldsUpNobody(t *testing.T) {
+	t.Parallel()
+	c := pipelinetest.Config(t)
+	c.Limits.KeyBytesPerSecond = 100_000
+	s := pipelinetest.Start(t, c)
+	key := newClient(t, s, "greedy", "acme", access.Publisher).key
+	closed := make(chan struct{})
+	nc, err := nats.Connect(s.NATSURL(), nats.Token(key), nats.NoReconnect(), nats.ClosedHandler(func(*nats.Conn) { close(closed) }))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer nc.Close()
+	m := message("audit.events.acme.activity", codec.ContentJSON, strings.Repeat("x", 100_000))
+	for deadline := time.Now().Add(time.Minute); ; {
+		if err := nc.PublishMsg(m); err != nil {
+			break
+		}
+		if time.Now().After(deadline) {
+			t.Fatal("a flood was taken for a minute")
+		}
+	}
+	select {
+	case <-closed:
+	case <-time.After(time.Minute):
+		t.Fatal("the connection of a flood is not closed")
+	}
+	if again, err := nats.Connect(s.NATSURL(), nats.Token(key)); err == nil {
+		again.Close()
+		t.Error("the key of a flood connects again at once")
+	}
+	other := logIn(t, s.NATSURL(), nats.Token(newClient(t, s, "other", "globex", access.Publisher).key))
+	if ack := other.request(t, message("audit.events.globex.activity", codec.ContentJSON, eventOf("globex", "other"))); ack.Error != nil {
+		t.Errorf("another organization: %+v", ack.Error)
 	}
 }

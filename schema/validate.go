@@ -7,6 +7,7 @@ import (
 	"strconv"
 	"strings"
 	"time"
+	"unicode"
 	"unicode/utf8"
 	"unsafe"
 )
@@ -209,15 +210,59 @@ func IsWindowsDevice(s string) bool {
 }
 
 // CheckReserved refuses the names that only Kansa itself may use. Every entry point applies it to what others publish, and the
-// writer again to what is in the stream. Upper case makes no difference, so that nothing looks like a record of the system.
+// writer again to what is in the stream. Upper case, invisible characters and letters that look the same make no difference, so that
+// nothing looks like a record of the system where a format has no column recorded_by.
 func CheckReserved(organization, source string) *Fault {
 	switch {
 	case strings.EqualFold(organization, SystemOrganization):
 		return &Fault{Field: "organization", Value: organization, Problem: "is reserved for Kansa itself", Remedy: "use the name of your own organization"}
-	case len(source) >= len(SystemSource) && strings.EqualFold(strings.TrimSpace(source), SystemSource):
+	case len(source) >= len(SystemSource) && looksLikeSystem(strings.TrimSpace(source)):
 		return &Fault{Field: "source", Value: source, Problem: "is reserved for Kansa itself", Remedy: "name the service that publishes the event"}
 	}
 	return nil
+}
+
+// looksLikeSystem tells whether a source reads as the system's. Of most sources it looks at one character.
+func looksLikeSystem(source string) bool {
+	rest := SystemSource
+	for _, r := range source {
+		switch {
+		case r >= utf8.RuneSelf && unicode.In(r, unicode.Cf, unicode.Variation_Selector, unicode.Other_Default_Ignorable_Code_Point):
+		case rest == "" || latin(r) != rune(rest[0]):
+			return false
+		default:
+			rest = rest[1:]
+		}
+	}
+	return rest == ""
+}
+
+// latin is the small letter that a character looks like, as far as SystemSource has it.
+func latin(r rune) rune {
+	switch {
+	case r < utf8.RuneSelf:
+		return unicode.ToLower(r)
+	case r >= 'Ａ' && r <= 'ｚ': // full width
+		return unicode.ToLower(r - 'Ａ' + 'A')
+	case r >= 0x1D400 && r < 0x1D6A4: // mathematical alphabets, each of 26 capital and 26 small letters
+		return 'a' + (r-0x1D400)%26
+	case r >= 'Ⓐ' && r <= 'ⓩ':
+		return 'a' + (r-'Ⓐ')%26
+	}
+	for like, all := range lookalikes {
+		if strings.ContainsRune(all, r) {
+			return like
+		}
+	}
+	return r
+}
+
+// lookalikes are letters of other scripts, small capitals, and signs for units, by the letter that they look like.
+var lookalikes = map[rune]string{
+	'k': "\u043a\u041a\u03ba\u039a\u0138\u1d0b\u212a\u2c95\u2c94",
+	'a': "\u0430\u0410\u03b1\u0391\u0251\u1d00\u237a\u13aa\uff41",
+	'n': "\u0578\u057c\u0274\u039d\u2c9a\u207f\u14f9",
+	's': "\u0455\u0405\ua731\u017f\u01bd\u13da\u054f",
 }
 
 // CheckTrail applies the rules of a trail.

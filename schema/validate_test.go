@@ -249,3 +249,21 @@ func TestComplete(t *testing.T) {
 		t.Errorf("what is there is replaced: %+v", e)
 	}
 }
+
+// Where a format has no column recorded_by, the source alone tells a record of the system.
+func TestSourcesThatLookLikeTheSystemAreRefused(t *testing.T) {
+	t.Parallel()
+	for _, source := range []string{
+		"kansa", "KANSA", " kansa\t", "kan\u200bsa", "\u2060kansa", "kansa\u00ad", "\u202ekansa", "kansa\ufe0f", "ka\u3164nsa", "k\u0430nsa", "\u043a\u0430nsa", "kan\u0455a",
+		"\uff4b\uff41\uff4e\uff53\uff41", "\uff4bansa", "\u212aansa", "kan\u017fa", "\U0001d424\U0001d41a\U0001d427\U0001d42c\U0001d41a", "\u24da\u24d0\u24dd\u24e2\u24d0", "\u00a0kansa\u3000",
+	} {
+		if schema.CheckReserved("acme", source) == nil {
+			t.Errorf("%q is accepted", source)
+		}
+	}
+	for _, source := range []string{"", "k", "kansas", "ansa", "kans", "kansa-app", "my kansa", "監査", "kansa監査", "канса", "reports", "kanso", "\u200b"} {
+		if f := schema.CheckReserved("acme", source); f != nil {
+			t.Errorf("%q: %v", source, f)
+		}
+	}
+}

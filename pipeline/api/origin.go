@@ -37,7 +37,8 @@ func ownPages(next http.Handler, public string, except ...string) http.Handler {
 			return
 		}
 		// A page of another site cannot know an API key. The OpenID provider leads back from its own site.
-		if r.Header.Get("Authorization") == "" && r.URL.Path != OpenIDCallback {
+		// Any other Authorization leaves the session in force.
+		if !strings.HasPrefix(r.Header.Get("Authorization"), "Bearer ") && r.URL.Path != OpenIDCallback {
 			if why := foreign(r, publicHost); why != "" {
 				plain(w, r, http.StatusForbidden, "refused a request from a page of another site: "+why+": open the console, or use an API key")
 				return

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"net/http"
+	"strings"
 	"sync"
 	"time"
 
@@ -45,6 +46,9 @@ var problems = sync.OnceFunc(func() {
 	huma.NewError = func(status int, msg string, errs ...error) huma.StatusError {
 		err := plain(status, msg, errs...)
 		if m, ok := err.(*huma.ErrorModel); ok {
+			for _, d := range m.Errors {
+				withoutSecrets(d)
+			}
 			return &Problem{ErrorModel: *m}
 		}
 		return err
@@ -63,6 +67,20 @@ const busyFor = 5 * time.Second
 // untilMidnight is how long quotas of a day hold.
 func untilMidnight(now time.Time) time.Duration {
 	return now.UTC().Truncate(24 * time.Hour).Add(24 * time.Hour).Sub(now)
+}
+
+// withoutSecrets removes what a fault of a body repeats of the body: all of it, where a property is missing, with passwords and keys.
+func withoutSecrets(d *huma.ErrorDetail) {
+	switch d.Value.(type) {
+	case nil, bool, float64, int, int64, string:
+	default:
+		d.Value = nil
+	}
+	for _, name := range []string{"password", "secret", "token", "private_key", "passphrase"} {
+		if strings.Contains(d.Location, name) {
+			d.Value = nil
+		}
+	}
 }
 
 // problem is the answer to an error.

@@ -198,6 +198,27 @@ func (s *Server) LogOut(ended func(name string) bool) error {
 	return nil
 }
 
+// Traffic is what a connection has sent so far.
+type Traffic struct {
+	Name            string // of its login
+	Bytes, Messages int64
+}
+
+// Traffic returns what each connection has sent, by its id. Our own are left out.
+func (s *Server) Traffic() (map[uint64]Traffic, error) {
+	all, err := s.door.Load().ns.Connz(&server.ConnzOptions{Username: true, Limit: math.MaxInt32})
+	if err != nil {
+		return nil, fmt.Errorf("list the connections: %w", err)
+	}
+	of := make(map[uint64]Traffic, len(all.Conns))
+	for _, c := range all.Conns {
+		if c.AuthorizedUser != "" && c.AuthorizedUser != ourName {
+			of[c.Cid] = Traffic{c.AuthorizedUser, c.InBytes, c.InMsgs}
+		}
+	}
+	return of, nil
+}
+
 // ourName is what the server knows us by.
 const ourName = "this process"
 

@@ -286,8 +286,8 @@ type Exports struct {
 type Allow struct {
 	// Kinds of destinations: sftp, bucket, mail; all of them if empty.
 	Kinds []string `yaml:"kinds,omitempty"`
-	// Networks are the only ones that are connected to, such as 198.51.100.0/24. If empty, all are but loopback, link-local and metadata
-	// addresses.
+	// Networks are the only ones that are connected to, such as 198.51.100.0/24. If empty, all are but the addresses of this machine, and
+	// link-local and metadata addresses.
 	Networks []string `yaml:"networks,omitempty"`
 }
 
@@ -496,6 +496,7 @@ func (c *Config) Check() error {
 			fault("%s is %q: give an address and a port, such as 127.0.0.1:8080", key, address)
 		}
 	}
+	c.checkPorts(fault)
 	if c.Streams.Shards < 1 || c.Streams.Shards > schema.Slots {
 		fault("streams.shards is %d: give 1 to %d", c.Streams.Shards, schema.Slots)
 	}
@@ -702,6 +703,51 @@ func (a *API) check(fault func(format string, v ...any)) {
 			fault("api.%s has a negative bound: give a positive number, or 0 to turn it off", key)
 		}
 	}
+}
+
+// checkPorts refuses addresses that cannot be listened on together. health.listen and api.listen may be the same.
+func (c *Config) checkPorts(fault func(format string, v ...any)) {
+	type listener struct{ key, address string }
+	all := []listener{{"api.listen", c.API.Listen}}
+	if c.NATS.URL == "" {
+		all = append(all, listener{"nats.port", net.JoinHostPort(strings.Trim(c.NATS.Listen, "[]"), strconv.Itoa(c.NATS.Port))})
+	}
+	if c.ClickHouse.URL == "" {
+		all = append(all, listener{"clickhouse.listen", c.ClickHouse.Listen})
+	}
+	if c.Health.Listen != c.API.Listen {
+		all = append(all, listener{"health.listen", c.Health.Listen})
+	}
+	for i, a := range all {
+		for _, b := range all[:i] {
+			if sameAddress(a.address, b.address) {
+				fault("%s is %s, which is also that of %s: give it another port", a.key, a.address, b.key)
+			}
+		}
+	}
+}
+
+// sameAddress tells whether two addresses have one port, and a host in common.
+func sameAddress(a, b string) bool {
+	hostA, portA, errA := net.SplitHostPort(a)
+	hostB, portB, errB := net.SplitHostPort(b)
+	if errA != nil || errB != nil || portA != portB || portA == "0" {
+		return false
+	}
+	plain := func(host string) string {
+		ip := net.ParseIP(host)
+		switch {
+		case host == "" || ip != nil && ip.IsUnspecified():
+			return ""
+		case host == "localhost":
+			return "127.0.0.1"
+		case ip != nil:
+			return ip.String()
+		}
+		return host
+	}
+	hostA, hostB = plain(hostA), plain(hostB)
+	return hostA == hostB || hostA == "" || hostB == ""
 }
 
 // listensHere says whether only this machine reaches an address.

@@ -94,6 +94,11 @@ func TestFaults(t *testing.T) {
 		{"kafka: {}", ":1: unknown key kafka: use one of api,"},
 		{"data_dir: d\nnats:\n  prot: 4222", ":3: unknown key nats.prot: did you mean port?"},
 		{"nats:\n  port: 99999", ":2: nats.port is 99999: give 1 to 65535"},
+		{"api: {listen: '127.0.0.1:4222'}", "nats.port is 127.0.0.1:4222, which is also that of api.listen: give it another port"},
+		{"api: {listen: '127.0.0.1:8123'}\nclickhouse:\n  listen: '127.0.0.1:8123'", ":3: clickhouse.listen is 127.0.0.1:8123, which is also that of api.listen"},
+		{"health: {listen: ':8080'}", "health.listen is :8080, which is also that of api.listen"},
+		{"nats: {port: 4222.5}", `:1: nats.port is "4222.5": give a whole number`},
+		{"api: {trusted_proxies: ['0.0.0.0/0']}", `"0.0.0.0/0" is everybody`},
 		{"nats: {port: abc}", `:1: nats.port is "abc": give a whole number`},
 		{"nats: {port: 99999999999999999999}", `nats.port is "99999999999999999999": give a whole number`},
 		{"nats: 5", `:1: nats is "5": give keys and values`},
@@ -129,6 +134,19 @@ func TestFaults(t *testing.T) {
 				t.Errorf("%s: it names a type of Go: %v", c.text, err)
 			}
 		}
+	}
+}
+
+// Editors of Windows begin a file with a byte order mark and end lines with CRLF.
+func TestFilesOfWindowsAreRead(t *testing.T) {
+	t.Parallel()
+	path := filepath.Join(t.TempDir(), "kansa.yaml")
+	if err := os.WriteFile(path, []byte("\ufeffdata_dir: d\r\nnats:\r\n  port: 4e3\r\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	c, err := config.Load(path)
+	if err != nil || c.DataDir != "d" || c.NATS.Port != 4000 {
+		t.Errorf("%+v, %v", c, err)
 	}
 }
 

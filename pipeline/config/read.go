@@ -1,9 +1,11 @@
 package config
 
 import (
+	"bytes"
 	"encoding"
 	"errors"
 	"fmt"
+	"math"
 	"reflect"
 	"regexp"
 	"slices"
@@ -40,7 +42,7 @@ func (f *file) at(key string) string {
 // has its default.
 func read(path string, data []byte, c *Config) (*file, error) {
 	f := &file{path: path, lines: map[string]int{}}
-	parsed, err := parser.ParseBytes(data, 0)
+	parsed, err := parser.ParseBytes(bytes.TrimPrefix(data, []byte("\ufeff")), 0) // editors of Windows begin files with a mark
 	if err != nil {
 		return f, f.malformed(err)
 	}
@@ -94,6 +96,9 @@ func (f *file) check(node ast.Node, t reflect.Type, path string) (faults []error
 	}
 	switch {
 	case isLeaf(t):
+		if number, ok := node.(*ast.FloatNode); ok && wanted(t) == "a whole number" && number.Value != math.Trunc(number.Value) {
+			return wrong(wanted(t)) // the library would leave the fraction out
+		}
 		if err := yaml.NodeToValue(node, reflect.New(t).Interface(), yaml.Strict()); err != nil {
 			return wrong(wanted(t))
 		}

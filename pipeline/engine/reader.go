@@ -73,6 +73,9 @@ var readerDenied = setOf(
 // and internal ones.
 var readerDeniedPrefixes = []string{"dict", "ai", "region", "__"}
 
+// readerHiddenColumns are virtual columns that say how many rows others have: they count the rows that the filter removes.
+var readerHiddenColumns = setOf("_part_offset", "_part_starting_offset", "_part_granule_offset", "_block_number", "_block_offset", "_part_index", "_part_data_version", "_parent_part_offset")
+
 func setOf(names ...string) map[string]bool {
 	set := make(map[string]bool, len(names))
 	for _, n := range names {
@@ -274,6 +277,8 @@ func (h *handler) confineToken(q *request, text string, t, next, before, beforeT
 		return "", deniedf("Not enough privileges: a reader cannot use the function %s", name)
 	case name != "" && next.text == "." && !systemDatabase(name) && known.databases[name] && name != q.reader.Database:
 		return "", deniedf("Not enough privileges: %s may use the database %s only", q.reader.Username, q.reader.Database)
+	case readerHiddenColumns[name]:
+		return "", deniedf("Not enough privileges: a reader cannot read the column %s", name)
 	case name != "" && refused[name]:
 		return "", deniedf("Not enough privileges: %s cannot read %s", q.reader.Username, name)
 	}

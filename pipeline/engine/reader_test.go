@@ -160,6 +160,9 @@ var refusedStatements = []string{
 	"SELECT * FROM {d:Identifier}.parts",
 	"SELECT {t:Identifier} FROM events",
 	"SELECT * FROM tenants.{t : Identifier}", "SELECT * FROM {t:\"Identifier\"}", "SELECT * FROM {t:`Identifier`}", "SELECT * FROM {t:/**/identifier}",
+	// Columns that count the rows of others.
+	"SELECT max(_part_offset) FROM events", "SELECT _part_starting_offset FROM events", "SELECT `_part_offset` FROM events", "SELECT events._block_offset FROM events",
+	"SELECT e.\"_block_number\" FROM events AS e", "SELECT count() FROM events WHERE _part_offset >= 0 AND toUInt8(actor) = 1",
 	// System tables.
 	"SELECT * FROM system.parts", "SELECT * FROM `system`.parts", "SELECT * FROM \"system\" . parts", "SELECT * FROM system/**/./**/parts", "SELECT * FROM SYSTEM.parts",
 	"SELECT * FROM `sys\\x74em`.parts", "SELECT * FROM system.processes", "SELECT * FROM system.query_log", "SELECT * FROM system.users", "SELECT * FROM system.grants",
@@ -274,7 +277,7 @@ var trickySelects = []string{
 	"SELECT groupUniqArray(organization), min(actor), max(actor), any(actor), anyLast(actor) FROM events", "SELECT max(at), min(at), count() FROM events", "SELECT organization, count() FROM events GROUP BY organization WITH TOTALS", "SELECT organization, actor, count() FROM events GROUP BY ROLLUP(organization, actor)",
 	"SELECT DISTINCT organization FROM events", "SELECT * FROM events FINAL", "SELECT * FROM events ORDER BY organization DESC LIMIT 1", "SELECT * FROM events ORDER BY id LIMIT 1 BY organization", "SELECT * FROM events ORDER BY id OFFSET 0 ROWS FETCH FIRST 1 ROW ONLY",
 	"SELECT row_number() OVER (PARTITION BY organization), actor FROM events", "SELECT lagInFrame(actor) OVER (ORDER BY id) FROM events", "SELECT actor FROM events QUALIFY row_number() OVER (ORDER BY id) = 1", "SELECT * EXCEPT(id) FROM events", "SELECT * REPLACE('x' AS data) FROM events", "SELECT COLUMNS('a.*') FROM events", "SELECT * APPLY(toString) FROM events",
-	"SELECT _part, _partition_id, _part_offset, actor FROM events", "SELECT * FROM counts", "SELECT sum(n) FROM counts", "FROM events SELECT actor", "(SELECT actor FROM events)", "SELECT * FROM events WHERE 1 OR organization = 'globex'", "SELECT * FROM events WHERE NOT (organization = 'acme')", "SELECT * FROM events FORMAT Vertical",
+	"SELECT _part, _partition_id, actor FROM events", "SELECT * FROM counts", "SELECT sum(n) FROM counts", "FROM events SELECT actor", "(SELECT actor FROM events)", "SELECT * FROM events WHERE 1 OR organization = 'globex'", "SELECT * FROM events WHERE NOT (organization = 'acme')", "SELECT * FROM events FORMAT Vertical",
 	"-- a comment\nSELECT /* and one */ actor # here\nFROM events --", "SELECT formatRow('JSONEachRow', *) FROM events", "SELECT toJSONString(tuple(*)) FROM events", "SELECT getSetting('additional_table_filters')", "SELECT * FROM values('a String', 'x')",
 	// An expression that fails shows the value it failed for, so no expression may see a row that
 	// the filter removes.
@@ -285,7 +288,7 @@ var trickySelects = []string{
 	"SELECT count() FROM events AS a JOIN counts AS b ON a.actor = b.actor OR toUInt8(a.actor) = toUInt8(b.actor)", "SELECT count() FROM events WHERE toUInt8(actor) IN (SELECT toUInt8(actor) FROM counts)", "SELECT actor FROM events ORDER BY toUInt8(actor) LIMIT 1", "SELECT actor FROM events LIMIT 1 BY toUInt8(actor)",
 	"SELECT toUInt8(actor) AS k, count() FROM events GROUP BY k HAVING k = 1", "SELECT actor, count() FROM events GROUP BY actor HAVING toUInt8(actor) = 1", "SELECT actor FROM events QUALIFY toUInt8(actor) = 1", "SELECT count() FROM events WHERE intDiv(1, organization = 'acme') = 1", "SELECT countIf(toUInt8(actor) = 1) FROM events",
 	"SELECT x FROM events ARRAY JOIN [toUInt8(actor)] AS x WHERE x = 1", "SELECT count() FROM (SELECT actor FROM events UNION ALL SELECT actor FROM counts) WHERE toUInt8(actor) = 1", "SELECT count() FROM (SELECT DISTINCT actor FROM events) WHERE toUInt8(actor) = 1", "SELECT count() FROM (SELECT * FROM events ORDER BY id) WHERE toUInt8(actor) = 1",
-	"SELECT count() FROM events AS a WHERE EXISTS (SELECT 1 FROM counts AS b WHERE b.actor = a.actor AND toUInt8(b.actor) = 1)", "SELECT count() FROM events AS a JOIN (SELECT toUInt8(actor) AS k FROM counts WHERE k = 1) AS b ON toUInt8(a.actor) = b.k", "SELECT count() FROM events WHERE _part_offset >= 0 AND toUInt8(actor) = 1",
+	"SELECT count() FROM events AS a WHERE EXISTS (SELECT 1 FROM counts AS b WHERE b.actor = a.actor AND toUInt8(b.actor) = 1)", "SELECT count() FROM events AS a JOIN (SELECT toUInt8(actor) AS k FROM counts WHERE k = 1) AS b ON toUInt8(a.actor) = b.k",
 	// A part has one dictionary for the values of all organizations.
 	"SELECT sum(toUInt8(kind)) FROM events", "SELECT count() FROM events WHERE toUInt8(kind) = 1", "SELECT toUInt8(kind) AS k, count() FROM events GROUP BY k", "SELECT toTypeName(kind), toUInt8(toString(kind)) FROM events", "SELECT groupUniqArray(kind) FROM events", "SELECT lowCardinalityKeys(kind), lowCardinalityIndices(kind), kind FROM events",
 	"SELECT kind FROM events GROUP BY kind WITH TOTALS", "SELECT count() FROM events AS a JOIN counts AS b ON toUInt8(a.kind) = toUInt8(b.actor)", "SELECT toDate(concat('2020-01-0', kind)) FROM events", "SELECT throwIf(kind = 'globexsecre' || 't') FROM events", "SELECT lowCardinalityIndices(kind), upper(kind), arrayMap(x -> toUInt8(x), [kind]) FROM events",

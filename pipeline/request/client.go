@@ -24,6 +24,9 @@ func ParseProxies(list []string) (Proxies, error) {
 			}
 			p = netip.PrefixFrom(a, a.BitLen())
 		}
+		if p.Bits() == 0 {
+			return nil, fmt.Errorf("%q is everybody, who could then claim any address: give the addresses of the proxy, such as 10.0.0.7", text)
+		}
 		all = append(all, p.Masked())
 	}
 	return all, nil

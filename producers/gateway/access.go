@@ -31,11 +31,19 @@ type Client interface {
 type Limits interface {
 	// Wait returns how long a client has to wait before its next request, or zero.
 	Wait(client string) time.Duration
-	// Allow says whether a client may publish for an organization now; the error says why not.
+	// Allow says whether a client may publish for an organization now; the error says why not. A [*LimitError] becomes a 429, any other a 403.
 	Allow(client, organization string) error
 	// Count counts what a client has published for an organization.
 	Count(client, organization string, events, bytes int)
 }
+
+// LimitError means that a client or organization exceeds a limit, and may publish again after a while.
+type LimitError struct {
+	Reason string
+	Wait   time.Duration
+}
+
+func (e *LimitError) Error() string { return e.Reason }
 
 // unlimited are no limits.
 type unlimited struct{}

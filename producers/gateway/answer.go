@@ -4,9 +4,11 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
+	"math"
 	"net/http"
 	"strconv"
 	"strings"
+	"time"
 
 	"github.com/google/uuid"
 	"github.com/nats-io/nats.go/jetstream"
@@ -18,7 +20,7 @@ import (
 type result struct {
 	Index  int    `json:"index"`
 	ID     string `json:"id,omitempty"`
-	Status int    `json:"status"` // 202; 422 for the event's faults, 403, or 503 to send it again
+	Status int    `json:"status"` // 202; 422 for the event's faults, 403, or 429 and 503 to send it again
 	// NotRecorded tells that the event's trail is switched off: there is nothing wrong with it, and it was left out.
 	NotRecorded bool    `json:"not_recorded,omitempty"`
 	Errors      []fault `json:"errors,omitempty"`
@@ -56,6 +58,7 @@ func (rq *request) reject(index int, _ uuid.UUID, err error) {
 	explain := len(rq.rejects) < maxExplained
 	var invalid *schema.ValidationError
 	var one *schema.Fault
+	var limited *LimitError
 	switch {
 	case errors.As(err, &invalid):
 		if !explain {
@@ -71,6 +74,12 @@ func (rq *request) reject(index int, _ uuid.UUID, err error) {
 	case errors.As(err, &one):
 		if explain {
 			r.errors = []fault{copyFault(one)}
+		}
+	case errors.As(err, &limited):
+		r.status = http.StatusTooManyRequests
+		rq.limited = max(rq.limited, limited.Wait)
+		if explain {
+			r.errors = []fault{{Problem: limited.Reason}}
 		}
 	default: // of Client.MayPublish
 		r.status = http.StatusForbidden
@@ -115,8 +124,11 @@ func (rq *request) answer(w http.ResponseWriter) error {
 		status = http.StatusMultiStatus
 		rq.log(status, "some events were not accepted")
 	}
-	if rq.failure != nil {
+	switch {
+	case rq.failure != nil:
 		w.Header().Set("Retry-After", strconv.Itoa(retryAfter))
+	case rq.limited > 0:
+		w.Header().Set("Retry-After", strconv.Itoa(seconds(rq.limited)))
 	}
 	body, err := json.Marshal(summary{rq.id, rq.accepted, rq.rejected, rq.unrecorded, results})
 	if err != nil { // nothing in it can fail
@@ -132,11 +144,18 @@ func (rq *request) answer(w http.ResponseWriter) error {
 // retryAfter is in how many seconds a broker that failed may be there again.
 const retryAfter = 2
 
+// seconds is a wait as Retry-After has it.
+func seconds(wait time.Duration) int { return int(math.Ceil(wait.Seconds())) }
+
 // refusal is the problem of a request of which nothing was accepted.
 func (rq *request) refusal(results json.RawMessage) *problem {
 	var p *problem
 	if rq.failure != nil {
 		p = busy(http.StatusServiceUnavailable, describe(rq.failure), retryAfter)
+	} else if rq.limited > 0 {
+		// Events that break a rule are refused for good when the request comes again.
+		p = busy(http.StatusTooManyRequests, "A limit is reached; results say which.", seconds(rq.limited)).
+			do("send it again after Retry-After seconds; with the same Idempotency-Key nothing is stored twice")
 	} else {
 		p = newProblem(http.StatusUnprocessableEntity, "invalid", "No event was accepted", "Each of them breaks a rule; results say which.").
 			do("mend the events and send them again")

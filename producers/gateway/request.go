@@ -7,7 +7,6 @@ import (
 	"errors"
 	"fmt"
 	"iter"
-	"math"
 	"mime"
 	"net/http"
 	"net/url"
@@ -68,8 +67,9 @@ type request struct {
 	rejects []reject
 
 	accepted, rejected int
-	unrecorded         int   // of those accepted, whose trail is switched off
-	failure            error // the first one of the broker
+	unrecorded         int           // of those accepted, whose trail is switched off
+	failure            error         // the first one of the broker
+	limited            time.Duration // how long to wait for the limit that takes longest; 0 if none was exceeded
 }
 
 type sentBatch struct {
@@ -95,7 +95,7 @@ func (rq *request) serve(w http.ResponseWriter) error {
 		return err
 	}
 	if wait := g.cfg.Limits.Wait(rq.client.Name()); wait > 0 {
-		return busy(http.StatusTooManyRequests, "This key publishes faster than its limit.", int(math.Ceil(wait.Seconds())))
+		return busy(http.StatusTooManyRequests, "This key publishes faster than its limit.", seconds(wait))
 	}
 	if err := rq.understand(); err != nil {
 		return err

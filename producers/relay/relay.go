@@ -27,7 +27,8 @@ import (
 type Config struct {
 	// Credential names who published, by the account and the user that the server reports. It is recorded with every event. Required.
 	Credential func(account, user string) string
-	// Limit returns an error if a publisher may not publish so many bytes now; the publisher gets its text. Default: no limit.
+	// Limit returns an error if a publisher may not publish a message of so many bytes now, headers included; the publisher gets its
+	// text. Default: no limit.
 	Limit func(organization, credential string, bytes int) error
 	// MaxPending bounds the bytes of messages that wait for the relay; beyond it messages are dropped, and their publishers, who get no
 	// acknowledgement, send them again. Default 256 MiB.
@@ -151,7 +152,7 @@ func (r *Relay) relay(m *nats.Msg) {
 		return
 	}
 	credential := r.credential(m)
-	if err := r.cfg.Limit(organization, credential, len(m.Data)); err != nil {
+	if err := r.cfg.Limit(organization, credential, size(m)); err != nil {
 		r.limited.Add(1)
 		r.refuse(m, 429, err.Error())
 		return
@@ -178,6 +179,17 @@ func (r *Relay) relay(m *nats.Msg) {
 		return
 	}
 	r.relayed.Add(1)
+}
+
+// size is what a message takes in the stream. Headers count: a message without data can have 64 KiB of them.
+func size(m *nats.Msg) int {
+	n := len(m.Subject) + len(m.Data)
+	for name, values := range m.Header {
+		for _, v := range values {
+			n += len(name) + len(v)
+		}
+	}
+	return n
 }
 
 // credential names the publisher of m, as the server states it. A publisher cannot state it: the server replaces the header.

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"slices"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -49,9 +50,11 @@ func TestRelay(t *testing.T) {
 	t.Parallel()
 	c := brokertest.SetUp(t)
 	over := errors.New("publish again in 5s")
+	var counted atomic.Int64
 	r, err := relay.Start(c.NC, relay.Config{
 		Credential: func(account, user string) string { return account + "/" + user },
-		Limit: func(organization, _ string, _ int) error {
+		Limit: func(organization, _ string, bytes int) error {
+			counted.Store(int64(bytes))
 			if organization == "greedy" {
 				return over
 			}
@@ -109,7 +112,12 @@ func TestRelay(t *testing.T) {
 			t.Errorf("%s: %+v", m.Subject, ack.Error)
 		}
 	}
-	if s := r.Stats(); s.Relayed != 3 || s.Refused != 4 || s.Limited != 1 {
+	headers := message("audit.relay.acme.activity")
+	headers.Data, headers.Header["tracestate"] = nil, []string{strings.Repeat("x", 10_000)}
+	if ack := publish(t, c.NC, headers); ack.Error != nil && ack.Error.Code != 0 || counted.Load() < 10_000 {
+		t.Errorf("a message of headers alone counted as %d bytes: %+v", counted.Load(), ack)
+	}
+	if s := r.Stats(); s.Relayed != 4 || s.Refused != 4 || s.Limited != 1 {
 		t.Errorf("%+v", s)
 	}
 	if err := r.Close(); err != nil {

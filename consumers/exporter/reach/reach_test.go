@@ -20,6 +20,20 @@ func TestAddressesOfThisMachineAreRefused(t *testing.T) {
 			t.Errorf("%s: %v", refused, err)
 		}
 	}
+	own, err := net.InterfaceAddrs()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, a := range own {
+		n := netip.MustParsePrefix(a.String())
+		if err := none.Check(t.Context(), netip.AddrPortFrom(n.Addr(), 22)); !errors.Is(err, ErrRefused) {
+			t.Errorf("%s, of an interface: %v", a, err)
+		}
+		some := Policy{Networks: []netip.Prefix{n.Masked()}}
+		if err := some.Check(t.Context(), netip.AddrPortFrom(n.Addr(), 22)); err != nil {
+			t.Errorf("%s, whose network is allowed: %v", a, err)
+		}
+	}
 	for _, allowed := range []string{"192.0.2.7", "10.1.2.3", "2001:db8::7", "fd12::1"} {
 		if err := none.Check(t.Context(), netip.AddrPortFrom(netip.MustParseAddr(allowed), 22)); err != nil {
 			t.Errorf("%s: %v", allowed, err)

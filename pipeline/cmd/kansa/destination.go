@@ -72,7 +72,7 @@ const fieldHelp = `Fields, as YAML or with --set:
   sftp.checksum_file, sftp.receipt                    true: NAME.sha256 beside each file; a signed receipt of what was read back
   sftp.connect_timeout, .idle_timeout, .keepalive, .concurrency
   mail                                                [who@example.com]: gets a link instead of a file
-  bucket                                              file:///srv/archives, s3://archives?region=eu-central-1
+  bucket, bucket_key_id, bucket_secret                s3://archives?region=eu-central-1, and an access key for it
   trails                                              [activity, access]
   schedule.cron, schedule.time_zone                   0 15 1 * * * (seconds first), Asia/Tokyo
   schedule.period, schedule.since                     24h: what one archive holds; 2026-11-01T00:00:00Z
@@ -92,9 +92,11 @@ func (f *fieldFlags) apply(e *env, fields map[string]any) error {
 		if err != nil {
 			return err
 		}
-		if err := yaml.Unmarshal(data, &fields); err != nil {
+		var given map[string]any // the library does not add to a map that there is
+		if err := yaml.Unmarshal(data, &given); err != nil {
 			return fmt.Errorf("%s: %s", f.File, yaml.FormatError(err, false, true))
 		}
+		merge(fields, given)
 	}
 	for _, s := range f.Set {
 		path, text, ok := strings.Cut(s, "=")
@@ -124,6 +126,18 @@ func (f *fieldFlags) apply(e *env, fields map[string]any) error {
 		}
 	}
 	return nil
+}
+
+// merge sets the fields of from, and leaves others, nested ones too, as they are.
+func merge(fields, from map[string]any) {
+	for name, value := range from {
+		old, isMap := fields[name].(map[string]any)
+		if given, ok := value.(map[string]any); ok && isMap {
+			merge(old, given)
+			continue
+		}
+		fields[name] = value
+	}
 }
 
 func readFile(e *env, name string) ([]byte, error) {

@@ -15,6 +15,22 @@ import (
 	"github.com/kansa-audit/kansa/pipeline/pipelinetest"
 )
 
+// The fields of a file are added to those that there are, and --set has the last word.
+func TestDestinationFieldsFromFile(t *testing.T) {
+	t.Parallel()
+	fields := map[string]any{"sftp": map[string]any{"user": "kansa", "port": 22}, "format": "csv"}
+	f := fieldFlags{File: "-", Set: []string{"sftp.path=/incoming"}}
+	const file = "sftp: {host: sftp.example.com, port: 2222}\nnotify: [ops@acme.example]\n"
+	if err := f.apply(&env{stdin: strings.NewReader(file)}, fields); err != nil {
+		t.Fatal(err)
+	}
+	got, err := json.Marshal(fields)
+	const want = `{"format":"csv","notify":["ops@acme.example"],"sftp":{"host":"sftp.example.com","path":"/incoming","port":2222,"user":"kansa"}}`
+	if err != nil || string(got) != want {
+		t.Errorf("got %s, %v, want %s", got, err, want)
+	}
+}
+
 // Requirements I1, I4, I13, I14: a destination is made, tried, changed, paused and removed by commands, and gets
 // its archives.
 func TestDestinationCommands(t *testing.T) {

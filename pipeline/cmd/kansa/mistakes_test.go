@@ -33,6 +33,28 @@ func upIn(t *testing.T, dir, more string) (cmd *exec.Cmd, out *lockedBuffer, con
 	return cmd, out, config, found
 }
 
+// A data_dir in which every user may write is reported; one that cannot be made is refused with the remedy.
+func TestDataDirOfOthers(t *testing.T) {
+	t.Parallel()
+	dir := t.TempDir()
+	data := filepath.Join(dir, "data")
+	if err := os.Mkdir(data, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Chmod(data, 0o777); err != nil { //nolint:gosec // that is the mistake
+		t.Fatal(err)
+	}
+	if _, out, _, _ := upIn(t, dir, ""); !strings.Contains(out.String(), "every user of this machine can replace the files of data_dir") {
+		t.Errorf("no warning in:\n%s", out)
+	}
+	file := filepath.Join(dir, "file")
+	if err := os.WriteFile(file, nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	fails(t, "create data_dir "+file, "up", "--data-dir", file)
+	fails(t, "name a directory that this user may make", "up", "--data-dir", file)
+}
+
 // fails runs kansa as a process of its own, which has to end by itself and say something.
 func fails(t *testing.T, says string, args ...string) time.Duration {
 	t.Helper()

@@ -54,7 +54,7 @@ func (f *natsFlags) connect(ctx context.Context, name string) (*broker.Client, e
 	case errors.Is(err, nats.ErrAuthorization) && f.TokenFile == "":
 		return nil, fmt.Errorf("%w: the broker requires an API key: name a file with one by --token-file, or the directory of kansa up by --data-dir", err)
 	case errors.Is(err, nats.ErrAuthorization):
-		return nil, fmt.Errorf("%w: the key in %s is not valid there: name a file with another by --token-file", err, f.TokenFile)
+		return nil, fmt.Errorf("%w: the key in %s is not valid there: name a file with another by --token-file; kansa up replaces its operator key when it starts", err, f.TokenFile)
 	case err != nil:
 		return nil, fmt.Errorf("%w: check that kansa up is running there, or name another address by --nats", err)
 	}

@@ -42,8 +42,10 @@ type Relay struct {
 	nc   *nats.Conn
 	in   *nats.Subscription
 	acks *nats.Subscription
-	// inbox begins the reply subjects of what is published on the stream; the publisher's own reply subject follows.
-	inbox string
+	// inbox begins the reply subjects of what is published on the stream; a token of the window and the publisher's own reply subject
+	// follow.
+	inbox  string
+	window *window
 
 	relayed, refused, limited, panics atomic.Uint64
 }
@@ -71,7 +73,7 @@ func Start(nc *nats.Conn, cfg Config) (*Relay, error) {
 	if cfg.Logger == nil {
 		cfg.Logger = slog.New(slog.DiscardHandler)
 	}
-	r := &Relay{cfg: cfg, nc: nc, inbox: nats.NewInbox() + "."}
+	r := &Relay{cfg: cfg, nc: nc, inbox: nats.NewInbox() + ".", window: newWindow()}
 	var err error
 	if r.acks, err = nc.Subscribe(r.inbox+">", r.acknowledge); err != nil {
 		return nil, fmt.Errorf("subscribe to the stream's acknowledgements: %w", err)
@@ -170,10 +172,18 @@ func (r *Relay) relay(m *nats.Msg) {
 		out.Header.Set(nats.MsgIdHdr, organization+"/"+id)
 	}
 	out.Header.Set(schema.HeaderRecordedBy, credential)
+	token, ok := r.window.take(credential, size(m), time.Now())
+	if !ok {
+		r.limited.Add(1)
+		r.refuse(m, 429, fmt.Sprintf("%s has too much on its way without an acknowledgement: wait for acknowledgements, and publish again", credential))
+		return
+	}
+	out.Reply = r.inbox + token
 	if m.Reply != "" {
-		out.Reply = r.inbox + m.Reply
+		out.Reply += "." + m.Reply
 	}
 	if err := r.nc.PublishMsg(out); err != nil {
+		r.window.give(token)
 		// Its publisher gets no acknowledgement, and sends it again.
 		r.cfg.Logger.Warn("relay failed, the publisher will send the message again", slog.String("subject", out.Subject), slog.Any("error", err))
 		return
@@ -206,8 +216,13 @@ func (r *Relay) credential(m *nats.Msg) string {
 
 // acknowledge passes an acknowledgement of the stream, or its error, on to the publisher.
 func (r *Relay) acknowledge(m *nats.Msg) {
-	reply, ok := strings.CutPrefix(m.Subject, r.inbox)
+	rest, ok := strings.CutPrefix(m.Subject, r.inbox)
 	if !ok {
+		return
+	}
+	token, reply, _ := strings.Cut(rest, ".")
+	r.window.give(token)
+	if reply == "" { // the publisher wants no acknowledgement
 		return
 	}
 	if err := r.nc.PublishMsg(&nats.Msg{Subject: reply, Data: m.Data, Header: m.Header}); err != nil {

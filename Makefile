@@ -49,10 +49,19 @@ build/browser/.installed: $(CONSOLE)/browser/package.json $(CONSOLE)/browser/pac
 	cd build/browser && npm ci --no-fund --no-audit
 	@touch $@
 
+# The client for Node that a test runs as an analyst.
+ANALYST := pipeline/analyst/client
+analyst-client: build/analyst/.installed
+build/analyst/.installed: $(ANALYST)/package.json $(ANALYST)/package-lock.json $(ANALYST)/client.mjs
+	@mkdir -p build/analyst
+	@cp $(ANALYST)/package.json $(ANALYST)/package-lock.json $(ANALYST)/.npmrc $(ANALYST)/client.mjs build/analyst/
+	cd build/analyst && npm ci --no-fund --no-audit
+	@touch $@
+
 run: build ## the main job in half a minute: build/kansa demo
 	build/kansa demo $(DEMO)
 
-test: engine console browser build/versitygw test-tools ## every test, with the real parts
+test: engine console browser analyst-client build/versitygw test-tools ## every test, with the real parts
 	go test -race -timeout 12m $(GOTESTFLAGS) $(if $(T),-run '$(T)') $(PKG)
 
 # The S3 server of the tests: a module of its own, for it has many dependencies.
@@ -155,4 +164,4 @@ tidy: ## go.mod, go.sum and formatting
 clean: ## remove what was built
 	rm -rf build $(CONSOLE)/assets/uPlot.*
 
-.PHONY: help build engine console browser run test test-tools chaos cluster lint fuzz bench bench-quick bench-tools dist check-kubernetes tidy clean
+.PHONY: help build engine console browser analyst-client run test test-tools chaos cluster lint fuzz bench bench-quick bench-tools dist check-kubernetes tidy clean

@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"github.com/kansa-audit/kansa/pipeline/access"
+	"github.com/kansa-audit/kansa/pipeline/analyst"
 	"github.com/kansa-audit/kansa/pipeline/api"
 	"github.com/kansa-audit/kansa/pipeline/integrity"
 	"github.com/kansa-audit/kansa/pipeline/oidc"
@@ -31,9 +32,10 @@ func (s *System) audit(ctx context.Context) (*api.Audit, error) {
 		Integrity: desk,
 		OpenID:    openID,
 		Access:    &s.Access, Watch: s.watchAccess, Store: s.Store, Bucket: s.Bucket, States: s.States, Floor: s.newFloor(), Hour: s.Config.Rollup.Hour, JS: s.Client.JS,
-		Ask:    func(by string) operator.Client { return operator.Client{NC: s.Client.NC, By: by} },
-		Secure: strings.HasPrefix(s.Config.Exports.PublicURL, "https://"),
-		Record: s.own.Record, Logger: s.log.With(slog.String("part", "api")),
+		Ask:      func(by string) operator.Client { return operator.Client{NC: s.Client.NC, By: by} },
+		Analysts: func(by string) analyst.Client { return analyst.Client{NC: s.Client.NC, By: by} },
+		Secure:   strings.HasPrefix(s.Config.Exports.PublicURL, "https://"),
+		Record:   s.own.Record, Logger: s.log.With(slog.String("part", "api")),
 	}, nil
 }
 

@@ -50,10 +50,13 @@ func checkPorts(ctx context.Context, c *config.Config, roles []Role) error {
 	if c.NATS.URL == "" {
 		check("nats.listen and nats.port", net.JoinHostPort(c.NATS.Listen, strconv.Itoa(c.NATS.Port)))
 	}
-	switch {
-	case slices.Contains(roles, RoleAPI) || slices.Contains(roles, RoleGateway):
+	if c.ClickHouse.URL == "" && (slices.Contains(roles, RoleWriter) || slices.Contains(roles, RoleRollup) || slices.Contains(roles, RoleAPI)) {
+		check("clickhouse.listen", c.ClickHouse.Listen)
+	}
+	if slices.Contains(roles, RoleAPI) || slices.Contains(roles, RoleGateway) {
 		check("api.listen", c.API.Listen)
-	case c.Health.Listen != "":
+	}
+	if c.Health.Listen != "" {
 		check("health.listen", c.Health.Listen)
 	}
 	return errors.Join(errs...)

@@ -164,7 +164,7 @@ func (s *System) openStore(ctx context.Context, command []string) (err error) {
 			return fmt.Errorf("encryption.clickhouse: %w", err)
 		}
 		s.Engine, err = engine.Start(ctx, engine.Options{
-			Dir: filepath.Join(s.Config.DataDir, "clickhouse"), Library: s.Config.Engine.Library, Command: command, Keys: keys, Logger: s.log,
+			Dir: filepath.Join(s.Config.DataDir, "clickhouse"), Listen: c.Listen, Library: s.Config.Engine.Library, Command: command, Keys: keys, Logger: s.log,
 		})
 		if err != nil {
 			return err

@@ -271,6 +271,13 @@ func everyRoute(t *testing.T, s *pipeline.System, maker client, event string) ma
 		must(t, err)
 		return name
 	}
+	analyst := func(t *testing.T) string {
+		name := fresh(t)
+		if res, text := maker.do(t, http.MethodPost, "/api/v1/organizations/acme/analysts", `{"name":"`+name+`"}`); res.StatusCode != http.StatusCreated {
+			t.Fatalf("%d %s", res.StatusCode, text)
+		}
+		return name
+	}
 	tag := func(path string) func(t *testing.T) []string {
 		return func(t *testing.T) []string {
 			res, _ := maker.do(t, http.MethodGet, path, "")
@@ -314,6 +321,11 @@ func everyRoute(t *testing.T, s *pipeline.System, maker client, event string) ma
 		"POST " + org + "/exports/estimate":    {body: `{"destination":"{id}"}`, thing: destination, absent: "absent"},
 		"GET " + org + "/exports/{id}":         {thing: export, absent: "absent"},
 		"POST " + org + "/exports/{id}/revoke": {thing: export, absent: "absent"},
+
+		"GET " + org + "/analysts":           {},
+		"POST " + org + "/analysts":          {body: `{"name":"{id}"}`, thing: fresh, absent: "absent"},
+		"GET " + org + "/analysts/{name}":    {thing: analyst, absent: "absent"},
+		"DELETE " + org + "/analysts/{name}": {thing: analyst, absent: "absent"},
 
 		"GET /api/v1/deadletters":               {query: of},
 		"GET /api/v1/deadletters/causes":        {query: of},

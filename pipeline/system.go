@@ -200,6 +200,9 @@ func Start(ctx context.Context, o Options) (_ *System, err error) {
 			}
 		})
 	}
+	if has(RoleAPI) {
+		s.analysts()
+	}
 	starts := map[Role]func(context.Context) error{
 		RoleWriter: s.startWriter, RoleRollup: s.startRollup, RoleExporter: s.startExporter,
 	}

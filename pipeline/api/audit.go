@@ -23,6 +23,7 @@ import (
 
 	"github.com/kansa-audit/kansa/consumers/exporter"
 	"github.com/kansa-audit/kansa/pipeline/access"
+	"github.com/kansa-audit/kansa/pipeline/analyst"
 	"github.com/kansa-audit/kansa/pipeline/integrity"
 	"github.com/kansa-audit/kansa/pipeline/operator"
 	"github.com/kansa-audit/kansa/pipeline/rate"
@@ -54,6 +55,8 @@ type Audit struct {
 	JS jetstream.JetStream
 	// Ask asks a running system in somebody's name.
 	Ask func(by string) operator.Client
+	// Analysts asks a running system about analysts in somebody's name.
+	Analysts func(by string) analyst.Client
 	// Secure tells that browsers reach us by https only.
 	Secure bool
 	Record func(ctx context.Context, e schema.Event)
@@ -96,6 +99,7 @@ func newAudit(mux *http.ServeMux, o *Audit, bounds *limits) {
 	a.overview()
 	a.letters()
 	a.integrity()
+	a.analysts()
 }
 
 // schemaName tells apart types of the same name in several packages.

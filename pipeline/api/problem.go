@@ -10,6 +10,7 @@ import (
 
 	"github.com/kansa-audit/kansa/consumers/exporter"
 	"github.com/kansa-audit/kansa/pipeline/access"
+	"github.com/kansa-audit/kansa/pipeline/analyst"
 	"github.com/kansa-audit/kansa/pipeline/control"
 	"github.com/kansa-audit/kansa/pipeline/deadletter"
 	"github.com/kansa-audit/kansa/pipeline/integrity"
@@ -70,9 +71,9 @@ func problem(err error) error {
 	case errors.Is(err, access.ErrForbidden):
 		return huma.Error403Forbidden(err.Error())
 	case errors.Is(err, store.ErrNoEvent), errors.Is(err, verify.ErrNoEvent), errors.Is(err, access.ErrNone), errors.Is(err, exporter.ErrNoExport),
-		errors.Is(err, exporter.ErrNoDestination), errors.Is(err, deadletter.ErrNotFound):
+		errors.Is(err, exporter.ErrNoDestination), errors.Is(err, deadletter.ErrNotFound), errors.Is(err, analyst.ErrNone):
 		return huma.Error404NotFound(err.Error())
-	case errors.Is(err, access.ErrTaken), errors.Is(err, settings.ErrKeptOn), errors.Is(err, verify.ErrNotSealed), errors.Is(err, integrity.ErrBusy):
+	case errors.Is(err, access.ErrTaken), errors.Is(err, settings.ErrKeptOn), errors.Is(err, verify.ErrNotSealed), errors.Is(err, integrity.ErrBusy), errors.Is(err, analyst.ErrTaken):
 		return huma.Error409Conflict(err.Error())
 	case errors.Is(err, settings.ErrChanged):
 		return huma.Error412PreconditionFailed(err.Error())

@@ -125,6 +125,47 @@ type ClickHouse struct {
 	Cluster string `yaml:"cluster"`
 	// CAFile has the PEM certificates to trust besides the system's.
 	CAFile string `yaml:"ca_file"`
+	// Listen is the address, host:port, at which analysts query the embedded engine over HTTP. Port 0
+	// takes a free one, which kansa analyst show prints. The protocol is not encrypted: beyond loopback,
+	// put a proxy with TLS in front.
+	Listen string `yaml:"listen"`
+	// Analysts are the limits of accounts that kansa analyst add makes.
+	Analysts Analysts `yaml:"analysts"`
+}
+
+// Analysts bound what analysts use. On a ClickHouse server they hold for accounts that are added
+// later. 0 is no limit.
+type Analysts struct {
+	// MaxExecutionTime, MaxMemory, MaxResultRows and MaxRowsToRead end a query with an error.
+	MaxExecutionTime time.Duration `yaml:"max_execution_time"`
+	MaxMemory        int64         `yaml:"max_memory"`
+	MaxResultRows    int64         `yaml:"max_result_rows"`
+	MaxRowsToRead    int64         `yaml:"max_rows_to_read"`
+	// Queries of one analyst, and OrganizationQueries of all analysts of one organization, run at
+	// once. Others wait for up to 10s, then they get 429. The embedded engine runs three at once.
+	Queries             int `yaml:"queries"`
+	OrganizationQueries int `yaml:"organization_queries"`
+	// QueriesPerMinute of one analyst; those beyond get 429.
+	QueriesPerMinute int `yaml:"queries_per_minute"`
+}
+
+func (c *ClickHouse) check(fault func(format string, v ...any)) {
+	host, port, err := net.SplitHostPort(c.Listen)
+	if n, portErr := strconv.Atoi(port); err != nil || host == "" || portErr != nil || n < 0 || n > 65535 {
+		fault("clickhouse.listen is %q: give host:port, such as 127.0.0.1:8123, with a port up to 65535", c.Listen)
+	}
+	a := c.Analysts
+	if t := a.MaxExecutionTime; t < 0 || t > 0 && t < time.Second {
+		fault("clickhouse.analysts.max_execution_time is %s: give 1s at least, or 0 for no limit", t)
+	}
+	for key, v := range map[string]int64{
+		"max_memory": a.MaxMemory, "max_result_rows": a.MaxResultRows, "max_rows_to_read": a.MaxRowsToRead, "queries": int64(a.Queries),
+		"organization_queries": int64(a.OrganizationQueries), "queries_per_minute": int64(a.QueriesPerMinute),
+	} {
+		if v < 0 {
+			fault("clickhouse.analysts.%s is %d: give a positive number, or 0 for no limit", key, v)
+		}
+	}
 }
 
 // Engine is the embedded ClickHouse.
@@ -368,11 +409,14 @@ type Gateway struct {
 // Default returns the configuration that holds where the file says nothing.
 func Default() *Config {
 	return &Config{
-		DataDir:    "kansa-data",
-		Log:        Log{Level: slog.LevelInfo, Format: "text"},
-		NATS:       NATS{Listen: "127.0.0.1", Port: 4222},
-		Streams:    Streams{Replicas: 1, Shards: 1, AuditMaxAge: 7 * 24 * time.Hour, DuplicateWindow: 10 * time.Minute},
-		ClickHouse: ClickHouse{Database: "kansa"},
+		DataDir: "kansa-data",
+		Log:     Log{Level: slog.LevelInfo, Format: "text"},
+		NATS:    NATS{Listen: "127.0.0.1", Port: 4222},
+		Streams: Streams{Replicas: 1, Shards: 1, AuditMaxAge: 7 * 24 * time.Hour, DuplicateWindow: 10 * time.Minute},
+		ClickHouse: ClickHouse{
+			Database: "kansa", Listen: "127.0.0.1:0",
+			Analysts: Analysts{MaxExecutionTime: time.Minute, MaxMemory: 1 << 30, MaxResultRows: 1_000_000, Queries: 2, OrganizationQueries: 2, QueriesPerMinute: 120},
+		},
 		Writer: Writer{
 			MaxRows: 200_000, MaxBytes: 96 << 20, Linger: 50 * time.Millisecond, MaxLinger: 300 * time.Millisecond, Inserts: 2, Memory: 160 << 20,
 			AckWait: time.Minute, InsertTimeout: 20 * time.Second,
@@ -521,6 +565,7 @@ func (c *Config) Check() error {
 	}
 	c.NATS.check(fault)
 	c.API.check(fault)
+	c.ClickHouse.check(fault)
 	c.checkOIDC(fault)
 	if c.NATS.URL != "" && c.Encryption.Streams.Set() {
 		fault("encryption.streams is for the embedded broker: set jetstream.key on the servers of nats.url instead")

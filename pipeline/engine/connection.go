@@ -209,6 +209,8 @@ func (r *result) close() {
 // summary is what X-ClickHouse-Summary tells.
 type summary struct {
 	readRows, readBytes, writtenRows, writtenBytes, resultRows, resultBytes, elapsed uint64
+	// hidden leaves out what was read: it tells a reader how much everybody has.
+	hidden bool
 }
 
 func (s *summary) add(r *result) {
@@ -221,6 +223,9 @@ func (s *summary) add(r *result) {
 }
 
 func (s *summary) header() string {
+	if s.hidden {
+		s.readRows, s.readBytes = 0, 0
+	}
 	return fmt.Sprintf(`{"read_rows":"%d","read_bytes":"%d","written_rows":"%d","written_bytes":"%d","total_rows_to_read":"0","result_rows":"%d","result_bytes":"%d","elapsed_ns":"%d"}`,
 		s.readRows, s.readBytes, s.writtenRows, s.writtenBytes, s.resultRows, s.resultBytes, s.elapsed)
 }

@@ -77,6 +77,3 @@ func lockDir(dir string) (*os.File, error) {
 	}
 	return file, nil
 }
-
-// CredentialsFile is the file that has the user and the password.
-func (e *Engine) CredentialsFile() string { return filepath.Join(e.options.Dir, credentialsName) }

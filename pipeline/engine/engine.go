@@ -2,6 +2,7 @@ package engine
 
 import (
 	"bufio"
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -16,6 +17,7 @@ import (
 	"path/filepath"
 	"runtime"
 	"slices"
+	"strconv"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -36,6 +38,7 @@ const (
 // Options of Start.
 type Options struct {
 	Dir         string   // the engine's directory, made with mode 0700
+	Listen      string   // host:port; a free port of loopback if empty
 	Library     string   // path of libchdb; empty means to search, see FindLibrary
 	Command     []string // the command that calls Main
 	Readers     []Reader // further users
@@ -50,7 +53,10 @@ type Options struct {
 type Engine struct {
 	options  Options
 	creds    credentials
-	settings childSettings
+	setting  sync.Mutex // held while readers are set
+	mu       sync.Mutex
+	settings childSettings // its readers change, under mu
+	client   *http.Client
 	listener *net.TCPListener
 	socket   *os.File // the listener's, for the children
 	lock     *os.File
@@ -87,7 +93,7 @@ func Start(ctx context.Context, o Options) (_ *Engine, err error) {
 	if err := os.MkdirAll(o.Dir, 0o700); err != nil {
 		return nil, fmt.Errorf("make the engine's directory: %w", err)
 	}
-	e := &Engine{options: o, log: o.Logger, done: make(chan struct{})}
+	e := &Engine{options: o, log: o.Logger, client: &http.Client{Transport: &http.Transport{}}, done: make(chan struct{})}
 	defer func() {
 		if err != nil {
 			err = errors.Join(err, e.release())
@@ -102,9 +108,9 @@ func Start(ctx context.Context, o Options) (_ *Engine, err error) {
 	if e.creds, err = loadCredentials(o.Dir); err != nil {
 		return nil, err
 	}
-	listener, err := net.ListenTCP("tcp4", &net.TCPAddr{IP: net.IPv4(127, 0, 0, 1)})
+	listener, err := listen(ctx, o.Listen)
 	if err != nil {
-		return nil, fmt.Errorf("start the engine: %w", err)
+		return nil, err
 	}
 	e.listener = listener
 	if e.socket, err = listener.File(); err != nil {
@@ -131,8 +137,28 @@ func Start(ctx context.Context, o Options) (_ *Engine, err error) {
 	return e, nil
 }
 
-// Addr is the engine's address, host and port. It never changes.
-func (e *Engine) Addr() string { return e.listener.Addr().String() }
+// listen opens the endpoint's socket.
+func listen(ctx context.Context, addr string) (*net.TCPListener, error) {
+	var lc net.ListenConfig
+	l, err := lc.Listen(ctx, "tcp", cmp.Or(addr, "127.0.0.1:0"))
+	if err != nil {
+		return nil, fmt.Errorf("listen for ClickHouse clients: %w: free the address or choose another", err)
+	}
+	tcp, ok := l.(*net.TCPListener)
+	if !ok {
+		return nil, errors.Join(fmt.Errorf("listen for ClickHouse clients on %s: not TCP", addr), l.Close())
+	}
+	return tcp, nil
+}
+
+// Addr is the engine's address for this machine, host and port. It never changes.
+func (e *Engine) Addr() string {
+	addr, ok := e.listener.Addr().(*net.TCPAddr)
+	if ok && addr.IP.IsUnspecified() {
+		return net.JoinHostPort("127.0.0.1", strconv.Itoa(addr.Port))
+	}
+	return e.listener.Addr().String()
+}
 
 // URL is the engine's address for an HTTP client, without credentials.
 func (e *Engine) URL() string { return "http://" + e.Addr() }
@@ -182,6 +208,7 @@ func (e *Engine) Close() error {
 }
 
 func (e *Engine) release() error {
+	e.client.CloseIdleConnections()
 	var errs []error
 	if e.socket != nil {
 		errs = append(errs, e.socket.Close())
@@ -276,7 +303,7 @@ func (e *Engine) runChild(ctx context.Context, onReady func()) (answered bool, e
 	var isReady atomic.Bool
 	go func() { // writes the settings, waits for the answer, and stops the child when it is time
 		defer close(finished)
-		if err := json.NewEncoder(stdin).Encode(e.settings); err == nil && e.await(ctx, exited) {
+		if err := json.NewEncoder(stdin).Encode(e.childSettings()); err == nil && e.await(ctx, exited) {
 			isReady.Store(true)
 			onReady()
 		} else if ctx.Err() == nil {
@@ -302,6 +329,13 @@ func (e *Engine) runChild(ctx context.Context, onReady func()) (answered bool, e
 		err = fmt.Errorf("engine process %d ended: %w", cmd.Process.Pid, errors.Join(exitError(err), lastWords(lines)))
 	}
 	return isReady.Load(), errors.Join(err, closeErr, output.Close())
+}
+
+// childSettings are those of the next child.
+func (e *Engine) childSettings() childSettings {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	return e.settings
 }
 
 func exitError(err error) error {

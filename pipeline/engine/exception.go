@@ -7,6 +7,7 @@ import (
 	"regexp"
 	"strconv"
 	"strings"
+	"time"
 )
 
 // ClickHouse's codes that the endpoint itself raises or treats in its own way.
@@ -17,8 +18,12 @@ const (
 	codeUnknownSetting       = 115
 	codeTimeoutExceeded      = 159
 	codeReadonly             = 164
+	codeQuotaExceeded        = 201
+	codeTooManyQueries       = 202
 	codeLimitExceeded        = 290
 	codeCannotDecompress     = 271
+	codeQueryWasCancelled    = 394
+	codeAccessDenied         = 497
 	codeAuthenticationFailed = 516
 	codeUnknownException     = 1002
 )
@@ -27,6 +32,8 @@ const (
 type exception struct {
 	code    int
 	message string // begins with "Code: "
+	// retryAfter makes it 429 with Retry-After.
+	retryAfter time.Duration
 }
 
 func (e *exception) Error() string { return e.message }
@@ -62,10 +69,13 @@ func asException(err error) *exception {
 
 // httpStatus is the status that a server answers with for an exception.
 func (e *exception) httpStatus() int {
+	if e.retryAfter > 0 {
+		return http.StatusTooManyRequests
+	}
 	switch e.code {
 	case 194: // REQUIRED_PASSWORD
 		return http.StatusUnauthorized
-	case 192, 193, 497, codeAuthenticationFailed, codeReadonly: // unknown user, wrong password, access denied, read-only
+	case 192, 193, codeAccessDenied, codeAuthenticationFailed, codeReadonly: // unknown user, wrong password, access denied, read-only
 		return http.StatusForbidden
 	case 6, 26, 27, 38, 41, 42, 43, 44, 53, 62, 69, 70, 72, 33, 107, 117, 130, 131, 271, 349, 386, 456, 457,
 		codeBadArguments:

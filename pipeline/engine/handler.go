@@ -6,11 +6,15 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"math"
 	"net/http"
 	"runtime"
 	"runtime/debug"
+	"strconv"
 	"strings"
 	"time"
+
+	"github.com/google/uuid"
 )
 
 const (
@@ -26,17 +30,20 @@ const (
 type handler struct {
 	lib      *library
 	args     []string // of a connection
-	slots    chan struct{}
-	inserts  inserts // those with a time
+	slots    *slots
+	turns    turns // of readers
+	underWay *underWay
+	stopping context.Context // ends when the endpoint stops; requests for records end then
+	inserts  inserts         // those with a time
 	started  time.Time
 	maxBody  int64
-	users    users
+	users    *users
 	log      *slog.Logger
 	version  string
 	host     string
 	timezone string
-	// tableFunctions are all that the engine has, in lower case.
-	tableFunctions map[string]bool
+	// tableFunctions and functions are all that the engine has, in lower case.
+	tableFunctions, functions map[string]bool
 }
 
 func (h *handler) ServeHTTP(w http.ResponseWriter, r *http.Request) {
@@ -48,6 +55,9 @@ func (h *handler) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		header.Set("Content-Type", "text/html; charset=UTF-8")
 		_, _ = io.WriteString(w, "Ok.\n") // whoever asked has gone
 		return
+	case strings.HasPrefix(r.URL.Path, controlPrefix):
+		h.control(w, r)
+		return
 	case r.URL.Path != "/":
 		http.Error(w, "There is no handle "+r.URL.Path, http.StatusNotFound)
 		return
@@ -57,7 +67,8 @@ func (h *handler) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		q = &request{}
 	}
 	defer q.close()
-	out := newResponse(w, q)
+	patient := newPatientWriter(w)
+	out := newResponse(patient, q)
 	defer func() {
 		if p := recover(); p != nil {
 			h.log.Error("request failed by a panic", "query_id", q.id, "panic", fmt.Sprint(p), "stack", string(debug.Stack()))
@@ -65,7 +76,7 @@ func (h *handler) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		}
 	}()
 	if err == nil {
-		err = h.serve(r, q, out)
+		err = h.serve(r, q, out, patient)
 	}
 	if err == nil {
 		err = out.finish()
@@ -75,23 +86,39 @@ func (h *handler) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		if !strings.Contains(e.message, "(version ") {
 			e = &exception{code: e.code, message: e.message + " (version " + h.version + ")"}
 		}
+		if e.retryAfter == 0 {
+			e.retryAfter = asException(err).retryAfter
+		}
+		if e.retryAfter > 0 {
+			header.Set("Retry-After", strconv.Itoa(int(math.Ceil(e.retryAfter.Seconds()))))
+		}
 		if e.code == codeAuthenticationFailed {
 			header.Set("WWW-Authenticate", `Basic realm="ClickHouse server HTTP API"`)
 		}
 		out.fail(h.log, e)
-		if part, ok := spoiled(e, h.started); ok {
+		// Readers write parts of the text of their exceptions, and could end the process by it. What they meet is found by looking.
+		if part, ok := spoiled(e, h.started); ok && q.reader == nil {
 			h.endSpoiled(part)
 		}
 	}
 }
 
 // serve runs the request; all of its errors are for the client.
-func (h *handler) serve(r *http.Request, q *request, out *response) (err error) {
+func (h *handler) serve(r *http.Request, q *request, out *response, patient *patientWriter) (err error) {
 	if q.reader, err = h.users.check(r); err != nil {
 		return err
 	}
-	if err := q.readBody(r, h.maxBody); err != nil {
+	q.gone = patient.hurry
+	limit := h.maxBody
+	if q.reader != nil {
+		limit = min(limit, readerBody)
+		_ = patient.control.SetReadDeadline(time.Now().Add(readPatience))
+	}
+	if err := q.readBody(r, limit); err != nil {
 		return err
+	}
+	if q.reader != nil { // the end of the connection is read from now on
+		_ = patient.control.SetReadDeadline(time.Time{})
 	}
 	if q.query == "" && q.body.size == 0 {
 		if r.Method == http.MethodGet {
@@ -100,24 +127,36 @@ func (h *handler) serve(r *http.Request, q *request, out *response) (err error) 
 		}
 		return exceptionf(codeSyntaxError, "Empty query (SYNTAX_ERROR)")
 	}
+	if q.reader != nil {
+		return h.serveReader(r, q, out)
+	}
 	st, data, err := q.statement()
 	if err != nil {
 		return err
 	}
-	if q.reader != nil {
-		if err := q.checkReader(st, h.tableFunctions); err != nil {
-			return err
-		}
-	}
 	if err := h.inserts.wait(r.Context(), q.settings["log_comment"]); err != nil { // before it takes a slot, which they may need
 		return err
 	}
-	select {
-	case h.slots <- struct{}{}:
-		defer func() { <-h.slots }()
-	case <-r.Context().Done():
-		return r.Context().Err()
+	use := forOwner
+	switch {
+	case st.kind == statementInsert:
+		use = forInsert
+	case r.Header.Get(PurposeHeader) == PurposeRead:
+		use = forReads
 	}
+	if use != forReads {
+		patient.patience = ownerPatience
+	}
+	release, err := h.slots.take(r.Context(), use)
+	if err != nil {
+		return err
+	}
+	defer release()
+	return h.work(r.Context(), q, st, data, out)
+}
+
+// work runs a statement in a session of its own. The caller holds a slot.
+func (h *handler) work(ctx context.Context, q *request, st statement, data [][]byte, out *response) error {
 	// libchdb attaches state to the thread that a query runs on.
 	runtime.LockOSThread()
 	defer runtime.UnlockOSThread()
@@ -126,8 +165,27 @@ func (h *handler) serve(r *http.Request, q *request, out *response) (err error) 
 		return err
 	}
 	defer s.close()
+	if q.reader != nil {
+		known, err := catalogueOf(s, q.reader.Database)
+		if err != nil {
+			return err
+		}
+		if st, err = h.confine(q, st, known); err != nil {
+			return err
+		}
+		q.confinement = q.reader.confinement(known)
+	}
+	// An owner's comment has a meaning of its own; see late.go.
+	var mark string
+	if q.reader != nil || st.kind == statementSelect && q.settings["log_comment"] == "" {
+		mark = uuid.NewString()
+		q.settings["log_comment"] = mark
+	}
 	if err := h.prepare(s, q); err != nil {
 		return err
+	}
+	if mark != "" {
+		defer h.killWhen(ctx, mark, q.gone)()
 	}
 	format := q.defaultFormat
 	if st.format != "" {
@@ -137,7 +195,7 @@ func (h *handler) serve(r *http.Request, q *request, out *response) (err error) 
 		return h.insert(s, q, st, data, out)
 	}
 	out.w.Header().Set("X-ClickHouse-Format", format)
-	return h.query(r.Context(), s, q, st, format, out)
+	return h.query(ctx, s, q, st, format, out)
 }
 
 // statement puts the query together: the address's part, a line break, and the body.
@@ -219,7 +277,7 @@ func (h *handler) prepare(s *session, q *request) error {
 	if err := s.apply(q.settings); err != nil {
 		return err
 	}
-	if err := s.apply(q.reader.Settings); err != nil {
+	if err := s.apply(q.confinement); err != nil {
 		return err
 	}
 	return s.apply(map[string]string{"readonly": "1"})
@@ -302,7 +360,7 @@ func (h *handler) stream(ctx context.Context, s *session, q *request, st stateme
 	defer stream.close()
 	for first := true; ; first = false {
 		if err := ctx.Err(); err != nil {
-			return true, fmt.Errorf("the client is gone: %w", err)
+			return true, fmt.Errorf("%w: %w", errGone, context.Cause(ctx))
 		}
 		res, err := stream.next()
 		if err != nil || res == nil {

@@ -2,6 +2,7 @@ package engine
 
 import (
 	"context"
+	"crypto/sha256"
 	"fmt"
 	"log/slog"
 	"os"
@@ -10,6 +11,7 @@ import (
 	"sync"
 	"syscall"
 	"testing"
+	"time"
 
 	"github.com/ClickHouse/clickhouse-go/v2"
 	"github.com/ClickHouse/clickhouse-go/v2/lib/driver"
@@ -68,7 +70,7 @@ func sharedEngine(t testing.TB) *Engine {
 		}
 		shared.engine, shared.err = Start(context.Background(), Options{
 			Dir: shared.dir, Command: []string{os.Args[0], "engine"}, MaxBody: 512 << 20,
-			Readers: []Reader{{Username: "reader", Password: "look", Settings: map[string]string{"additional_table_filters": "{'default.readers_rows': 'org = 1'}"}}},
+			Readers: []Reader{testReader("acme.ann", "acme"), testReader("acme.bob", "acme"), testReader("globex.eve", "globex"), testReader("all", "")},
 			Logger:  testLogger(),
 		})
 	})
@@ -76,6 +78,19 @@ func sharedEngine(t testing.TB) *Engine {
 		t.Fatalf("start the engine: %v", shared.err)
 	}
 	return shared.engine
+}
+
+// testReader is a reader of the tables of TestReader. Its password is its name.
+func testReader(name, organization string) Reader {
+	digest := sha256.Sum256([]byte(name))
+	filter := ""
+	if organization != "" {
+		filter = "organization = '" + organization + "'"
+	}
+	return Reader{
+		ID: name, Username: name, Digest: digest[:], Database: "tenants", Tables: map[string]string{"events": filter, "counts": filter}, Group: organization,
+		Limits: ReaderLimits{ExecutionTime: time.Minute, Memory: 1 << 30, ResultRows: 1_000_000, Queries: 4},
+	}
 }
 
 func testLogger() *slog.Logger {

@@ -1,8 +1,6 @@
 package engine
 
 import (
-	"crypto/sha256"
-	"crypto/subtle"
 	"errors"
 	"fmt"
 	"io"
@@ -18,8 +16,10 @@ import (
 // request is what an HTTP request asks for.
 type request struct {
 	id             string
-	reader         *Reader // who asks, unless it is the owner
-	query          string  // of the address
+	reader         *Reader           // the sender, unless it is the owner
+	confinement    map[string]string // settings of a reader's query
+	gone           func()            // makes writing to the client fail
+	query          string            // of the address
 	database       string
 	defaultFormat  string
 	revision       uint64
@@ -176,40 +176,6 @@ func (q *request) readMultipart(r *http.Request, limit int64) error {
 			return fmt.Errorf("read the body: %w", err)
 		}
 	}
-}
-
-// users knows who may ask. Only digests of passwords are kept, of one length, so that comparing them tells
-// nothing.
-type users struct {
-	owner    string
-	password [sha256.Size]byte
-	readers  map[string]Reader
-}
-
-// check finds out who asks; nil stands for the owner.
-func (u users) check(r *http.Request) (*Reader, error) {
-	name, password := r.Header.Get("X-ClickHouse-User"), r.Header.Get("X-ClickHouse-Key")
-	if name == "" && password == "" {
-		var ok bool
-		if name, password, ok = r.BasicAuth(); !ok {
-			name, password = r.URL.Query().Get("user"), r.URL.Query().Get("password")
-		}
-	}
-	if name == "" {
-		name = "default"
-	}
-	digest := sha256.Sum256([]byte(password))
-	if name == u.owner && subtle.ConstantTimeCompare(digest[:], u.password[:]) == 1 {
-		return nil, nil
-	}
-	if reader, ok := u.readers[name]; ok {
-		want := sha256.Sum256([]byte(reader.Password))
-		if subtle.ConstantTimeCompare(digest[:], want[:]) == 1 {
-			return &reader, nil
-		}
-	}
-	return nil, exceptionf(codeAuthenticationFailed,
-		"%s: Authentication failed: password is incorrect, or there is no user with such name. (AUTHENTICATION_FAILED)", name)
 }
 
 // preferredEncoding picks the first encoding of the list that the endpoint can make.

@@ -19,7 +19,7 @@ import (
 
 // Defaults of ServeOptions and Options.
 const (
-	DefaultConnections = 8
+	DefaultConnections = 10
 	DefaultMaxBody     = 1 << 30
 	stopTimeout        = 10 * time.Second
 )
@@ -64,14 +64,12 @@ func Serve(ctx context.Context, o ServeOptions) (err error) {
 		return fmt.Errorf("make the engine's directory: %w", err)
 	}
 	h := &handler{
-		lib: lib, slots: make(chan struct{}, o.Connections), maxBody: o.MaxBody, log: o.Logger,
+		lib: lib, slots: newSlots(o.Connections), underWay: newUnderWay(o.Logger), stopping: ctx, maxBody: o.MaxBody, log: o.Logger,
 		args:    engineArgs(o),
 		started: time.Now(),
-		users:   users{owner: o.Username, password: sha256.Sum256([]byte(o.Password)), readers: map[string]Reader{}},
+		users:   &users{owner: o.Username, password: sha256.Sum256([]byte(o.Password))},
 	}
-	for _, reader := range o.Readers {
-		h.users.readers[reader.Username] = reader
-	}
+	h.users.set(o.Readers)
 	// One session stays open all the time: with the last one the engine stops.
 	base, err := lib.open(h.args...)
 	if err != nil {
@@ -79,6 +77,9 @@ func Serve(ctx context.Context, o ServeOptions) (err error) {
 	}
 	defer base.close()
 	if err := h.introduce(base); err != nil {
+		return err
+	}
+	if err := makeMasks(base); err != nil {
 		return err
 	}
 	server := &http.Server{
@@ -169,19 +170,26 @@ func (h *handler) introduce(s *session) error {
 		return fmt.Errorf("ask the engine for its version: got %q", fields)
 	}
 	h.version, h.host, h.timezone = fields[0], fields[1], fields[2]
-	names, err := s.query("SELECT lower(name) FROM system.table_functions", "TabSeparated", nil)
-	if err != nil {
+	if h.tableFunctions, err = s.set("SELECT lower(name) FROM system.table_functions"); err != nil {
 		return fmt.Errorf("ask the engine for its table functions: %w", err)
 	}
-	defer names.close()
-	h.tableFunctions = map[string]bool{}
-	for _, name := range strings.Fields(string(names.data())) {
-		h.tableFunctions[name] = true
+	if h.functions, err = s.set("SELECT lower(name) FROM system.functions"); err != nil {
+		return fmt.Errorf("ask the engine for its functions: %w", err)
 	}
-	if !h.tableFunctions["merge"] {
-		return errors.New("ask the engine for its table functions: merge is missing, so the answer is wrong")
+	if !h.tableFunctions["merge"] || !h.functions["file"] {
+		return errors.New("ask the engine for its functions: merge or file is missing, so the answer is wrong")
 	}
 	return nil
+}
+
+// set returns the words of a query's answer.
+func (s *session) set(query string) (map[string]bool, error) {
+	res, err := s.query(query, "TabSeparated", nil)
+	if err != nil {
+		return nil, err
+	}
+	defer res.close()
+	return setOf(strings.Fields(string(res.data()))...), nil
 }
 
 func ignoreClosed(err error) error {

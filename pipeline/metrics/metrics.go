@@ -25,6 +25,7 @@ import (
 	"github.com/kansa-audit/kansa/consumers/writer"
 	"github.com/kansa-audit/kansa/pipeline/access"
 	"github.com/kansa-audit/kansa/pipeline/broker"
+	"github.com/kansa-audit/kansa/pipeline/engine"
 	"github.com/kansa-audit/kansa/pipeline/health"
 	"github.com/kansa-audit/kansa/pipeline/request"
 	"github.com/kansa-audit/kansa/pipeline/settings"
@@ -49,8 +50,11 @@ type Sources struct {
 	Disks  []health.Disk
 	// Restarts counts, by role, how often it had to begin again.
 	Restarts map[string]func() uint64
-	// Engine tells how often the embedded engine was started again.
-	Engine interface{ Restarts() int64 }
+	// Engine counts restarts of the embedded engine and says how its slots are used.
+	Engine interface {
+		Restarts() int64
+		Slots(ctx context.Context) ([]engine.SlotUse, error)
+	}
 	// Destinations are those of the exporter.
 	Destinations interface {
 		Destinations(ctx context.Context, organization string) ([]settings.Destination, error)
@@ -167,6 +171,9 @@ var (
 	rollupSpent    = desc("rollup_seconds_total", "Seconds that it took to seal them.")
 	rollupLast     = desc("rollup_last_hour_seconds", "Seconds that the last one took.")
 	engineRestarts = desc("engine_restarts_total", "Times that the embedded ClickHouse of this process had to be started again.")
+	engineSlots    = desc("engine_slots", "Requests that the embedded ClickHouse runs at once for a purpose: insert, system, read or reader (analysts). Each purpose also takes from the ones before it.", "purpose")
+	engineUsed     = desc("engine_slots_used", "Requests that the embedded ClickHouse runs for a purpose.", "purpose")
+	engineWaiting  = desc("engine_requests_waiting", "Requests that wait for a slot of the embedded ClickHouse.", "purpose")
 
 	roleReady = desc("role_ready", "1 while a role of this process does its work, 0 while a check of it is failing: what /readyz says.", "role")
 	diskBytes = desc("disk_bytes", "Bytes of the disk of a directory that this process writes to.", "directory")
@@ -188,7 +195,7 @@ func (c *collector) Describe(out chan<- *prometheus.Desc) {
 	for _, d := range []*prometheus.Desc{
 		streamMessages, streamBytes, streamLimit, lagMessages, lagSeconds, redelivered, deadLetters, stored, skipped, rejected, inserts,
 		insertErrors, rolledUpUntil, rollupLag, partitions, alarms, blocked, deliveries, floorAge, restarts, diskFree, unrecorded, gatewayUnrecorded,
-		trailsOff, deliveryAge, paused, deadReasons, gatewayRequests, gatewayEvents, rollupHours, rollupSpent, rollupLast, engineRestarts, roleReady,
+		trailsOff, deliveryAge, paused, deadReasons, gatewayRequests, gatewayEvents, rollupHours, rollupSpent, rollupLast, engineRestarts, engineSlots, engineUsed, engineWaiting, roleReady,
 		diskBytes, certificateEnds, keyEnds, refused, panics,
 	} {
 		out <- d
@@ -266,6 +273,15 @@ func (c *collector) Collect(out chan<- prometheus.Metric) {
 	}
 	if s.Engine != nil {
 		count(engineRestarts, uint64(s.Engine.Restarts()))
+		slots, err := s.Engine.Slots(ctx)
+		if err != nil {
+			c.log.Warn("metrics of the engine's slots are missing", slog.Any("error", err))
+		}
+		for _, u := range slots {
+			gauge(engineSlots, float64(u.Size), u.Purpose)
+			gauge(engineUsed, float64(u.Used), u.Purpose)
+			gauge(engineWaiting, float64(u.Waiting), u.Purpose)
+		}
 	}
 	if s.Report != nil {
 		for _, r := range s.Report(ctx).Roles {

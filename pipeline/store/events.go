@@ -117,7 +117,7 @@ func (s *Store) Events(ctx context.Context, q *Question, each func(*codec.Stored
 
 // stored calls each with the rows of a table's condition and order.
 func (s *Store) stored(ctx context.Context, tail string, each func(*codec.Stored) error) error {
-	rows, err := s.conn.Query(clickhouse.Context(ctx, clickhouse.WithSettings(questionSettings)),
+	rows, err := s.reads.Query(clickhouse.Context(ctx, clickhouse.WithSettings(questionSettings)),
 		"SELECT "+strings.Join(codec.CSVColumns, ", ")+" FROM audit_events"+tail)
 	if err != nil {
 		return fmt.Errorf("ask for events: %w", err)
@@ -141,7 +141,7 @@ func (s *Store) stored(ctx context.Context, tail string, each func(*codec.Stored
 // Event returns the event of an id, or ErrNoEvent.
 func (s *Store) Event(ctx context.Context, organization string, id uuid.UUID) (*codec.Stored, error) {
 	q := &Question{Organization: organization, Limit: 1}
-	rows, err := s.conn.Query(clickhouse.Context(ctx, clickhouse.WithSettings(questionSettings)),
+	rows, err := s.reads.Query(clickhouse.Context(ctx, clickhouse.WithSettings(questionSettings)),
 		"SELECT "+strings.Join(codec.CSVColumns, ", ")+" FROM audit_events"+q.where()+" AND id = "+quoteString(id.String())+" LIMIT 1")
 	if err != nil {
 		return nil, fmt.Errorf("look for event %s: %w", id, err)
@@ -215,7 +215,7 @@ func (s *Store) Stream(ctx context.Context, q *Question, form Table) (io.ReadClo
 		return nil, err
 	}
 	text := func(q *Question, format string) (io.ReadCloser, error) {
-		out, err := s.conn.QueryFormat(clickhouse.Context(ctx, clickhouse.WithSettings(settings)), format, "SELECT "+columns+" FROM audit_events"+q.tail())
+		out, err := s.reads.QueryFormat(clickhouse.Context(ctx, clickhouse.WithSettings(settings)), format, "SELECT "+columns+" FROM audit_events"+q.tail())
 		if err != nil {
 			return nil, fmt.Errorf("stream events: %w", err)
 		}
@@ -277,7 +277,7 @@ type Bar struct {
 // Histogram counts the events that q asks for, by the time they occurred, in steps of a width. Steps without events
 // are left out.
 func (s *Store) Histogram(ctx context.Context, q *Question, width time.Duration) ([]Bar, error) {
-	rows, err := s.conn.Query(clickhouse.Context(ctx, clickhouse.WithSettings(questionSettings)), fmt.Sprintf(
+	rows, err := s.reads.Query(clickhouse.Context(ctx, clickhouse.WithSettings(questionSettings)), fmt.Sprintf(
 		"SELECT toStartOfInterval(occurred_at, toIntervalSecond(%d), 'UTC') AS start, count() FROM audit_events%s GROUP BY start ORDER BY start", max(1, int(width.Seconds())), q.where()))
 	if err != nil {
 		return nil, fmt.Errorf("count events over time: %w", err)
@@ -308,7 +308,7 @@ type Seen struct {
 
 // Catalogue lists the types of events of an organization, the most frequent first.
 func (s *Store) Catalogue(ctx context.Context, organization string) ([]Seen, error) {
-	rows, err := s.conn.Query(clickhouse.Context(ctx, clickhouse.WithSettings(questionSettings)),
+	rows, err := s.reads.Query(clickhouse.Context(ctx, clickhouse.WithSettings(questionSettings)),
 		"SELECT toString(trail), toString(source), toString(event), toString(action), count() AS n, min(recorded_at), max(recorded_at) FROM audit_events WHERE organization = "+
 			quoteString(organization)+" GROUP BY trail, source, event, action ORDER BY n DESC, source, event, action LIMIT 10000")
 	if err != nil {
@@ -330,7 +330,7 @@ func (s *Store) Catalogue(ctx context.Context, organization string) ([]Seen, err
 
 // Organizations lists those that have events.
 func (s *Store) Organizations(ctx context.Context) ([]string, error) {
-	rows, err := s.conn.Query(clickhouse.Context(ctx, clickhouse.WithSettings(questionSettings)), "SELECT DISTINCT toString(organization) AS name FROM audit_event_counts ORDER BY name LIMIT 10000")
+	rows, err := s.reads.Query(clickhouse.Context(ctx, clickhouse.WithSettings(questionSettings)), "SELECT DISTINCT toString(organization) AS name FROM audit_event_counts ORDER BY name LIMIT 10000")
 	if err != nil {
 		return nil, fmt.Errorf("list the organizations: %w", err)
 	}
@@ -371,7 +371,7 @@ func (p *Position) UnmarshalText(text []byte) error {
 // Last is the place of the event of an organization that was recorded last, up to a place in the stream.
 func (s *Store) Last(ctx context.Context, organization string, upTo uint64) (Position, error) {
 	var p Position
-	rows, err := s.conn.Query(clickhouse.Context(ctx, clickhouse.WithSettings(questionSettings)), fmt.Sprintf(
+	rows, err := s.reads.Query(clickhouse.Context(ctx, clickhouse.WithSettings(questionSettings)), fmt.Sprintf(
 		"SELECT recorded_at, stream_seq, batch_index FROM audit_events WHERE organization = %s AND stream_seq <= %d ORDER BY recorded_at DESC, stream_seq DESC, batch_index DESC LIMIT 1",
 		quoteString(organization), upTo))
 	if err != nil {

@@ -150,7 +150,7 @@ func (s *Store) nearest(ctx context.Context, q *Question) (t stretch, all bool, 
 		order += " DESC"
 	}
 	var rows uint64
-	err = s.conn.QueryRow(clickhouse.Context(ctx, clickhouse.WithSettings(questionSettings)), fmt.Sprintf(
+	err = s.reads.QueryRow(clickhouse.Context(ctx, clickhouse.WithSettings(questionSettings)), fmt.Sprintf(
 		"SELECT count(), min(recorded_at), max(recorded_at) FROM (SELECT recorded_at FROM %s%s LIMIT %d)",
 		anything.eachTrail("recorded_at", nearRows), order, nearRows)).Scan(&rows, &t.from, &t.to)
 	if err != nil {
@@ -161,7 +161,7 @@ func (s *Store) nearest(ctx context.Context, q *Question) (t stretch, all bool, 
 }
 
 func (s *Store) places(ctx context.Context, settings clickhouse.Settings, query string) ([]place, error) {
-	rows, err := s.conn.Query(clickhouse.Context(ctx, clickhouse.WithSettings(settings)), query)
+	rows, err := s.reads.Query(clickhouse.Context(ctx, clickhouse.WithSettings(settings)), query)
 	if err != nil {
 		return nil, fmt.Errorf("ask where events are: %w", err)
 	}

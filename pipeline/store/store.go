@@ -15,6 +15,7 @@ import (
 	"github.com/ClickHouse/clickhouse-go/v2"
 	"github.com/ClickHouse/clickhouse-go/v2/lib/driver"
 
+	"github.com/kansa-audit/kansa/pipeline/engine"
 	migrations "github.com/kansa-audit/kansa/schema/clickhouse"
 )
 
@@ -32,7 +33,8 @@ type Options struct {
 	CAFile       string
 	// Cluster is a name of system.clusters, on whose servers the tables are made; empty for one server.
 	Cluster string
-	// MaxConnections bounds those open at once; default 16.
+	// MaxConnections bounds those open at once for writing and for the system, and again those for reads on behalf of
+	// people; default 16.
 	MaxConnections int
 	Logger         *slog.Logger
 }
@@ -40,7 +42,8 @@ type Options struct {
 // Store is audit_events and its companions. It is safe for concurrent use.
 type Store struct {
 	conn     driver.Conn
-	native   bool // the native protocol
+	reads    driver.Conn // of reads on behalf of people, who may hold connections for long
+	native   bool        // the native protocol
 	database string
 	tables   migrations.Tables
 	log      *slog.Logger
@@ -71,15 +74,21 @@ func Open(ctx context.Context, o Options) (*Store, error) {
 	if err != nil {
 		return nil, fmt.Errorf("open ClickHouse: %w", err)
 	}
+	forReads := *opt
+	forReads.HttpHeaders = map[string]string{engine.PurposeHeader: engine.PurposeRead}
+	reads, err := clickhouse.Open(&forReads)
+	if err != nil {
+		return nil, errors.Join(fmt.Errorf("open ClickHouse: %w", err), conn.Close())
+	}
 	log := o.Logger
 	if log == nil {
 		log = slog.New(slog.DiscardHandler)
 	}
-	return &Store{conn: conn, native: opt.Protocol == clickhouse.Native, database: database, tables: tables, log: log}, nil
+	return &Store{conn: conn, reads: reads, native: opt.Protocol == clickhouse.Native, database: database, tables: tables, log: log}, nil
 }
 
 // Close closes the connections.
-func (s *Store) Close() error { return s.conn.Close() }
+func (s *Store) Close() error { return errors.Join(s.conn.Close(), s.reads.Close()) }
 
 // Ping reports whether ClickHouse answers.
 func (s *Store) Ping(ctx context.Context) error { return s.conn.Ping(ctx) }

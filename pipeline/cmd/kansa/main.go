@@ -30,6 +30,7 @@ type cli struct {
 	Destination  destinationCmd  `cmd:"" help:"Say where archives go: add, edit, test, list, pause, resume, remove."`
 	Organization organizationCmd `cmd:"" help:"Rules of an organization: what is exported, how often, how long it is kept."`
 	Apikey       apikeyCmd       `cmd:"" help:"Make, list and revoke API keys of publishers, auditors and admins."`
+	Analyst      analystCmd      `cmd:"" help:"Accounts that query ClickHouse with read-only SQL: add, list, show, remove."`
 	Trail        trailCmd        `cmd:"" help:"Switch the trails of an organization on and off, and see when they were off."`
 	Verify       verifyCmd       `cmd:"" help:"Check an archive, partitions or a proof, offline."`
 	Prove        proveCmd        `cmd:"" help:"Prove that one event is in a sealed partition, without the others."`

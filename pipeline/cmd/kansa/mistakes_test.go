@@ -56,11 +56,11 @@ func TestSecondProcessLeavesTheFirstAlone(t *testing.T) {
 	t.Parallel()
 	dir := t.TempDir()
 	first, out, config, nats := upIn(t, dir, "")
-	rounds := 3
+	data, rounds := filepath.Join(dir, "data"), 3
 	if n, err := strconv.Atoi(os.Getenv("KANSA_ROUNDS")); err == nil {
 		rounds = n
 	}
-	reach := []string{"--nats", nats, "--data-dir", filepath.Join(dir, "data")}
+	reach := []string{"--nats", nats, "--data-dir", data}
 	ctx, stop := context.WithCancel(t.Context())
 	published := make(chan int, 1)
 	go func() {
@@ -80,7 +80,7 @@ func TestSecondProcessLeavesTheFirstAlone(t *testing.T) {
 	}()
 	slowest := time.Duration(0)
 	for range rounds {
-		slowest = max(slowest, fails(t, fmt.Sprintf("in use by process %d", first.Process.Pid), "up", "-c", config))
+		slowest = max(slowest, fails(t, fmt.Sprintf("use data_dir %s: %s is in use by process %d", data, filepath.Join(data, "lock"), first.Process.Pid), "up", "-c", config))
 	}
 	stop()
 	n := <-published

@@ -79,7 +79,7 @@ func runSystem(e *env, cfg *config.Config, roles []pipeline.Role) error {
 	}
 	fmt.Fprintf(e.stderr, "kansa %s is up: %s\n  NATS       %s\n", version, strings.Join(names, ", "), s.NATSURL())
 	if s.Engine != nil {
-		fmt.Fprintf(e.stderr, "  ClickHouse %s (user and password in %s)\n", s.Engine.URL(), s.Engine.CredentialsFile())
+		fmt.Fprintf(e.stderr, "  ClickHouse %s (for analysts: kansa analyst add)\n", s.Engine.URL())
 	}
 	if s.API != nil {
 		fmt.Fprintf(e.stderr, "  API        %s\n", s.API.URL())

@@ -547,6 +547,22 @@ const scenes = {
     await button('Revoke key').click();
     await page.locator('dialog').getByRole('button', { name: 'Revoke key' }).click();
     await toast('is revoked');
+    await idle();
+    await button('New analyst').click();
+    await page.locator('dialog').getByLabel('Name').fill('ann');
+    await page.locator('dialog').getByRole('button', { name: 'Add analyst' }).click();
+    const password = await page.locator('[data-secret]').textContent();
+    assert.match(password, /^[A-Z2-7]{52}$/);
+    await page.locator('dialog').getByText('acme.ann').waitFor();
+    await audit('an analyst');
+    await shot('access-analyst', false);
+    await page.locator('dialog').getByRole('button', { name: 'Close' }).click();
+    await page.locator('table').getByText('acme.ann').waitFor();
+    assert.ok(!(await page.content()).includes(password));
+    await idle();
+    await button('Remove').last().click();
+    await page.locator('dialog').getByRole('button', { name: 'Remove analyst' }).click();
+    await toast('acme.ann was removed');
   },
 
   async system() {

@@ -1,4 +1,4 @@
-// Who may do what: users with passwords, programs with keys.
+// Permissions: users with passwords, programs with keys, analysts with SQL.
 import { h, field, badge, confirm, dialog, toast, copy, note } from './dom.js';
 import { t, time, ago } from './text.js';
 import { get, post, put, del } from './api.js';
@@ -8,7 +8,8 @@ const roles = ['publisher', 'auditor', 'admin'];
 
 export async function render(main, { org, who, signal, admin }) {
   if (!admin) return main.append(note('info', t('access.admins')));
-  const [users, keys, ways] = await Promise.all([get('/api/v1/users', signal), get('/api/v1/keys', signal), get('/api/v1/session/ways', signal)]);
+  const analystsPath = `/api/v1/organizations/${encodeURIComponent(org)}/analysts`;
+  const [users, keys, ways, analysts] = await Promise.all([get('/api/v1/users', signal), get('/api/v1/keys', signal), get('/api/v1/session/ways', signal), org ? get(analystsPath, signal) : []]);
   const again = () => go(location.pathname + location.search, { replace: true });
   const scope = (v) => v.organization || t('access.everywhere');
   const chooseRole = (value) => {
@@ -67,6 +68,22 @@ export async function render(main, { org, who, signal, admin }) {
     again();
   }
 
+  async function analyst() {
+    const c = { name: h('input', { autocomplete: 'off', autocapitalize: 'none', spellcheck: 'false', maxlength: 64, autofocus: true }), days: h('input', { type: 'number', min: 1, max: 3650, value: 365 }) };
+    const made = await dialog(t('analyst.new'), [field('name', t('key.name'), c.name), field('days', t('key.days'), c.days)], { action: t('analyst.make'), submit: () => {
+      const faults = [];
+      const days = Number(c.days.value);
+      if (!named(c.name.value.trim())) faults.push({ field: 'name', text: t('name.wrong', { value: c.name.value }) });
+      if (!Number.isInteger(days) || days < 1 || days > 3650) faults.push({ field: 'days', text: t('number.wrong', { value: c.days.value, low: 1, high: 3650 }) });
+      if (faults.length) throw Object.assign(new Error(), { faults });
+      return post(analystsPath, { name: c.name.value.trim(), days });
+    } });
+    if (!made) return;
+    const facts = h('dl', { class: 'facts' }, [['analyst.address', made.address], ['analyst.database', made.database], ['analyst.user', made.username]].map(([key, value]) => [h('dt', {}, t(key)), h('dd', {}, value)]));
+    await dialog(t('analyst.made', { name: made.name }), [note('info', t('analyst.once')), facts, h('p', { class: 'secret', 'data-secret': true }, made.password), h('button', { type: 'button', onclick: () => copy(made.password) }, t('copy'))]);
+    again();
+  }
+
   const remove = (title, text, path, done) => async () => {
     if (!(await confirm(title, text, title))) return;
     try {
@@ -87,5 +104,9 @@ export async function render(main, { org, who, signal, admin }) {
     h('section', { class: 'card', 'aria-label': t('apikeys') }, h('div', { class: 'pagehead' }, h('h2', {}, t('apikeys')), h('span', { class: 'spacer' }), h('button', { onclick: key }, t('key.new'))),
       keys.length ? table([t('key.name'), t('role'), t('access.of'), t('key.expires'), t('access.made')], keys.map((k) => h('tr', {}, h('td', {}, h('b', {}, k.name)), cell(t('role'), t('role.' + k.role)), cell(t('access.of'), scope(k)),
         cell(t('key.expires'), new Date(k.expires) < new Date() ? badge('bad', t('key.expired')) : [time(k.expires).slice(0, 10), h('span', { class: 'muted' }, ` ${ago(k.expires)}`)]), cell(t('access.made'), time(k.created).slice(0, 16), h('span', { class: 'muted' }, ` ${k.by}`)),
-        h('td', {}, h('button', { class: 'danger', onclick: remove(t('key.revoke'), t('key.revoke.sure', { name: k.name }), `/api/v1/keys/${encodeURIComponent(k.name)}`, t('key.revoked', { name: k.name })) }, t('key.revoke')))))) : h('p', { class: 'hint' }, t('keys.none'))));
+        h('td', {}, h('button', { class: 'danger', onclick: remove(t('key.revoke'), t('key.revoke.sure', { name: k.name }), `/api/v1/keys/${encodeURIComponent(k.name)}`, t('key.revoked', { name: k.name })) }, t('key.revoke')))))) : h('p', { class: 'hint' }, t('keys.none'))),
+    org && h('section', { class: 'card', 'aria-label': t('analysts') }, h('div', { class: 'pagehead' }, h('h2', {}, t('analysts')), h('span', { class: 'spacer' }), h('button', { onclick: analyst }, t('analyst.new'))), h('p', { class: 'hint' }, t('analysts.hint', { name: org })),
+      analysts.length ? table([t('key.name'), t('analyst.user'), t('key.expires'), t('access.made')], analysts.map((a) => h('tr', {}, h('td', {}, h('b', {}, a.name)), cell(t('analyst.user'), a.username),
+        cell(t('key.expires'), new Date(a.expires) < new Date() ? badge('bad', t('key.expired')) : [time(a.expires).slice(0, 10), h('span', { class: 'muted' }, ` ${ago(a.expires)}`)]), cell(t('access.made'), time(a.created).slice(0, 16), h('span', { class: 'muted' }, ` ${a.by}`)),
+        h('td', {}, h('button', { class: 'danger', onclick: remove(t('analyst.remove'), t('analyst.remove.sure', { name: a.username }), `${analystsPath}/${encodeURIComponent(a.name)}`, t('analyst.removed', { name: a.username })) }, t('remove')))))) : h('p', { class: 'hint' }, t('analysts.none'))));
 }

@@ -29,7 +29,7 @@ func (s *System) startAPI(ctx context.Context, downloads, intake bool) (err erro
 		Listen: c.Listen, CertFile: c.TLSCertFile, KeyFile: c.TLSKeyFile, WriteTimeout: c.WriteTimeout, PublicURL: s.Config.Exports.PublicURL, OwnRules: []string{gateway.Path},
 		Routes: map[string]http.Handler{}, Limits: api.Limits{
 			PerSecond: c.RequestsPerSecond, AddressPerSecond: c.AddressRequestsPerSecond, SignInsPerMinute: c.SignInsPerMinute,
-			Tails: slots(c.Tails), Logs: slots(c.Logs), Downloads: slots(c.Downloads), Refused: &s.refused,
+			Tails: slots(c.Tails), Logs: slots(c.Logs), Downloads: slots(c.Downloads), Queries: api.Queries(c.Queries), Refused: &s.refused,
 		},
 		Watch: s.watchAccess,
 	}

@@ -37,6 +37,14 @@ type Limits interface {
 	Count(client, organization string, events, bytes int)
 }
 
+// LimitError is Allow's where the client may publish the same a little later.
+type LimitError struct {
+	Wait time.Duration
+	Why  string
+}
+
+func (e *LimitError) Error() string { return e.Why }
+
 // unlimited are no limits.
 type unlimited struct{}
 

@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
+	"math"
 	"net/http"
 	"strconv"
 	"strings"
@@ -18,7 +19,7 @@ import (
 type result struct {
 	Index  int    `json:"index"`
 	ID     string `json:"id,omitempty"`
-	Status int    `json:"status"` // 202; 422 for the event's faults, 403, or 503 to send it again
+	Status int    `json:"status"` // 202; 422 for the event's faults, 403, or 429 and 503 to send it again
 	// NotRecorded tells that the event's trail is switched off: there is nothing wrong with it, and it was left out.
 	NotRecorded bool    `json:"not_recorded,omitempty"`
 	Errors      []fault `json:"errors,omitempty"`
@@ -56,6 +57,7 @@ func (rq *request) reject(index int, _ uuid.UUID, err error) {
 	explain := len(rq.rejects) < maxExplained
 	var invalid *schema.ValidationError
 	var one *schema.Fault
+	var limited *LimitError
 	switch {
 	case errors.As(err, &invalid):
 		if !explain {
@@ -71,6 +73,12 @@ func (rq *request) reject(index int, _ uuid.UUID, err error) {
 	case errors.As(err, &one):
 		if explain {
 			r.errors = []fault{copyFault(one)}
+		}
+	case errors.As(err, &limited):
+		r.status = http.StatusTooManyRequests
+		rq.limitedFor = max(rq.limitedFor, limited.Wait)
+		if explain {
+			r.errors = []fault{{Problem: err.Error()}}
 		}
 	default: // of Client.MayPublish
 		r.status = http.StatusForbidden
@@ -140,13 +148,19 @@ func (rq *request) refusal(results json.RawMessage) *problem {
 	} else {
 		p = newProblem(http.StatusUnprocessableEntity, "invalid", "No event was accepted", "Each of them breaks a rule; results say which.").
 			do("mend the events and send them again")
-		forbidden := 0
+		forbidden, limited := 0, 0
 		for _, r := range rq.rejects {
-			if r.status == http.StatusForbidden {
+			switch r.status {
+			case http.StatusForbidden:
 				forbidden++
+			case http.StatusTooManyRequests:
+				limited++
 			}
 		}
-		if forbidden == len(rq.rejects) {
+		if limited == len(rq.rejects) && limited > 0 {
+			p = busy(http.StatusTooManyRequests, "The organizations of the events publish more than their limits; results say which.", int(math.Ceil(rq.limitedFor.Seconds())))
+		}
+		if forbidden == len(rq.rejects) && forbidden > 0 {
 			p.Type, p.Title, p.Status, p.Detail = "urn:kansa:problem:forbidden", "Not allowed", http.StatusForbidden, "The events are of organizations that are not the client's."
 			p.Remedy = "send events of your own organization"
 		}

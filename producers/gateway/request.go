@@ -66,6 +66,8 @@ type request struct {
 	held    []codec.Batch // until the body is read to its end
 	sent    []sentBatch
 	rejects []reject
+	// limitedFor is when an organization that exceeds its limit may publish again.
+	limitedFor time.Duration
 
 	accepted, rejected int
 	unrecorded         int   // of those accepted, whose trail is switched off

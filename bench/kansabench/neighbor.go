@@ -76,6 +76,7 @@ func (b *bench) neighbor(ctx context.Context) error {
 		notes: []string{
 			"One event every 100 ms over HTTP, and one page of the newest 50 events as often. Queryable: a page of the API has the event; the page that is asked for next is in the figure.",
 			"The attacker is another organization with 8 keys of each role and an analyst, at another address, on the same machine and cores. Default limits.",
+			"A page is asked for when the previous one has come, so there are few under attack, and p99 is the longest.",
 		},
 	}
 	for n := range 2 {

@@ -254,8 +254,8 @@ func (l *loud) sql(ctx context.Context, n int) {
 
 func (l *loud) of(path string) string { return "/api/v1/organizations/" + l.Organization + path }
 
-func (l *loud) destination() []byte {
-	return fmt.Appendf(nil, `{"sftp":{"host":"127.0.0.1","port":%s,"user":"loud","password":"x"},"schedule":{"every":"1h","period":"1h"}}`, l.ssh)
+func (l *loud) destination(name string) []byte {
+	return fmt.Appendf(nil, `{"name":%q,"organization":%q,"sftp":{"host":"127.0.0.1","port":%s,"user":"loud","password":"x"},"schedule":{"every":"1h","period":"1h"}}`, name, l.Organization, l.ssh)
 }
 
 func (l *loud) exporting(ctx context.Context, n int) {
@@ -265,11 +265,11 @@ func (l *loud) exporting(ctx context.Context, n int) {
 }
 
 func (l *loud) testing(ctx context.Context, n int) {
-	name := fmt.Sprintf("/destinations/slow-%d", n%16)
+	name := fmt.Sprintf("slow-%d", n%16)
 	if n < 16 {
-		l.ask(ctx, "destinations saved", http.MethodPut, l.of(name)+"?force=true", l.Admin, l.destination())
+		l.ask(ctx, "destinations saved", http.MethodPut, l.of("/destinations/"+name)+"?force=true", l.Admin, l.destination(name))
 	}
-	l.ask(ctx, "connection tests", http.MethodPost, l.of(name+"/test"), l.Admin, nil)
+	l.ask(ctx, "connection tests", http.MethodPost, l.of("/destinations/"+name+"/test"), l.Admin, nil)
 }
 
 func (l *loud) guessing(ctx context.Context, n int) {
@@ -318,9 +318,10 @@ func (l *loud) deadLetters(ctx context.Context, n int) {
 }
 
 func (l *loud) changing(ctx context.Context, n int) {
-	name := l.of(fmt.Sprintf("/destinations/changing-%d", n%4))
-	l.ask(ctx, "destinations changed", http.MethodPut, name+"?force=true", l.Admin, l.destination())
-	l.ask(ctx, "destinations removed", http.MethodDelete, name, l.Admin, nil)
+	name := fmt.Sprintf("changing-%d", n%4)
+	path := l.of("/destinations/" + name)
+	l.ask(ctx, "destinations changed", http.MethodPut, path+"?force=true", l.Admin, l.destination(name))
+	l.ask(ctx, "destinations removed", http.MethodDelete, path, l.Admin, nil)
 }
 
 func (l *loud) searching(ctx context.Context, n int) {

@@ -60,14 +60,7 @@ func startNginx(t *testing.T, s *pipeline.System, location string) string {
 	if err := free.Close(); err != nil {
 		t.Fatal(err)
 	}
-	dir, err := os.MkdirTemp("", "kansa-nginx-") // workers of another user reach it
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { _ = os.RemoveAll(dir) })
-	if err := os.Chmod(dir, 0o755); err != nil { //nolint:gosec // it holds no secret
-		t.Fatal(err)
-	}
+	dir := t.TempDir()
 	location = strings.ReplaceAll(location, "http://127.0.0.1:8080", s.API.URL())
 	text := "daemon off;\npid nginx.pid;\nerror_log stderr error;\nworker_processes 1;\nevents { worker_connections 512; }\nhttp {\naccess_log off;\n"
 	for _, of := range []string{"client_body", "proxy", "fastcgi", "uwsgi", "scgi"} {
@@ -86,7 +79,7 @@ func startNginx(t *testing.T, s *pipeline.System, location string) string {
 	go func() { ended <- cmd.Wait(); close(ended) }()
 	t.Cleanup(func() {
 		_ = cmd.Process.Signal(syscall.SIGTERM)
-		<-ended
+		_ = <-ended // it ends by our signal
 	})
 	pipelinetest.Until(t, time.Minute, func() (bool, any) {
 		select {
@@ -320,8 +313,13 @@ func TestNginxTellsAddressesOfClients(t *testing.T) {
 
 	// Readings and failed sign-ins are recorded from the address that the client has, in spite of its claims.
 	claims := [][]string{
-		nil, {"X-Forwarded-For", "203.0.113.7"}, {"X-Forwarded-For", "127.0.0.1, 127.0.0.1"}, {"X-Forwarded-For", "203.0.113.7, not an address"},
-		{"Forwarded", "for=203.0.113.7"}, {"X-Forwarded-For", "", "Forwarded", `for="127.0.0.1"`}, {"X-Real-IP", "203.0.113.7", "X-Forwarded-Host", "evil.example"},
+		nil,
+		{"X-Forwarded-For", "203.0.113.7"},
+		{"X-Forwarded-For", "127.0.0.1, 127.0.0.1"},
+		{"X-Forwarded-For", "203.0.113.7, not an address"},
+		{"Forwarded", "for=203.0.113.7"},
+		{"X-Forwarded-For", "", "Forwarded", `for="127.0.0.1"`},
+		{"X-Real-IP", "203.0.113.7", "X-Forwarded-Host", "evil.example"},
 	}
 	for n, claim := range claims {
 		ip := fmt.Sprintf("127.0.1.%d", n+1)

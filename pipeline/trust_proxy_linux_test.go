@@ -60,7 +60,14 @@ func startNginx(t *testing.T, s *pipeline.System, location string) string {
 	if err := free.Close(); err != nil {
 		t.Fatal(err)
 	}
-	dir := t.TempDir()
+	dir, err := os.MkdirTemp("", "kansa-nginx-") //nolint:usetesting // nginx's workers are another user, whom t.TempDir keeps out
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = os.RemoveAll(dir) })
+	if err := os.Chmod(dir, 0o755); err != nil {
+		t.Fatal(err)
+	}
 	location = strings.ReplaceAll(location, "http://127.0.0.1:8080", s.API.URL())
 	text := "daemon off;\npid nginx.pid;\nerror_log stderr error;\nworker_processes 1;\nevents { worker_connections 512; }\nhttp {\naccess_log off;\n"
 	for _, of := range []string{"client_body", "proxy", "fastcgi", "uwsgi", "scgi"} {

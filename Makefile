@@ -71,7 +71,7 @@ build/versitygw: $(S3SERVER)/go.mod $(S3SERVER)/go.sum
 	go build -C $(S3SERVER) -o $(CURDIR)/$@ github.com/versity/versitygw/cmd/versitygw
 
 # What the tests need besides Go: command:Debian package.
-TEST_TOOLS := sshd:openssh-server unzip:unzip python3:python3 clickhouse-server:clickhouse-server promtool:prometheus openssl:openssl strace:strace chromium:chromium
+TEST_TOOLS := sshd:openssh-server unzip:unzip python3:python3 clickhouse-server:clickhouse-server promtool:prometheus openssl:openssl strace:strace chromium:chromium nginx:nginx-light
 test-tools:
 	@missing=(); for t in $(TEST_TOOLS); do \
 		PATH="$$PATH:/usr/sbin:/sbin" command -v "$${t%%:*}" >/dev/null || missing+=("$${t##*:}"); done; \

@@ -21,6 +21,10 @@ import (
 // drainRequests is how long requests may take to end when the system does.
 const drainRequests = 10 * time.Second
 
+// gatewayInFlight is how many messages the gateway has on their way to the broker at once. They are those of all organizations, and wait in
+// one queue: with few, an organization with large messages would have the others wait for its acknowledgements.
+const gatewayInFlight = 64
+
 // startAPI starts the HTTP server, with the downloads and the gateway or one of them.
 func (s *System) startAPI(ctx context.Context, downloads, intake bool) (err error) {
 	c := s.Config.API
@@ -29,7 +33,7 @@ func (s *System) startAPI(ctx context.Context, downloads, intake bool) (err erro
 		Listen: c.Listen, CertFile: c.TLSCertFile, KeyFile: c.TLSKeyFile, WriteTimeout: c.WriteTimeout, PublicURL: s.Config.Exports.PublicURL, OwnRules: []string{gateway.Path},
 		Routes: map[string]http.Handler{}, Limits: api.Limits{
 			PerSecond: c.RequestsPerSecond, AddressPerSecond: c.AddressRequestsPerSecond, SignInsPerMinute: c.SignInsPerMinute,
-			Tails: slots(c.Tails), Logs: slots(c.Logs), Downloads: slots(c.Downloads), Refused: &s.refused,
+			Tails: slots(c.Tails), Logs: slots(c.Logs), Downloads: slots(c.Downloads), Queries: api.Queries(c.Queries), Refused: &s.refused,
 		},
 		Watch: s.watchAccess,
 	}
@@ -89,7 +93,7 @@ func (s *System) serveHealth(ctx context.Context) (err error) {
 
 func (s *System) newGateway() (*producers.Publisher, error) {
 	c, log := s.Config.Gateway, s.log.With(slog.String("part", "gateway"))
-	publisher, err := producers.New(s.Client.JS, producers.Config{Spread: true, Tracing: s.tracing, RetryFor: c.RetryFor, AckTimeout: min(5*time.Second, c.RetryFor), Logger: log})
+	publisher, err := producers.New(s.Client.JS, producers.Config{Spread: true, MaxInFlight: gatewayInFlight, Tracing: s.tracing, RetryFor: c.RetryFor, AckTimeout: min(5*time.Second, c.RetryFor), Logger: log})
 	if err != nil {
 		return nil, err
 	}

@@ -20,6 +20,7 @@ import (
 type fair struct {
 	bytesOf, eventsOf map[string]*rate.Limiter // by what is counted: organization or credential
 	newOrganizations  *rate.Limiter            // by credential
+	backlog           *backlog
 	known             func(context.Context) ([]string, error)
 	log               *slog.Logger
 	refused           *rate.Refused
@@ -58,6 +59,7 @@ func newFair(c *config.Limits, known func(context.Context) ([]string, error), lo
 	return &fair{
 		bytesOf:          map[string]*rate.Limiter{byOrganization: per(c.OrganizationBytesPerSecond), byCredential: per(c.KeyBytesPerSecond)},
 		eventsOf:         map[string]*rate.Limiter{byOrganization: per(c.OrganizationEventsPerSecond), byCredential: per(c.KeyEventsPerSecond)},
+		backlog:          newBacklog(c.Lag, time.Now),
 		newOrganizations: rate.New(int(c.NewOrganizationsPerDay), 24*time.Hour, int(c.NewOrganizationsPerDay), time.Now),
 		known:            known, log: log, seen: map[string]bool{schema.SystemOrganization: true}, shutUntil: map[string]time.Time{}, key: c,
 	}
@@ -78,6 +80,11 @@ func (f *fair) wait(by, name string) time.Duration {
 func (f *fair) Allow(credential, organization string) error {
 	if wait := f.wait(byOrganization, organization); wait > 0 {
 		return limited(wait, "organization %s publishes faster than its limit: publish again in %s", organization, wait.Round(time.Millisecond))
+	}
+	if f.backlog.refuses(organization) {
+		f.refused.Add("publish_backlog")
+		return limited(backlogAgain, "events wait for more than %s (limits.lag) to be stored, and organization %s has published more than its share of them: publish again in %s",
+			f.backlog.limit, organization, backlogAgain)
 	}
 	if !f.isNew(organization) {
 		return nil
@@ -125,6 +132,7 @@ func (f *fair) Count(credential, organization string, events, bytes int) {
 		f.bytesOf[by].TakeN(name, bytes)
 		f.eventsOf[by].TakeN(name, events)
 	}
+	f.backlog.count(organization, bytes)
 }
 
 // message is the Limit of the relay, which does not know how many events a message has. It counts as one event at least, so that

@@ -691,3 +691,52 @@ func FuzzQueryParameters(f *testing.F) {
 		}
 	})
 }
+
+// One organization's searches wait for their own turns, and beyond its queue they are answered 429. Another organization's pages go on.
+func TestSearchesOfOneOrganizationLeaveTurnsToOthers(t *testing.T) {
+	t.Parallel()
+	c := pipelinetest.Config(t)
+	c.API.Queries.Organization, c.API.Queries.Waiting = 1, 1
+	s := pipelinetest.Start(t, c)
+	fill(t, s, "acme")
+	loud, quiet := newClient(t, s, "loud", "acme", access.Auditor), newClient(t, s, "quiet", "globex", access.Auditor)
+	ctx, stop := context.WithCancel(t.Context())
+	var all sync.WaitGroup
+	defer all.Wait()
+	defer stop()
+	refused := make(chan string, 1)
+	for n := range 8 {
+		all.Go(func() {
+			for ; ctx.Err() == nil; n += 8 {
+				req, err := http.NewRequestWithContext(ctx, http.MethodGet, fmt.Sprintf("%s/api/v1/audit/events?text=nothing-%d", s.API.URL(), n), http.NoBody)
+				if err != nil {
+					t.Error(err)
+					return
+				}
+				req.Header.Set("Authorization", "Bearer "+loud.key)
+				res, err := http.DefaultClient.Do(req)
+				if err != nil {
+					continue // it was stopped
+				}
+				_ = res.Body.Close()
+				if res.StatusCode == http.StatusTooManyRequests {
+					select {
+					case refused <- res.Header.Get("Retry-After"):
+					default:
+					}
+				}
+			}
+		})
+	}
+	select {
+	case after := <-refused:
+		if after == "" {
+			t.Error("without Retry-After")
+		}
+	case <-time.After(time.Minute):
+		t.Fatal("no search of eight at once was refused within a minute")
+	}
+	for range 20 {
+		quiet.get(t, http.StatusOK, "/api/v1/audit/events")
+	}
+}

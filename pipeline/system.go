@@ -221,6 +221,12 @@ func Start(ctx context.Context, o Options) (_ *System, err error) {
 		})
 	}
 	if has(RoleGateway) {
+		s.roles.Go(func() error {
+			s.fair.backlog.follow(s.ended, s.floor.Lag, s.log.With(slog.String("part", "limits")))
+			return nil
+		})
+	}
+	if has(RoleGateway) {
 		if err := s.startRelay(ctx); err != nil {
 			return nil, err
 		}

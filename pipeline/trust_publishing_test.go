@@ -358,3 +358,22 @@ func TestFloodOverNATSHoldsUpNobody(t *testing.T) {
 		t.Errorf("another organization: %+v", ack.Error)
 	}
 }
+
+// Beyond the limit of an organization, each of its keys is answered 429 with when to publish again, and not that it may not.
+func TestOrganizationBeyondItsLimitPublishesLater(t *testing.T) {
+	t.Parallel()
+	c := pipelinetest.Config(t)
+	c.Limits.OrganizationBytesPerSecond = 10_000
+	s := pipelinetest.Start(t, c)
+	one, other := newClient(t, s, "one", "acme", access.Publisher), newClient(t, s, "two", "acme", access.Publisher)
+	large := strings.Replace(eventOf("acme", "one"), "{", `{"description":"`+strings.Repeat("x", 50_000)+`",`, 1)
+	if res, text := one.do(t, http.MethodPost, "/api/v1/events", large); res.StatusCode != http.StatusAccepted {
+		t.Fatalf("%d %s", res.StatusCode, text)
+	}
+	if res, text := other.do(t, http.MethodPost, "/api/v1/events", eventOf("acme", "two")); res.StatusCode != http.StatusTooManyRequests || res.Header.Get("Retry-After") == "" {
+		t.Errorf("beyond the limit: %d %v %s", res.StatusCode, res.Header, text)
+	}
+	if res, text := newClient(t, s, "three", "globex", access.Publisher).do(t, http.MethodPost, "/api/v1/events", eventOf("globex", "three")); res.StatusCode != http.StatusAccepted {
+		t.Errorf("another organization: %d %s", res.StatusCode, text)
+	}
+}

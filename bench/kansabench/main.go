@@ -58,6 +58,7 @@ var measurements = []measurement{
 	{"archive", (*bench).archive},
 	{"upload", (*bench).upload},
 	{"growth", (*bench).growth},
+	{"neighbor", (*bench).neighbor},
 }
 
 func names() []string {

@@ -33,6 +33,9 @@ type report struct {
 	Rejected  uint64  `json:"rejected,omitempty"`
 	Seconds   float64 `json:"seconds,omitempty"` // of the work alone
 	FirstByte float64 `json:"first_byte,omitempty"`
+	NATS      string  `json:"nats,omitempty"`
+	Engine    int     `json:"engine,omitempty"`  // the id of its process
+	Answers   string  `json:"answers,omitempty"` // how often each was had, as JSON
 	Done      bool    `json:"done,omitempty"`
 	Error     string  `json:"error,omitempty"`
 }
@@ -104,6 +107,8 @@ var parts = map[string]func(context.Context, *session) (report, error){
 	"inserter": inserterPart,
 	"rollup":   rollupPart,
 	"archive":  archivePart,
+	"system":   systemPart,
+	"loud":     loudPart,
 }
 
 func (c *partCmd) run(ctx context.Context, stdin io.Reader, stdout, stderr io.Writer) (err error) {

@@ -295,7 +295,7 @@ func (a *audit) reads() {
 		Cursor string `query:"cursor" doc:"next of the page before; order is recorded then" maxLength:"200"`
 	}
 	register(a, huma.Operation{
-		OperationID: "audit-events", Method: http.MethodGet, Path: "/api/v1/audit/events", Summary: "Events as JSON, page by page", Tags: []string{"events"},
+		OperationID: "audit-events", Middlewares: huma.Middlewares{a.queried}, Method: http.MethodGet, Path: "/api/v1/audit/events", Summary: "Events as JSON, page by page", Tags: []string{"events"},
 	}, func(ctx context.Context, in *eventsInput) (*struct{ Body Page }, error) {
 		q, err := a.question(ctx, &in.FilterParams, "events")
 		if err != nil {
@@ -339,7 +339,7 @@ func (a *audit) reads() {
 		return a.o.Store.Event(ctx, organization, id)
 	}
 	register(a, huma.Operation{
-		OperationID: "audit-event", Method: http.MethodGet, Path: "/api/v1/audit/events/{id}", Summary: "One event", Tags: []string{"events"}, Errors: []int{404},
+		OperationID: "audit-event", Middlewares: huma.Middlewares{a.queried}, Method: http.MethodGet, Path: "/api/v1/audit/events/{id}", Summary: "One event", Tags: []string{"events"}, Errors: []int{404},
 	}, func(ctx context.Context, in *eventInput) (*struct{ Body Event }, error) {
 		e, err := find(ctx, in, "event")
 		if err != nil {
@@ -348,7 +348,7 @@ func (a *audit) reads() {
 		return &struct{ Body Event }{Event{*e}}, nil
 	})
 	register(a, huma.Operation{
-		OperationID: "audit-proof", Method: http.MethodGet, Path: "/api/v1/audit/events/{id}/proof", Tags: []string{"events"}, Errors: []int{404, 409},
+		OperationID: "audit-proof", Middlewares: huma.Middlewares{a.queried}, Method: http.MethodGet, Path: "/api/v1/audit/events/{id}/proof", Tags: []string{"events"}, Errors: []int{404, 409},
 		Summary:   "The proof that an event is in a sealed hour, for kansa verify",
 		Responses: map[string]*huma.Response{"200": {Description: "The proof", Content: map[string]*huma.MediaType{"application/octet-stream": {}}}},
 	}, func(ctx context.Context, in *eventInput) (*struct {
@@ -388,7 +388,7 @@ func (a *audit) reads() {
 		Bars  []store.Bar `json:"bars" nullable:"false"`
 	}
 	register(a, huma.Operation{
-		OperationID: "audit-histogram", Method: http.MethodGet, Path: "/api/v1/audit/histogram", Summary: "Events over time", Tags: []string{"events"},
+		OperationID: "audit-histogram", Middlewares: huma.Middlewares{a.queried}, Method: http.MethodGet, Path: "/api/v1/audit/histogram", Summary: "Events over time", Tags: []string{"events"},
 	}, func(ctx context.Context, in *histogramInput) (*struct{ Body histogram }, error) {
 		if in.End.IsZero() {
 			in.End = time.Now().UTC().Truncate(time.Second).Add(time.Second)
@@ -408,7 +408,7 @@ func (a *audit) reads() {
 		return &struct{ Body histogram }{histogram{int(width.Seconds()), in.Start.UTC(), in.End.UTC(), bars}}, nil
 	})
 	register(a, huma.Operation{
-		OperationID: "audit-catalogue", Method: http.MethodGet, Path: "/api/v1/audit/catalogue", Summary: "The types of events seen", Tags: []string{"events"},
+		OperationID: "audit-catalogue", Middlewares: huma.Middlewares{a.queried}, Method: http.MethodGet, Path: "/api/v1/audit/catalogue", Summary: "The types of events seen", Tags: []string{"events"},
 	}, func(ctx context.Context, in *struct {
 		Organization string `query:"organization" maxLength:"64"`
 	}) (*struct {

@@ -147,6 +147,23 @@ func (a *audit) slot(ctx huma.Context, s *rate.Slots, name, of string, next func
 	next(ctx)
 }
 
+// queried has a query of a page wait for its turn among those of all organizations. A queue that is full is answered 429.
+func (a *audit) queried(ctx huma.Context, next func(huma.Context)) {
+	w := asking(ctx.Context())
+	release, err := a.limits.queries.Take(ctx.Context(), w.Organization)
+	switch {
+	case errors.Is(err, rate.ErrWaiting):
+		a.limits.refused.Add("queries_waiting")
+		retryAfter(ctx.SetHeader, time.Second)
+		_ = huma.WriteErr(a.api, ctx, http.StatusTooManyRequests, "too many queries of this organization wait for their turn: ask again after Retry-After seconds") // who asked may be gone
+		return
+	case err != nil: // who asked is gone
+		return
+	}
+	defer release()
+	next(ctx)
+}
+
 // boundsOf names the bounds of slots.
 var boundsOf = map[string]string{"each": "of this key or person", "organization": "of this organization", "all": "in all"}
 

@@ -20,6 +20,8 @@ type Limits struct {
 	SignInsPerMinute int
 	// Tails, Logs and Downloads bound what is open at once.
 	Tails, Logs, Downloads Slots
+	// Queries bounds the queries that run at once. Others wait for their turn.
+	Queries Queries
 	// Refused counts what is refused. May be nil.
 	Refused *rate.Refused
 }
@@ -29,18 +31,32 @@ type Slots struct{ Each, Organization, Total int }
 
 func (s Slots) slots() *rate.Slots { return rate.NewSlots(s.Each, s.Organization, s.Total) }
 
+// Queries bound how many queries of pages run at once: of one organization, and in all. Of each organization, some may wait.
+type Queries struct{ Organization, Total, Waiting int }
+
+func (q Queries) turns() *rate.Turns {
+	unbounded := func(n int) int {
+		if n == 0 {
+			return math.MaxInt
+		}
+		return n
+	}
+	return rate.NewTurns(unbounded(q.Organization), unbounded(q.Total), unbounded(q.Waiting))
+}
+
 // limits count.
 type limits struct {
 	who, address, signIn *rate.Limiter
 	// name bounds the attempts to sign in by a name from networks that it never signed in from.
 	name                   *rate.Limiter
 	tails, logs, downloads *rate.Slots
-	// looks bounds the queries of all tails at once, so that they leave the engine to others.
-	looks   chan struct{}
+	queries                *rate.Turns
+	// looks bounds the queries of tails, so that they leave the engine to others.
+	looks   *rate.Turns
 	refused *rate.Refused
 }
 
-// looksAtOnce is how many tails query the engine at once.
+// looksAtOnce is how many tails query the engine at once, each for another organization.
 const looksAtOnce = 2
 
 // slotAgain is when to ask again where too much is open.
@@ -53,7 +69,7 @@ func newLimits(l Limits, now func() time.Time) *limits {
 		signIn:  rate.New(l.SignInsPerMinute, time.Minute, l.SignInsPerMinute, now),
 		name:    rate.New(l.SignInsPerMinute, time.Minute, 3*l.SignInsPerMinute, now),
 		tails:   l.Tails.slots(), logs: l.Logs.slots(), downloads: l.Downloads.slots(),
-		looks: make(chan struct{}, looksAtOnce), refused: l.Refused,
+		queries: l.Queries.turns(), looks: rate.NewTurns(1, looksAtOnce, math.MaxInt), refused: l.Refused,
 	}
 }
 

@@ -128,11 +128,11 @@ func (a *audit) follow(h huma.Context, q *store.Question) error {
 // look sends new events and returns their number. Only a few tails query the engine at once, and they write after the query: a client that
 // does not read its tail holds no slot of the engine.
 func (a *audit) look(ctx context.Context, w io.Writer, q *store.Question) (n int, err error) {
-	select {
-	case a.limits.looks <- struct{}{}:
-	case <-ctx.Done():
-		return 0, nil
+	release, err := a.limits.looks.Take(ctx, q.Organization)
+	if err != nil {
+		return 0, nil //nolint:nilerr // the client has gone
 	}
+	defer release()
 	var text bytes.Buffer
 	after := q.After
 	err = a.o.Store.Events(ctx, q, func(e *codec.Stored) error {
@@ -145,7 +145,7 @@ func (a *audit) look(ctx context.Context, w io.Writer, q *store.Question) (n int
 		fmt.Fprintf(&text, "id: %s\ndata: %s\n\n", writeCursor(after), data)
 		return nil
 	})
-	<-a.limits.looks
+	release()
 	if err != nil {
 		return 0, err
 	}

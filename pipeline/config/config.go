@@ -308,6 +308,9 @@ type API struct {
 	Tails     Slots `yaml:"tails"`
 	Logs      Slots `yaml:"logs"`
 	Downloads Slots `yaml:"downloads"`
+	// Queries bound the queries of pages, charts and single events that run at once. Others wait. The next turn goes to the organization that
+	// runs the fewest.
+	Queries Queries `yaml:"queries"`
 	// RequestsPerSecond bounds what one key, or one person, asks for; AddressRequestsPerSecond what comes from one address, whoever
 	// asks. Ten seconds' worth may come at once. 0 is no bound. Publishing has bounds of its own: see gateway.
 	RequestsPerSecond        int `yaml:"requests_per_second"`
@@ -324,6 +327,14 @@ type Slots struct {
 	Each         int `yaml:"each"`         // of one key, person or link
 	Organization int `yaml:"organization"` // of one organization
 	Total        int `yaml:"total"`        // of all
+}
+
+// Queries bound how many run at once: of one organization, and in all. Of each organization, some wait; beyond that, the API answers 429. 0
+// turns a bound off.
+type Queries struct {
+	Organization int `yaml:"organization"` // of one organization
+	Total        int `yaml:"total"`        // of all
+	Waiting      int `yaml:"waiting"`      // of one organization, for their turn
 }
 
 // OIDC is an OpenID provider; there is none without an issuer. It has to know exports.public_url followed by
@@ -384,6 +395,10 @@ type Limits struct {
 	MailsPerDay int64 `yaml:"mails_per_day"`
 	// NewOrganizationsPerDay bounds the organizations that one key begins to publish for.
 	NewOrganizationsPerDay int64 `yaml:"new_organizations_per_day"`
+	// Lag is how old the oldest event may be that waits to be stored. Beyond it, while several organizations publish, those with more than
+	// their equal share of what waits get 429. 0, the default, turns the bound off: the stream takes what is published while ClickHouse is slow.
+	// Set it, such as to 1s, where a small organization's events have to be queryable soon while a large one publishes more than is stored.
+	Lag time.Duration `yaml:"lag"`
 }
 
 // Gateway is the HTTP entry point for events, at the API's address.
@@ -426,7 +441,7 @@ func Default() *Config {
 		Exports:   Exports{LinkDays: 7, Parallel: 4, AckWait: 30 * time.Second, PerDay: 3, AlertAfter: 15 * time.Minute},
 		API: API{
 			Listen: "127.0.0.1:8080", TrustedProxies: []string{}, WriteTimeout: 30 * time.Second,
-			Tails: Slots{8, 32, 256}, Logs: Slots{2, 2, 4}, Downloads: Slots{4, 16, 64},
+			Tails: Slots{8, 32, 256}, Logs: Slots{2, 2, 4}, Downloads: Slots{4, 16, 64}, Queries: Queries{Organization: 2, Total: 4, Waiting: 64},
 			RequestsPerSecond: 100, AddressRequestsPerSecond: 500, SignInsPerMinute: 10, OIDC: OIDC{Scopes: []string{"profile"}, Title: "OpenID", NameClaim: "preferred_username", GroupsClaim: "groups"},
 		},
 		Gateway: Gateway{
@@ -546,6 +561,9 @@ func (c *Config) Check() error {
 		if _, err := netip.ParsePrefix(network); err != nil {
 			fault("exports.allow.networks[%d] is %q: give a network such as 198.51.100.0/24", i, network)
 		}
+	}
+	if c.Limits.Lag < 0 {
+		fault("limits.lag is %s: give a positive time, or 0 to turn the bound off", c.Limits.Lag)
 	}
 	for key, v := range map[string]int64{
 		"key_bytes_per_second": c.Limits.KeyBytesPerSecond, "key_events_per_second": c.Limits.KeyEventsPerSecond,
@@ -702,6 +720,9 @@ func (a *API) check(fault func(format string, v ...any)) {
 		if slots.Each < 0 || slots.Organization < 0 || slots.Total < 0 {
 			fault("api.%s has a negative bound: give a positive number, or 0 to turn it off", key)
 		}
+	}
+	if a.Queries.Organization < 0 || a.Queries.Total < 0 || a.Queries.Waiting < 0 {
+		fault("api.queries has a negative bound: give a positive number, or 0 to turn it off")
 	}
 }
 

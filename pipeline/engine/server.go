@@ -19,7 +19,7 @@ import (
 
 // Defaults of ServeOptions and Options.
 const (
-	DefaultConnections = 10
+	DefaultConnections = 16
 	DefaultMaxBody     = 1 << 30
 	stopTimeout        = 10 * time.Second
 )

@@ -17,8 +17,8 @@ type purpose int
 const (
 	forInsert purpose = iota // the owner's inserts with data: all slots
 	forOwner                 // other statements of the owner: all but the reserve of inserts
-	forReads                 // the owner's reads on behalf of people, marked by PurposeHeader: half
-	forReader                // readers: that half but for two
+	forReads                 // the owner's reads on behalf of people, marked by PurposeHeader: five eighths
+	forReader                // readers: a fifth
 	purposes
 )
 
@@ -42,7 +42,7 @@ type slots struct {
 
 func newSlots(n int) *slots {
 	s := &slots{}
-	for p, size := range [purposes]int{n, n - n/4, n / 2, n/2 - 2} {
+	for p, size := range [purposes]int{n, n - n/4, n * 5 / 8, n / 5} {
 		s.bounds[p] = make(chan struct{}, max(size, 1))
 	}
 	return s

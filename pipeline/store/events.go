@@ -102,9 +102,26 @@ func (q *Question) limit() string {
 
 func (q *Question) tail() string { return q.where() + q.order() + q.limit() }
 
+// Queries of a lower priority pause while those of a higher one run, so that a page does not wait for its part of the processor behind
+// all that other organizations ask for. Inserts, and the system's own queries, have none: they neither pause nor have others pause.
+const (
+	priorityPage   = 1 // and charts
+	prioritySearch = 2 // for a text, which has no index
+	priorityStream = 3 // of all events
+	// pause bounds, in milliseconds, how long a query pauses before each block that it reads, lest it never end.
+	pause = 100
+)
+
 // What the settings bound is one person's question, not the machine.
 var questionSettings = clickhouse.Settings{
 	"query_plan_optimize_lazy_materialization": 1, "max_execution_time": 60, "optimize_read_in_order": 1,
+	"priority": priorityPage, "low_priority_query_wait_time_ms": pause,
+}
+
+// searchSettings are those of questions that read many events.
+var searchSettings = clickhouse.Settings{
+	"query_plan_optimize_lazy_materialization": 1, "max_execution_time": 60, "optimize_read_in_order": 1,
+	"priority": prioritySearch, "low_priority_query_wait_time_ms": pause,
 }
 
 // Events calls each with the events that q asks for, one after another. An error of each ends it.
@@ -193,7 +210,7 @@ func (s *Store) Stream(ctx context.Context, q *Question, form Table) (io.ReadClo
 		return nil, errors.New("events are streamed over HTTP only: give clickhouse.url as http:// or https://")
 	}
 	settings := clickhouse.Settings{}
-	for _, from := range []clickhouse.Settings{csvSettings, {"optimize_read_in_order": 1}} {
+	for _, from := range []clickhouse.Settings{csvSettings, {"optimize_read_in_order": 1, "priority": priorityStream, "low_priority_query_wait_time_ms": pause}} {
 		for k, v := range from {
 			settings[k] = v
 		}
@@ -277,7 +294,11 @@ type Bar struct {
 // Histogram counts the events that q asks for, by the time they occurred, in steps of a width. Steps without events
 // are left out.
 func (s *Store) Histogram(ctx context.Context, q *Question, width time.Duration) ([]Bar, error) {
-	rows, err := s.reads.Query(clickhouse.Context(ctx, clickhouse.WithSettings(questionSettings)), fmt.Sprintf(
+	settings := questionSettings
+	if q.Text != "" {
+		settings = searchSettings
+	}
+	rows, err := s.reads.Query(clickhouse.Context(ctx, clickhouse.WithSettings(settings)), fmt.Sprintf(
 		"SELECT toStartOfInterval(occurred_at, toIntervalSecond(%d), 'UTC') AS start, count() FROM audit_events%s GROUP BY start ORDER BY start", max(1, int(width.Seconds())), q.where()))
 	if err != nil {
 		return nil, fmt.Errorf("count events over time: %w", err)
@@ -308,7 +329,7 @@ type Seen struct {
 
 // Catalogue lists the types of events of an organization, the most frequent first.
 func (s *Store) Catalogue(ctx context.Context, organization string) ([]Seen, error) {
-	rows, err := s.reads.Query(clickhouse.Context(ctx, clickhouse.WithSettings(questionSettings)),
+	rows, err := s.reads.Query(clickhouse.Context(ctx, clickhouse.WithSettings(searchSettings)),
 		"SELECT toString(trail), toString(source), toString(event), toString(action), count() AS n, min(recorded_at), max(recorded_at) FROM audit_events WHERE organization = "+
 			quoteString(organization)+" GROUP BY trail, source, event, action ORDER BY n DESC, source, event, action LIMIT 10000")
 	if err != nil {

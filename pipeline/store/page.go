@@ -43,6 +43,7 @@ const selectPlace = "SELECT toString(trail), toUnixTimestamp64Micro(recorded_at)
 var textSettings = clickhouse.Settings{
 	"max_execution_time": 60, "optimize_read_in_order": 0, "use_query_condition_cache": 1,
 	"use_top_k_dynamic_filtering": 0, "use_skip_indexes_for_top_k": 0,
+	"priority": prioritySearch, "low_priority_query_wait_time_ms": pause,
 }
 
 func (s *Store) page(ctx context.Context, q *Question, each func(*codec.Stored) error) error {

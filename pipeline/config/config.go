@@ -449,7 +449,7 @@ func Default() *Config {
 			Timeout: 30 * time.Second, RetryFor: 10 * time.Second,
 		},
 		Limits: Limits{
-			KeyBytesPerSecond: 32 << 20, KeyEventsPerSecond: 100_000, OrganizationBytesPerSecond: 64 << 20, OrganizationEventsPerSecond: 200_000, MailsPerDay: 200, NewOrganizationsPerDay: 20,
+			KeyBytesPerSecond: 16 << 20, KeyEventsPerSecond: 50_000, OrganizationBytesPerSecond: 32 << 20, OrganizationEventsPerSecond: 100_000, MailsPerDay: 200, NewOrganizationsPerDay: 20,
 		},
 		Health: Health{DiskFree: 1 << 30},
 	}

@@ -39,7 +39,7 @@ const (
 	floodWindow = time.Second
 	floodLook   = 200 * time.Millisecond
 	floodPause  = 10 * time.Second
-	// floodMessages in a window are more than the stream takes, whatever they hold.
+	// floodMessages in a window are more than the stream takes, even if they are empty.
 	floodMessages = 20_000
 )
 

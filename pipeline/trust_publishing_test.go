@@ -289,7 +289,7 @@ func TestPublishersHaveFairShares(t *testing.T) {
 	if res.Header.Get("Retry-After") == "" || !strings.Contains(string(text), `"status":429`) {
 		t.Errorf("new organizations: Retry-After %q, %.500s", res.Header.Get("Retry-After"), text)
 	}
-	// The organization's share is used up by now: a key that has not used its own gets a 429, too, not a refusal for good.
+	// The organization's share is used up by now: a key with a share left gets a 429 too, not a permanent refusal.
 	third := newClient(t, s, "third", "acme", access.Publisher)
 	res, text = third.do(t, http.MethodPost, "/api/v1/events", eventOf("acme", "third"))
 	if res.StatusCode != http.StatusTooManyRequests || res.Header.Get("Retry-After") == "" {
@@ -322,7 +322,7 @@ func TestEmptyMessagesAreLimited(t *testing.T) {
 	}
 }
 
-// Row 19: a publisher that sends without heeding refusals loses its connections, and holds up nobody.
+// Row 19: a publisher that sends without heeding refusals loses its connections, and holds up no other publisher.
 func TestFloodOverNATSHoldsUpNobody(t *testing.T) {
 	t.Parallel()
 	c := pipelinetest.Config(t)

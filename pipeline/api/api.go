@@ -49,7 +49,7 @@ type Options struct {
 	// Drain is how long Close lets requests end. Default 3 s.
 	Drain time.Duration
 	// Ready answers whether the process works, and Details why not; Metrics are Prometheus'. Public serves them to everybody: without it,
-	// it takes somebody of the operator's to see more than whether the process is ready.
+	// only an auditor or admin of all organizations sees more than whether the process is ready.
 	Ready, Details, Metrics http.Handler
 	Public                  bool
 	// Watch knows who may see that.
@@ -80,7 +80,7 @@ func Start(ctx context.Context, o Options) (*Server, error) {
 	server := &http.Server{
 		ReadHeaderTimeout: 10 * time.Second, IdleTimeout: 2 * time.Minute, MaxHeaderBytes: 64 << 10,
 		ErrorLog: slog.NewLogLogger(o.Logger.Handler(), slog.LevelDebug),
-		// One connection a request: that is what closes a response which nobody reads.
+		// One connection a request: that is what closes a response that is not read.
 		Protocols: new(http.Protocols),
 	}
 	server.Protocols.SetHTTP1(true)

@@ -53,9 +53,9 @@ type Audit struct {
 	Integrity *integrity.Desk
 	// JS is where the dead letters are.
 	JS jetstream.JetStream
-	// Ask asks a running system in somebody's name.
+	// Ask asks a running system in the name of a person or key.
 	Ask func(by string) operator.Client
-	// Analysts asks a running system about analysts in somebody's name.
+	// Analysts asks a running system about analysts in the name of a person or key.
 	Analysts func(by string) analyst.Client
 	// Secure tells that browsers reach us by https only.
 	Secure bool

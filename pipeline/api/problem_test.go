@@ -30,7 +30,7 @@ func TestProblemsRepeatNoSecrets(t *testing.T) {
 	}
 }
 
-// Whoever has used up the exports of a day learns when to ask again.
+// An organization that has used up the exports of a day learns when to ask again.
 func TestExportQuotaHasRetryAfter(t *testing.T) {
 	t.Parallel()
 	var h huma.HeadersError

@@ -152,7 +152,7 @@ func subjectsOf(organization string) subjects {
 	}
 }
 
-// account is the account of an organization's publishers. What they publish reaches the relay, never the stream itself, with the
+// account is the account of an organization's publishers. Their messages reach the relay, never the stream itself, with the
 // name of the login added by the server. deploy/nats/accounts.conf has the same for external servers.
 func (d *door) account(organization string) (*server.Account, error) {
 	d.mu.Lock()

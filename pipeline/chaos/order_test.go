@@ -106,7 +106,7 @@ func publishOneByOne(t *testing.T, client *broker.Client, messages uint64) {
 		if err := p.Publish(t.Context(), e); err != nil {
 			t.Fatal(err)
 		}
-		// What the system records of itself, such as this test's login, is in the stream as well.
+		// The stream also has what the system records of itself, such as this test's login.
 		stream, err := client.JS.Stream(t.Context(), broker.StreamAudit)
 		if err != nil {
 			t.Fatal(err)

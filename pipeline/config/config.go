@@ -134,7 +134,7 @@ type ClickHouse struct {
 }
 
 // Analysts bound what analysts use. On a ClickHouse server they hold for accounts that are added
-// later. 0 is no limit.
+// later. 0 turns a limit off.
 type Analysts struct {
 	// MaxExecutionTime, MaxMemory, MaxResultRows and MaxRowsToRead end a query with an error.
 	MaxExecutionTime time.Duration `yaml:"max_execution_time"`
@@ -281,7 +281,7 @@ type Exports struct {
 	AlertAfter time.Duration `yaml:"alert_after"`
 }
 
-// Allow is what destinations may reach. Whatever it says, they never name a file of this machine, use its identity in a cloud, or connect to
+// Allow is what destinations may reach. They never name a file of this machine, use its identity in a cloud, or connect to
 // a part of Kansa.
 type Allow struct {
 	// Kinds of destinations: sftp, bucket, mail; all of them if empty.
@@ -383,7 +383,7 @@ type Tracing struct {
 }
 
 // Limits are the shares of what one process takes in, so that no publisher can use up what belongs to others. A publisher that exceeds one
-// gets 429 with Retry-After. Four seconds' worth may come at once. 0 is no limit.
+// gets 429 with Retry-After. Four seconds' worth may come at once. 0 turns a limit off.
 type Limits struct {
 	// KeyBytesPerSecond and KeyEventsPerSecond bound what is published with one API key. Events are counted over HTTP.
 	KeyBytesPerSecond  int64 `yaml:"key_bytes_per_second"`
@@ -391,7 +391,7 @@ type Limits struct {
 	// OrganizationBytesPerSecond and OrganizationEventsPerSecond bound what is published for one organization.
 	OrganizationBytesPerSecond  int64 `yaml:"organization_bytes_per_second"`
 	OrganizationEventsPerSecond int64 `yaml:"organization_events_per_second"`
-	// MailsPerDay bounds the mails that go out for one organization on one day, UTC: links and alerts. What is beyond waits for the next day.
+	// MailsPerDay bounds the mails that go out for one organization on one day, UTC: links and alerts. Further mails wait for the next day.
 	MailsPerDay int64 `yaml:"mails_per_day"`
 	// NewOrganizationsPerDay bounds the organizations that one key begins to publish for.
 	NewOrganizationsPerDay int64 `yaml:"new_organizations_per_day"`
@@ -403,7 +403,7 @@ type Limits struct {
 
 // Gateway is the HTTP entry point for events, at the API's address.
 type Gateway struct {
-	// Anonymous is who may publish without an API key, over HTTP and NATS: nobody if empty, or loopback: every program on this machine, for every
+	// Anonymous is who may publish without an API key, over HTTP and NATS: no one if empty, or loopback: every program on this machine, for every
 	// organization. Use loopback for trials only. It is refused together with exports.public_url, and with addresses that other machines
 	// reach, since a reverse proxy on this machine would publish for anyone.
 	Anonymous string `yaml:"anonymous"`
@@ -571,7 +571,7 @@ func (c *Config) Check() error {
 		"new_organizations_per_day": c.Limits.NewOrganizationsPerDay, "mails_per_day": c.Limits.MailsPerDay,
 	} {
 		if most := int64(1) << 28; v < 0 || v > most {
-			fault("limits.%s is %d: give 0, which is no limit, to %d", key, v, most)
+			fault("limits.%s is %d: give 0, which turns the limit off, to %d", key, v, most)
 		}
 	}
 	for key, secret := range map[string]Secret{"streams": c.Encryption.Streams, "streams_before": c.Encryption.StreamsBefore, "clickhouse": c.Encryption.ClickHouse, "partitions": c.Encryption.Partitions} {

@@ -97,7 +97,7 @@ const (
 // ErrBusy means that too many requests of the same kind are under way for the same organization.
 var ErrBusy = errors.New("too many requests of this kind are under way")
 
-// Shared is a question that counts against somebody's share of a verb: that of an organization. Others are not held up by it.
+// Shared is a question that counts against an organization's share of a verb. It does not hold up other organizations.
 type Shared interface{ Share() string }
 
 // Serve answers until ctx ends, and returns when the last answer is given. Questions are answered at once, so many of a verb and fewer of each

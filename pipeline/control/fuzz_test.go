@@ -17,7 +17,7 @@ type anything struct {
 
 func (a anything) Share() string { return a.Organization }
 
-// Whatever a question holds, it has an answer that can be read, also where the handler panics.
+// Every question has an answer that can be read, also where the handler panics.
 func FuzzQuestion(f *testing.F) {
 	for _, text := range []string{`{}`, ``, `null`, `[]`, `{"organization":"acme","number":1e99}`, `{"times":["x"]}`, "\xff", `{"number":-1}`} {
 		f.Add([]byte(text))

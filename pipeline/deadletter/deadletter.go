@@ -112,7 +112,7 @@ func read(subject string, h nats.Header) Letter {
 }
 
 // Replay publishes a letter where it came from, its data replaced if data is not nil, and removes it when
-// that is on disk. If it still cannot be stored, it comes back as a new letter. What is replayed unchanged is recorded under the credential
+// that is on disk. If it still cannot be stored, it comes back as a new letter. A letter that is replayed unchanged is recorded under the credential
 // that published it first, and other data under the one who gives it, by.
 func Replay(ctx context.Context, js jetstream.JetStream, l Letter, data []byte, by string) error {
 	msg := nats.NewMsg(l.Subject)

@@ -96,7 +96,7 @@ func (h *handler) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 			header.Set("WWW-Authenticate", `Basic realm="ClickHouse server HTTP API"`)
 		}
 		out.fail(h.log, e)
-		// Readers write parts of the text of their exceptions, and could end the process by it. What they meet is found by looking.
+		// Readers write parts of the text of their exceptions, and could end the process by it. So a fault that they report is looked for.
 		if part, ok := spoiled(e, h.started); ok && q.reader == nil {
 			h.endSpoiled(part)
 		}

@@ -88,7 +88,7 @@ type (
 	nothing struct{}
 )
 
-// What takes long, or meets servers of an organization's own, counts against its share.
+// Requests that take long, or that reach servers of an organization's own, count against its share.
 func (q ofOrganization) Share() string   { return q.Organization }
 func (q named) Share() string            { return q.Organization }
 func (q save) Share() string             { return q.Destination.Organization }

@@ -8,7 +8,7 @@ import (
 	"github.com/kansa-audit/kansa/consumers/exporter/reach"
 )
 
-// No document of a setting, and no destination that somebody sends, ends the process; and none that is accepted names what is the
+// No document of a setting, and no destination in a request, ends the process; and none that is accepted names what is the
 // server's.
 func FuzzDestination(f *testing.F) {
 	for _, text := range []string{

@@ -45,7 +45,7 @@ type LimitError struct {
 
 func (e *LimitError) Error() string { return e.Reason }
 
-// unlimited are no limits.
+// unlimited limits nothing.
 type unlimited struct{}
 
 func (unlimited) Wait(string) time.Duration      { return 0 }

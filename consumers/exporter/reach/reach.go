@@ -67,7 +67,7 @@ func (p *Policy) Check(ctx context.Context, to netip.AddrPort) error {
 	case ip.IsLinkLocalUnicast() || ip.IsLinkLocalMulticast() || ip.IsInterfaceLocalMulticast():
 		kind = "a link-local address"
 	case isLocal(ip) && !ip.IsUnspecified():
-		// What listens on all addresses is reached through this one, as through loopback.
+		// A server that listens on all addresses is reached through this one, as through loopback.
 		kind = "an address of this machine"
 	case ip.IsUnspecified() || ip.IsMulticast() || ip == netip.AddrFrom4([4]byte{255, 255, 255, 255}):
 		kind = "not the address of one server"

@@ -23,7 +23,7 @@ func Start(t testing.TB) *broker.Server {
 	return s
 }
 
-// Anyone is a ServerOptions.LogIn that makes an operator of whoever connects, so that a test needs no key.
+// Anyone is a ServerOptions.LogIn that makes every client an operator, so that a test needs no key.
 func Anyone(context.Context, string, string) (*broker.Login, error) {
 	return &broker.Login{Name: "test", Operator: true}, nil
 }

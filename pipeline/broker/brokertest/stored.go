@@ -44,7 +44,7 @@ func Read(t testing.TB, c *broker.Client) Stored {
 		out.Messages++
 		m := codec.Message{
 			ContentType: msg.Header.Get(schema.HeaderContentType), ContentEncoding: msg.Header.Get(schema.HeaderContentEncoding),
-			Payload: msg.Data, StreamSeq: seq, RecordedAt: msg.Time, RecordedBy: schema.RecordedBySystem, // whoever it was
+			Payload: msg.Data, StreamSeq: seq, RecordedAt: msg.Time, RecordedBy: schema.RecordedBySystem, // any publisher passes
 		}
 		if m.Organization, m.Trail, err = schema.ParseEventSubject(msg.Subject); err != nil {
 			t.Fatal(err)

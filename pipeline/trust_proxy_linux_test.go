@@ -86,7 +86,7 @@ func startNginx(t *testing.T, s *pipeline.System, location string) string {
 	go func() { ended <- cmd.Wait(); close(ended) }()
 	t.Cleanup(func() {
 		_ = cmd.Process.Signal(syscall.SIGTERM)
-		_ = <-ended // it ends by our signal
+		<-ended // it ends by our signal
 	})
 	pipelinetest.Until(t, time.Minute, func() (bool, any) {
 		select {

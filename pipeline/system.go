@@ -220,7 +220,7 @@ func Start(ctx context.Context, o Options) (_ *System, err error) {
 			return nil
 		})
 	}
-	if has(RoleGateway) {
+	if has(RoleGateway) && o.Config.Limits.Lag > 0 {
 		s.roles.Go(func() error {
 			s.fair.backlog.follow(s.ended, s.floor.Lag, s.log.With(slog.String("part", "limits")))
 			return nil

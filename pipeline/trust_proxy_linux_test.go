@@ -118,7 +118,7 @@ func newCaller(t *testing.T, base, ip, key string) caller {
 	return caller{base, key, &http.Client{Transport: transport}}
 }
 
-func (c caller) open(t *testing.T, method, path, body string, header ...string) *http.Response {
+func (c caller) request(t *testing.T, method, path, body string, header ...string) *http.Request {
 	t.Helper()
 	req, err := http.NewRequestWithContext(t.Context(), method, c.base+path, strings.NewReader(body))
 	if err != nil {
@@ -133,7 +133,12 @@ func (c caller) open(t *testing.T, method, path, body string, header ...string) 
 	for i := 0; i < len(header); i += 2 {
 		req.Header.Set(header[i], header[i+1])
 	}
-	res, err := c.client.Do(req)
+	return req
+}
+
+func (c caller) open(t *testing.T, method, path, body string, header ...string) *http.Response {
+	t.Helper()
+	res, err := c.client.Do(c.request(t, method, path, body, header...))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -157,22 +162,16 @@ func (c caller) signIn(t *testing.T, name, password string, header ...string) (i
 	return status, h
 }
 
-// guess signs in with wrong passwords until it is refused for too many attempts.
-func (c caller) guess(t *testing.T, header ...string) {
+// untilLimited sends requests until one is refused for being too many. Many go at once: limits are refilled all the time, and a busy
+// machine checks few passwords in a minute.
+func (c caller) untilLimited(t *testing.T, count int, request func(n int) (method, path, body string), header ...string) {
 	t.Helper()
-	pipelinetest.Until(t, 3*time.Minute, func() (bool, any) { // many at once: a busy machine checks few passwords in a minute
+	pipelinetest.Until(t, 3*time.Minute, func() (bool, any) {
 		var limited atomic.Bool
 		var all sync.WaitGroup
-		for n := range 30 {
-			req, err := http.NewRequestWithContext(t.Context(), http.MethodPost, c.base+"/api/v1/session",
-				strings.NewReader(fmt.Sprintf(`{"name":"unknown-%d","password":"a wrong password"}`, n)))
-			if err != nil {
-				t.Fatal(err)
-			}
-			req.Header.Set("Content-Type", "application/json")
-			for i := 0; i < len(header); i += 2 {
-				req.Header.Set(header[i], header[i+1])
-			}
+		for n := range count {
+			method, path, body := request(n)
+			req := c.request(t, method, path, body, header...)
 			all.Go(func() {
 				res, err := c.client.Do(req)
 				if err != nil {
@@ -305,7 +304,9 @@ func TestBareNginxOpensNothing(t *testing.T) {
 	}
 	cookie, _, _ := strings.Cut(h.Get("Set-Cookie"), ";")
 	reader := newClient(t, s, "reader", "acme", access.Auditor)
-	stranger.guess(t, "X-Forwarded-For", "198.51.100.1")
+	stranger.untilLimited(t, 30, func(n int) (string, string, string) {
+		return http.MethodPost, "/api/v1/session", fmt.Sprintf(`{"name":"unknown-%d","password":"a wrong password"}`, n)
+	}, "X-Forwarded-For", "198.51.100.1")
 	pipelinetest.Until(t, time.Minute, func() (bool, any) { // until keys are refused, too
 		status, _, _ := stranger.do(t, http.MethodGet, "/api/v1/audit/events", "", "Authorization", "Bearer kansa_unknown")
 		return status == http.StatusTooManyRequests, status
@@ -386,25 +387,7 @@ func TestNginxTellsAddressesOfClients(t *testing.T) {
 	if status, _ := ann.signIn(t, "ann", longPassword); status != http.StatusOK {
 		t.Errorf("another client cannot sign in: %d", status)
 	}
-	var limited atomic.Bool
-	pipelinetest.Until(t, time.Minute, func() (bool, any) { // many at once: the limit is refilled all the time
-		var all sync.WaitGroup
-		for range 100 {
-			all.Go(func() {
-				res, err := guesser.client.Get(base + "/download/x/y")
-				if err != nil {
-					t.Error(err)
-					return
-				}
-				_ = res.Body.Close()
-				if res.StatusCode == http.StatusTooManyRequests {
-					limited.Store(true)
-				}
-			})
-		}
-		all.Wait()
-		return limited.Load(), "not limited"
-	})
+	guesser.untilLimited(t, 100, func(int) (string, string, string) { return http.MethodGet, "/download/x/y", "" })
 	if status, text, _ := ann.do(t, http.MethodGet, "/download/x/y", ""); status == http.StatusTooManyRequests {
 		t.Errorf("another client: %d %s", status, text)
 	}

@@ -44,6 +44,7 @@ type handler struct {
 	timezone string
 	// tableFunctions and functions are all that the engine has, in lower case.
 	tableFunctions, functions map[string]bool
+	yields                    bool // queries may have a nice value
 }
 
 func (h *handler) ServeHTTP(w http.ResponseWriter, r *http.Request) {
@@ -247,6 +248,17 @@ func (q *request) statement() (statement, [][]byte, error) {
 }
 
 // prepare gives a session its tables, database and settings; what forbids comes last.
+// settingNice is the nice value of a query's threads; see mayYield.
+const settingNice = "os_thread_priority"
+
+// giveUpHalf has a query that is to give way, and cannot, use half of the processors.
+func giveUpHalf(settings map[string]string) {
+	if settings[settingNice] != "" {
+		delete(settings, settingNice)
+		settings["max_threads"] = strconv.Itoa(max(1, runtime.NumCPU()/2))
+	}
+}
+
 func (h *handler) prepare(s *session, q *request) error {
 	for _, t := range q.external {
 		name := quoteIdentifier(t.name)
@@ -267,6 +279,10 @@ func (h *handler) prepare(s *session, q *request) error {
 		if err := s.exec("USE " + quoteIdentifier(q.database)); err != nil {
 			return err
 		}
+	}
+	if !h.yields {
+		giveUpHalf(q.settings)
+		giveUpHalf(q.confinement)
 	}
 	if q.reader == nil && q.readonly && q.settings["readonly"] == "" {
 		q.settings["readonly"] = "2" // as GET on a server: settings may change, data may not

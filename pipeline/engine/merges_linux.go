@@ -7,6 +7,7 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
+	"runtime"
 	"strconv"
 	"strings"
 	"time"
@@ -17,10 +18,9 @@ import (
 const (
 	// mergeThreads is how the names of the threads begin that merge parts.
 	mergeThreads = "MergeMutate"
-	// mergeNice lets a merge have next to nothing where an insert or a query wants the processor, and all that is
-	// idle. Without it, a large merge makes everybody wait on a small machine. Merges cannot starve for good: where
-	// parts pile up, the engine itself holds inserts back.
-	mergeNice = 19
+	// mergeNice lets a merge have a tenth of what an insert or a query has that wants the processor, and all that is idle. Without it,
+	// a large merge makes everybody wait on a small machine. With 19, merges starve on a busy one, and each query reads more parts.
+	mergeNice = 10
 )
 
 // yieldMerges makes the engine's merges give way to its inserts and queries, until ctx ends. Threads come as
@@ -40,6 +40,17 @@ func yieldMerges(ctx context.Context, log *slog.Logger) {
 		case <-tick.C:
 		}
 	}
+}
+
+// mayYield tells whether queries may lower the priority of their threads, which ClickHouse raises again when a query has ended. That
+// takes CAP_SYS_NICE, or a limit (RLIMIT_NICE) that permits it. A process that may do only the first half would slow down its threads for good.
+func mayYield() bool {
+	may := make(chan bool)
+	go func() {
+		runtime.LockOSThread() // and the thread ends with the goroutine, whatever its priority is by then
+		may <- unix.Setpriority(unix.PRIO_PROCESS, 0, mergeNice) == nil && unix.Setpriority(unix.PRIO_PROCESS, 0, 0) == nil
+	}()
+	return <-may
 }
 
 // yieldOnce treats the threads that are not done yet.

@@ -328,7 +328,8 @@ var orderedFilters = map[string]string{
 // confinement are the settings of each of a reader's queries. They come after the reader's own.
 func (r *Reader) confinement(known *catalogue) map[string]string {
 	settings := maps.Clone(orderedFilters)
-	settings["priority"], settings["low_priority_query_wait_time_ms"] = "4", "1000" // after all that the API asks: see package store
+	// After all that the API asks: see package store.
+	settings["priority"], settings["low_priority_query_wait_time_ms"], settings[settingNice] = "5", "1000", "15"
 	filters := map[string]string{}
 	names := make([]string, 0, len(r.Tables))
 	for table, condition := range r.Tables {

@@ -67,6 +67,7 @@ func Serve(ctx context.Context, o ServeOptions) (err error) {
 		lib: lib, slots: newSlots(o.Connections), underWay: newUnderWay(o.Logger), stopping: ctx, maxBody: o.MaxBody, log: o.Logger,
 		args:    engineArgs(o),
 		started: time.Now(),
+		yields:  mayYield(),
 		users:   &users{owner: o.Username, password: sha256.Sum256([]byte(o.Password))},
 	}
 	h.users.set(o.Readers)
@@ -93,6 +94,9 @@ func Serve(ctx context.Context, o ServeOptions) (err error) {
 	defer stopCare()
 	looking := time.NewTicker(lookForSpoiled)
 	defer looking.Stop()
+	if !h.yields {
+		o.Logger.Info("searches use half of the processors and compete with pages and inserts for them: with CAP_SYS_NICE, they use all and give way")
+	}
 	o.Logger.Info("engine serves", "version", h.version, "addr", o.Listener.Addr().String(), "connections", o.Connections)
 	for serving := true; serving; {
 		select {
@@ -147,6 +151,8 @@ func engineArgs(o ServeOptions) []string {
 		"--index_mark_cache_size=67108864",
 		"--primary_index_cache_size=268435456",
 		"--background_pool_size=2",
+		// Many small parts cost each query more than a few large ones, so small merges do not wait for large ones.
+		"--background_merges_mutations_scheduling_policy=shortest_task_first",
 		"--background_schedule_pool_size=4",
 		"--max_thread_pool_size=512",
 		"--max_io_thread_pool_size=16",

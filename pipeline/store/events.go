@@ -42,6 +42,9 @@ type Question struct {
 	Limit  int // 0 for all
 	Offset int
 
+	// Follow says that a live tail asks, which gives way to pages.
+	Follow bool
+
 	within stretch
 }
 
@@ -102,26 +105,17 @@ func (q *Question) limit() string {
 
 func (q *Question) tail() string { return q.where() + q.order() + q.limit() }
 
-// Queries of a lower priority pause while those of a higher one run, so that a page does not wait for its part of the processor behind
-// all that other organizations ask for. Inserts, and the system's own queries, have none: they neither pause nor have others pause.
-const (
-	priorityPage   = 1 // and charts
-	prioritySearch = 2 // for a text, which has no index
-	priorityStream = 3 // of all events
-	// pause bounds, in milliseconds, how long a query pauses before each block that it reads, lest it never end.
-	pause = 100
-)
-
-// What the settings bound is one person's question, not the machine.
+// questionSettings bound one person's question, not the machine.
 var questionSettings = clickhouse.Settings{
 	"query_plan_optimize_lazy_materialization": 1, "max_execution_time": 60, "optimize_read_in_order": 1,
-	"priority": priorityPage, "low_priority_query_wait_time_ms": pause,
 }
 
-// searchSettings are those of questions that read many events.
-var searchSettings = clickhouse.Settings{
-	"query_plan_optimize_lazy_materialization": 1, "max_execution_time": 60, "optimize_read_in_order": 1,
-	"priority": prioritySearch, "low_priority_query_wait_time_ms": pause,
+// urgency is the class of a question without a text.
+func (q *Question) urgency() class {
+	if q.Follow {
+		return following
+	}
+	return urgent
 }
 
 // Events calls each with the events that q asks for, one after another. An error of each ends it.
@@ -129,12 +123,12 @@ func (s *Store) Events(ctx context.Context, q *Question, each func(*codec.Stored
 	if q.Limit > 0 && q.Limit <= pageRows {
 		return s.page(ctx, q, each)
 	}
-	return s.stored(ctx, q.tail(), each)
+	return s.stored(ctx, streaming, q.tail(), each)
 }
 
 // stored calls each with the rows of a table's condition and order.
-func (s *Store) stored(ctx context.Context, tail string, each func(*codec.Stored) error) error {
-	rows, err := s.reads.Query(clickhouse.Context(ctx, clickhouse.WithSettings(questionSettings)),
+func (s *Store) stored(ctx context.Context, of class, tail string, each func(*codec.Stored) error) error {
+	rows, err := s.reads.Query(clickhouse.Context(ctx, clickhouse.WithSettings(of.settings(questionSettings))),
 		"SELECT "+strings.Join(codec.CSVColumns, ", ")+" FROM audit_events"+tail)
 	if err != nil {
 		return fmt.Errorf("ask for events: %w", err)
@@ -158,7 +152,7 @@ func (s *Store) stored(ctx context.Context, tail string, each func(*codec.Stored
 // Event returns the event of an id, or ErrNoEvent.
 func (s *Store) Event(ctx context.Context, organization string, id uuid.UUID) (*codec.Stored, error) {
 	q := &Question{Organization: organization, Limit: 1}
-	rows, err := s.reads.Query(clickhouse.Context(ctx, clickhouse.WithSettings(questionSettings)),
+	rows, err := s.reads.Query(clickhouse.Context(ctx, clickhouse.WithSettings(urgent.settings(questionSettings))),
 		"SELECT "+strings.Join(codec.CSVColumns, ", ")+" FROM audit_events"+q.where()+" AND id = "+quoteString(id.String())+" LIMIT 1")
 	if err != nil {
 		return nil, fmt.Errorf("look for event %s: %w", id, err)
@@ -209,12 +203,8 @@ func (s *Store) Stream(ctx context.Context, q *Question, form Table) (io.ReadClo
 	if s.native {
 		return nil, errors.New("events are streamed over HTTP only: give clickhouse.url as http:// or https://")
 	}
-	settings := clickhouse.Settings{}
-	for _, from := range []clickhouse.Settings{csvSettings, {"optimize_read_in_order": 1, "priority": priorityStream, "low_priority_query_wait_time_ms": pause}} {
-		for k, v := range from {
-			settings[k] = v
-		}
-	}
+	settings := streaming.settings(csvSettings)
+	settings["optimize_read_in_order"] = 1
 	var format, columns string
 	switch form {
 	case TSV:
@@ -294,11 +284,11 @@ type Bar struct {
 // Histogram counts the events that q asks for, by the time they occurred, in steps of a width. Steps without events
 // are left out.
 func (s *Store) Histogram(ctx context.Context, q *Question, width time.Duration) ([]Bar, error) {
-	settings := questionSettings
+	of := urgent
 	if q.Text != "" {
-		settings = searchSettings
+		of = searching
 	}
-	rows, err := s.reads.Query(clickhouse.Context(ctx, clickhouse.WithSettings(settings)), fmt.Sprintf(
+	rows, err := s.reads.Query(clickhouse.Context(ctx, clickhouse.WithSettings(of.settings(questionSettings))), fmt.Sprintf(
 		"SELECT toStartOfInterval(occurred_at, toIntervalSecond(%d), 'UTC') AS start, count() FROM audit_events%s GROUP BY start ORDER BY start", max(1, int(width.Seconds())), q.where()))
 	if err != nil {
 		return nil, fmt.Errorf("count events over time: %w", err)
@@ -329,7 +319,7 @@ type Seen struct {
 
 // Catalogue lists the types of events of an organization, the most frequent first.
 func (s *Store) Catalogue(ctx context.Context, organization string) ([]Seen, error) {
-	rows, err := s.reads.Query(clickhouse.Context(ctx, clickhouse.WithSettings(searchSettings)),
+	rows, err := s.reads.Query(clickhouse.Context(ctx, clickhouse.WithSettings(searching.settings(questionSettings))),
 		"SELECT toString(trail), toString(source), toString(event), toString(action), count() AS n, min(recorded_at), max(recorded_at) FROM audit_events WHERE organization = "+
 			quoteString(organization)+" GROUP BY trail, source, event, action ORDER BY n DESC, source, event, action LIMIT 10000")
 	if err != nil {
@@ -351,7 +341,7 @@ func (s *Store) Catalogue(ctx context.Context, organization string) ([]Seen, err
 
 // Organizations lists those that have events.
 func (s *Store) Organizations(ctx context.Context) ([]string, error) {
-	rows, err := s.reads.Query(clickhouse.Context(ctx, clickhouse.WithSettings(questionSettings)), "SELECT DISTINCT toString(organization) AS name FROM audit_event_counts ORDER BY name LIMIT 10000")
+	rows, err := s.reads.Query(clickhouse.Context(ctx, clickhouse.WithSettings(urgent.settings(questionSettings))), "SELECT DISTINCT toString(organization) AS name FROM audit_event_counts ORDER BY name LIMIT 10000")
 	if err != nil {
 		return nil, fmt.Errorf("list the organizations: %w", err)
 	}
@@ -392,7 +382,7 @@ func (p *Position) UnmarshalText(text []byte) error {
 // Last is the place of the event of an organization that was recorded last, up to a place in the stream.
 func (s *Store) Last(ctx context.Context, organization string, upTo uint64) (Position, error) {
 	var p Position
-	rows, err := s.reads.Query(clickhouse.Context(ctx, clickhouse.WithSettings(questionSettings)), fmt.Sprintf(
+	rows, err := s.reads.Query(clickhouse.Context(ctx, clickhouse.WithSettings(urgent.settings(questionSettings))), fmt.Sprintf(
 		"SELECT recorded_at, stream_seq, batch_index FROM audit_events WHERE organization = %s AND stream_seq <= %d ORDER BY recorded_at DESC, stream_seq DESC, batch_index DESC LIMIT 1",
 		quoteString(organization), upTo))
 	if err != nil {

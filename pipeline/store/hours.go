@@ -42,7 +42,7 @@ var rowText = func() string {
 // Counts returns what was recorded from one instant up to, and without, another: how many rows, from where to
 // where in the stream, and the sum of their hashes. final collapses rows that are stored twice.
 func (s *Store) Counts(ctx context.Context, from, to time.Time, final bool) ([]rollup.Count, error) {
-	rows, err := s.conn.Query(clickhouse.Context(ctx, clickhouse.WithSettings(countSettings)), `SELECT organization, trail, count(), min(stream_seq), max(stream_seq), sum(xxh3(`+rowText+`))
+	rows, err := s.conn.Query(clickhouse.Context(ctx, clickhouse.WithSettings(background.settings(countSettings))), `SELECT organization, trail, count(), min(stream_seq), max(stream_seq), sum(xxh3(`+rowText+`))
 FROM audit_events`+finally(final)+` WHERE recorded_at >= `+micros(from)+` AND recorded_at < `+micros(to)+`
 GROUP BY organization, trail ORDER BY organization, trail`)
 	if err != nil {
@@ -68,7 +68,7 @@ GROUP BY organization, trail ORDER BY organization, trail`)
 // Tallies returns what the table has of each message that was recorded from one instant up to, and without,
 // another, in the order of the stream. Doubles count twice.
 func (s *Store) Tallies(ctx context.Context, from, to time.Time) ([]tally.Tally, error) {
-	rows, err := s.conn.Query(clickhouse.Context(ctx, clickhouse.WithSettings(countSettings)), `SELECT stream_seq, any(organization), any(trail), any(recorded_at), count(), sum(xxh3(`+rowText+`))
+	rows, err := s.conn.Query(clickhouse.Context(ctx, clickhouse.WithSettings(background.settings(countSettings))), `SELECT stream_seq, any(organization), any(trail), any(recorded_at), count(), sum(xxh3(`+rowText+`))
 FROM audit_events WHERE recorded_at >= `+micros(from)+` AND recorded_at < `+micros(to)+`
 GROUP BY stream_seq ORDER BY stream_seq`)
 	if err != nil {
@@ -138,7 +138,7 @@ func (s *Store) CSV(ctx context.Context, p schema.Partition, final bool) (io.Rea
 	if s.native {
 		return s.csvNative(ctx, "SELECT "+strings.Join(codec.CSVColumns, ", ")+tail)
 	}
-	out, err := s.conn.QueryFormat(clickhouse.Context(ctx, clickhouse.WithSettings(csvSettings)), "CSVWithNames", "SELECT "+csvSelect+tail)
+	out, err := s.conn.QueryFormat(clickhouse.Context(ctx, clickhouse.WithSettings(background.settings(csvSettings))), "CSVWithNames", "SELECT "+csvSelect+tail)
 	if err != nil {
 		return nil, fmt.Errorf("read %s as CSV: %w", p, err)
 	}

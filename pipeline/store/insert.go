@@ -41,7 +41,7 @@ var insertQuery = "INSERT INTO audit_events (" + strings.Join(codec.InsertColumn
 
 // Insert stores all of in, or nothing; see writer.Table.
 func (s *Store) Insert(ctx context.Context, token string, in *codec.Insert) error {
-	ctx = clickhouse.Context(ctx, clickhouse.WithSettings(insertSettings(ctx, token)))
+	ctx = clickhouse.Context(ctx, clickhouse.WithSettings(s.inserts.settings(insertSettings(ctx, token))))
 	if s.native {
 		return s.insertNative(ctx, in)
 	}
@@ -49,6 +49,13 @@ func (s *Store) Insert(ctx context.Context, token string, in *codec.Insert) erro
 		return fmt.Errorf("insert %d events: %w", in.Rows(), err)
 	}
 	return nil
+}
+
+// InBackground returns the same store with inserts that give way to other inserts and to queries. It is not to be closed.
+func (s *Store) InBackground() *Store {
+	b := *s
+	b.inserts = background
+	return &b
 }
 
 // insertNative goes the way of the native protocol, where the columns have to have the server's types.

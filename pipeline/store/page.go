@@ -43,7 +43,6 @@ const selectPlace = "SELECT toString(trail), toUnixTimestamp64Micro(recorded_at)
 var textSettings = clickhouse.Settings{
 	"max_execution_time": 60, "optimize_read_in_order": 0, "use_query_condition_cache": 1,
 	"use_top_k_dynamic_filtering": 0, "use_skip_indexes_for_top_k": 0,
-	"priority": prioritySearch, "low_priority_query_wait_time_ms": pause,
 }
 
 func (s *Store) page(ctx context.Context, q *Question, each func(*codec.Stored) error) error {
@@ -57,7 +56,7 @@ func (s *Store) page(ctx context.Context, q *Question, each func(*codec.Stored) 
 	}
 	// What is stored twice has two places that are equal, until a merge: it is told as often as it was found.
 	found := make(map[place][]*codec.Stored, len(places))
-	err = s.stored(ctx, at(q.Organization, places), func(e *codec.Stored) error {
+	err = s.stored(ctx, q.urgency(), at(q.Organization, places), func(e *codec.Stored) error {
 		p := place{string(e.Trail), e.RecordedAt.UnixMicro(), e.StreamSeq, e.BatchIndex}
 		found[p] = append(found[p], e)
 		return nil
@@ -109,13 +108,13 @@ func (q *Question) eachTrail(columns string, rows int) string {
 }
 
 func (s *Store) inOrder(ctx context.Context, q *Question) ([]place, error) {
-	return s.places(ctx, questionSettings,
+	return s.places(ctx, q.urgency().settings(questionSettings),
 		selectPlace+q.eachTrail("trail, recorded_at, stream_seq, batch_index", q.Offset+q.Limit)+q.order()+q.limit())
 }
 
 func (s *Store) withText(ctx context.Context, q *Question) ([]place, error) {
 	if q.Offset > pageRows { // not worth handing over one by one
-		return s.places(ctx, textSettings, selectPlace+"audit_events"+q.tail())
+		return s.places(ctx, searching.settings(textSettings), selectPlace+"audit_events"+q.tail())
 	}
 	nearest, all, err := s.nearest(ctx, q)
 	if err != nil {
@@ -130,7 +129,7 @@ func (s *Store) withText(ctx context.Context, q *Question) ([]place, error) {
 	var found []place
 	for _, part.within = range stretches {
 		part.Limit = q.Offset + q.Limit - len(found)
-		places, err := s.places(ctx, textSettings, selectPlace+"audit_events"+part.tail())
+		places, err := s.places(ctx, searching.settings(textSettings), selectPlace+"audit_events"+part.tail())
 		if err != nil {
 			return nil, err
 		}
@@ -151,7 +150,7 @@ func (s *Store) nearest(ctx context.Context, q *Question) (t stretch, all bool, 
 		order += " DESC"
 	}
 	var rows uint64
-	err = s.reads.QueryRow(clickhouse.Context(ctx, clickhouse.WithSettings(questionSettings)), fmt.Sprintf(
+	err = s.reads.QueryRow(clickhouse.Context(ctx, clickhouse.WithSettings(searching.settings(questionSettings))), fmt.Sprintf(
 		"SELECT count(), min(recorded_at), max(recorded_at) FROM (SELECT recorded_at FROM %s%s LIMIT %d)",
 		anything.eachTrail("recorded_at", nearRows), order, nearRows)).Scan(&rows, &t.from, &t.to)
 	if err != nil {

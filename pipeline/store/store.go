@@ -44,6 +44,7 @@ type Store struct {
 	conn     driver.Conn
 	reads    driver.Conn // of reads on behalf of people, who may hold connections for long
 	native   bool        // the native protocol
+	inserts  class
 	database string
 	tables   migrations.Tables
 	log      *slog.Logger

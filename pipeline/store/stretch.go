@@ -57,7 +57,7 @@ func (s *Store) stretches(ctx context.Context, q *Question) ([]stretch, error) {
 	if q.Trail != "" || q.Limit > 0 {
 		return nil, nil
 	}
-	rows, err := s.reads.Query(clickhouse.Context(ctx, clickhouse.WithSettings(questionSettings)),
+	rows, err := s.reads.Query(clickhouse.Context(ctx, clickhouse.WithSettings(streaming.settings(questionSettings))),
 		"SELECT toUnixTimestamp(toStartOfMinute(recorded_at)) AS minute, count() FROM audit_events"+q.where()+" GROUP BY minute ORDER BY minute")
 	if err != nil {
 		return nil, fmt.Errorf("count events by minutes: %w", err)

@@ -23,8 +23,11 @@ type Config struct {
 	// the publisher less. Default 20 ms.
 	Linger      time.Duration
 	LingerAsync time.Duration
-	// MaxInFlight bounds the messages that are on their way at once; default 8.
-	MaxInFlight int
+	// MaxInFlight bounds the messages that are on their way at once; default 8. MaxInFlightEach is the share of one organization;
+	// default MaxInFlight. The broker stores one message after another, so the share is what one organization can put before the
+	// messages of another.
+	MaxInFlight     int
+	MaxInFlightEach int
 	// MaxBuffered bounds the bytes of events that wait or are on their way. When it is reached,
 	// publishing blocks. Default 64 MiB.
 	MaxBuffered int
@@ -41,6 +44,9 @@ type Config struct {
 	// shards, by the hash of a message. Without it, the stream puts all of an organization and trail into one slot. It
 	// needs the permission to publish on audit.events.<org>.<trail>.*, and a stream that Kansa has set up since it has slots.
 	Spread bool
+	// Bulk says whether a message of so many bytes goes into the bulk lane of the stream, which is stored after the messages of others. It
+	// is called once for each message. It needs the permission to publish on audit.events.<org>.<trail>.bulk.*. Default: never.
+	Bulk func(organization string, bytes int) bool
 	// RecordedBy is recorded with every event as the credential that published it, unless a block names another. It counts only on a
 	// connection that may use the stream itself, as Kansa's own processes have; a publisher with a login of its own is
 	// recorded under that. Default: none.
@@ -83,6 +89,7 @@ func (c Config) withDefaults() (Config, error) {
 	def(&c.MaxEvents, 5000)
 	def(&c.MaxBytes, 1<<20)
 	def(&c.MaxInFlight, 8)
+	def(&c.MaxInFlightEach, c.MaxInFlight)
 	def(&c.MaxBuffered, 64<<20)
 	if c.Linger == 0 {
 		c.Linger = time.Millisecond
@@ -122,6 +129,7 @@ func (c Config) withDefaults() (Config, error) {
 	bound("MaxEvents", c.MaxEvents, 1, schema.MaxMessageEvents)
 	bound("MaxBytes", c.MaxBytes, 1, maxMessageColumns)
 	bound("MaxInFlight", c.MaxInFlight, 1, 1024)
+	bound("MaxInFlightEach", c.MaxInFlightEach, 1, 1024)
 	bound("MaxBuffered", c.MaxBuffered, schema.MaxEventBytes, 1<<32)
 	if c.SpoolBytes < 0 {
 		errs = append(errs, fmt.Errorf("SpoolBytes is %d: give a positive number", c.SpoolBytes))

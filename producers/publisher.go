@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"math"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -14,6 +15,7 @@ import (
 
 	"github.com/kansa-audit/kansa/producers/recording"
 	"github.com/kansa-audit/kansa/producers/spool"
+	"github.com/kansa-audit/kansa/producers/turns"
 	"github.com/kansa-audit/kansa/schema"
 	"github.com/kansa-audit/kansa/schema/codec"
 )
@@ -27,7 +29,7 @@ type Publisher struct {
 	js      jetstream.JetStream
 	cfg     Config
 	buffer  *semaphore.Weighted // bytes of events not yet acknowledged
-	inFly   *semaphore.Weighted // messages on their way
+	turns   *turns.Turns        // of messages on their way
 	stop    context.CancelFunc  // ends retries
 	ctx     context.Context
 	senders sync.WaitGroup
@@ -86,7 +88,7 @@ func New(js jetstream.JetStream, cfg Config) (*Publisher, error) {
 	p := &Publisher{
 		js: js, cfg: cfg, ctx: ctx, stop: stop,
 		buffer: semaphore.NewWeighted(int64(cfg.MaxBuffered)),
-		inFly:  semaphore.NewWeighted(int64(cfg.MaxInFlight)),
+		turns:  turns.New(cfg.MaxInFlightEach, cfg.MaxInFlight, math.MaxInt),
 		lanes:  map[lane]*laneState{}, pending: map[*batch]struct{}{},
 	}
 	if cfg.Tracing != nil {

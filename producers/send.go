@@ -6,7 +6,6 @@ import (
 	"encoding/base64"
 	"errors"
 	"fmt"
-	"hash/fnv"
 	"log/slog"
 	"sync"
 	"time"
@@ -21,8 +20,8 @@ import (
 // send publishes b and returns nil when it is on the broker's disk, or in the spool if there is one. Every attempt
 // has the same message id, so that one whose acknowledgement was lost is not stored again.
 func (p *Publisher) send(b *batch) (err error) {
-	if err := p.inFly.Acquire(p.ctx, 1); err == nil {
-		defer p.inFly.Release(1)
+	if release, err := p.turns.Take(p.ctx, b.lane.organization); err == nil {
+		defer release()
 	} else if p.spool == nil {
 		return ErrClosed
 	}
@@ -98,10 +97,13 @@ func (p *Publisher) message(b *batch) (*nats.Msg, *[]byte) {
 	if !b.alone {
 		msg.Header.Set(nats.MsgIdHdr, messageID(msg.Subject, msg.Data))
 	}
-	if p.cfg.Spread {
-		// By the id, so that the same message has the same slot; the id is that of the subject without one, so that it is
-		// the same message whoever publishes it.
-		msg.Subject = schema.SlotSubject(b.lane.organization, b.lane.trail, slotOf(msg.Header.Get(nats.MsgIdHdr)))
+	// The slot is by the id, so that the same message has the same slot. The id is that of the subject without one, so that it is
+	// the same message whoever publishes it, and in either lane.
+	switch id := msg.Header.Get(nats.MsgIdHdr); {
+	case p.cfg.Bulk != nil && p.cfg.Bulk(b.lane.organization, len(msg.Data)):
+		msg.Subject = schema.BulkSubject(b.lane.organization, b.lane.trail, schema.SlotOf(id))
+	case p.cfg.Spread:
+		msg.Subject = schema.SlotSubject(b.lane.organization, b.lane.trail, schema.SlotOf(id))
 	}
 	return msg, buf
 }
@@ -114,12 +116,6 @@ func messageID(subject string, payload []byte) string {
 	h.Write([]byte{0})
 	h.Write(payload)
 	return base64.RawURLEncoding.EncodeToString(h.Sum(nil)[:16])
-}
-
-func slotOf(id string) int {
-	h := fnv.New32a()
-	_, _ = h.Write([]byte(id))
-	return int(h.Sum32() % schema.Slots)
 }
 
 // permanent reports whether sending the same message again is of no use.

@@ -21,11 +21,15 @@ func TestEventSubjects(t *testing.T) {
 			if err != nil || gotOrg != org || gotTrail != trail {
 				t.Errorf("%s, %s, in a slot: got %q, %q, %v", org, trail, gotOrg, gotTrail, err)
 			}
+			gotOrg, gotTrail, err = schema.ParseEventSubject(schema.BulkSubject(org, trail, schema.Slots-1))
+			if err != nil || gotOrg != org || gotTrail != trail {
+				t.Errorf("%s, %s, in the bulk lane: got %q, %q, %v", org, trail, gotOrg, gotTrail, err)
+			}
 		}
 	}
 	for _, subject := range []string{
 		"", "audit", "audit.events", "audit.events.", "audit.events.acme", "audit.events..activity", "audit.events.acme.",
-		"audit.events.acme.Activity", "audit.events.acme.activity.x", "audit.events.acme.activity.60", "audit.events.acme.activity.-1", "audit.events.acme.activity.1.2", "audit.events.acme.activity.", "audit.events.a b.activity", "audit.events.*.activity",
+		"audit.events.acme.Activity", "audit.events.acme.activity.x", "audit.events.acme.activity.60", "audit.events.acme.activity.-1", "audit.events.acme.activity.1.2", "audit.events.acme.activity.bulk", "audit.events.acme.activity.bulk.60", "audit.events.acme.activity.bulk.bulk.1", "audit.events.acme.activity.", "audit.events.a b.activity", "audit.events.*.activity",
 		"audit.events.acme.>", "audit.event.acme.activity", "Audit.events.acme.activity", "audit.eventsacme.activity",
 		"audit.events." + strings.Repeat("o", 65) + ".activity", "audit.deadletter.acme.activity",
 	} {

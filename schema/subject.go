@@ -1,6 +1,7 @@
 package schema
 
 import (
+	"hash/fnv"
 	"strconv"
 	"strings"
 )
@@ -8,13 +9,13 @@ import (
 // Subjects on the broker. The organization is always the third token, so that an account can be
 // given its own organization and no other by subject permissions.
 const (
-	SubjectEvents     = "audit.events"     // + .<org>.<trail>, and perhaps .<slot>
+	SubjectEvents     = "audit.events"     // + .<org>.<trail>, and perhaps .<slot> or .bulk.<slot>
 	SubjectHours      = "audit.hours"      // + .tick
 	SubjectPartitions = "audit.partitions" // + .<org>.<trail>
 	SubjectExports    = "audit.exports"    // + .<org>
 	SubjectDeadLetter = "audit.deadletter" // + .<org>
 	// SubjectRelay is where the relay receives what publishers with a login of their own put on SubjectEvents.
-	SubjectRelay = "audit.relay" // + .<org>.<trail>, and perhaps .<slot>
+	SubjectRelay = "audit.relay" // followed as SubjectEvents is
 )
 
 // Names that only Kansa itself may use: its own organization, and the source of the events that it records.
@@ -75,12 +76,30 @@ func SlotSubject(organization string, trail Trail, slot int) string {
 	return EventSubject(organization, trail) + "." + strconv.Itoa(slot)
 }
 
+// BulkToken precedes the slot in subjects of the bulk lane.
+const BulkToken = "bulk"
+
+// BulkSubject is where events are published that may be stored after those of others: what an organization publishes beyond its
+// prompt share. The writer stores the two lanes independently, so a backlog in this one does not delay events in slots. slot is
+// from 0 up to [Slots].
+func BulkSubject(organization string, trail Trail, slot int) string {
+	return EventSubject(organization, trail) + "." + BulkToken + "." + strconv.Itoa(slot)
+}
+
+// SlotOf is the slot of a message by its id, so that a message that is published again gets the same one.
+func SlotOf(id string) int {
+	h := fnv.New32a()
+	_, _ = h.Write([]byte(id))
+	return int(h.Sum32() % Slots)
+}
+
 // ParseEventSubject takes a subject of events apart. It returns a [*Fault] if the subject is not of
-// the form audit.events.<organization>.<trail>, with or without a slot, with names that are valid.
+// the form audit.events.<organization>.<trail>, with or without a slot or bulk and a slot, with names that are valid.
 func ParseEventSubject(subject string) (organization string, trail Trail, err error) {
 	rest, ok := strings.CutPrefix(subject, SubjectEvents+".")
 	org, rest, found := strings.Cut(rest, ".")
 	tr, slot, slotted := strings.Cut(rest, ".")
+	slot = strings.TrimPrefix(slot, BulkToken+".")
 	if n, err := strconv.Atoi(slot); !ok || !found || slotted && (err != nil || n < 0 || n >= Slots) {
 		return "", "", &Fault{
 			Field: "subject", Value: subject, Problem: "is no subject for events",

@@ -17,6 +17,7 @@ import (
 	"github.com/kansa-audit/kansa/pipeline/access"
 	"github.com/kansa-audit/kansa/pipeline/rate"
 	"github.com/kansa-audit/kansa/pipeline/request"
+	"github.com/kansa-audit/kansa/producers/turns"
 	"github.com/kansa-audit/kansa/schema"
 )
 
@@ -152,7 +153,7 @@ func (a *audit) queried(ctx huma.Context, next func(huma.Context)) {
 	w := asking(ctx.Context())
 	release, err := a.limits.queries.Take(ctx.Context(), w.Organization)
 	switch {
-	case errors.Is(err, rate.ErrWaiting):
+	case errors.Is(err, turns.ErrWaiting):
 		a.limits.refused.Add("queries_waiting")
 		retryAfter(ctx.SetHeader, time.Second)
 		_ = huma.WriteErr(a.api, ctx, http.StatusTooManyRequests, "too many queries of this organization wait for their turn: ask again after Retry-After seconds") // who asked may be gone

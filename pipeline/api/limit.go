@@ -8,6 +8,7 @@ import (
 
 	"github.com/kansa-audit/kansa/pipeline/rate"
 	"github.com/kansa-audit/kansa/pipeline/request"
+	"github.com/kansa-audit/kansa/producers/turns"
 )
 
 // Limits say how often something may be asked for. The zero value of a field is no bound.
@@ -34,14 +35,14 @@ func (s Slots) slots() *rate.Slots { return rate.NewSlots(s.Each, s.Organization
 // Queries bound how many queries of pages run at once: of one organization, and in all. Of each organization, some may wait.
 type Queries struct{ Organization, Total, Waiting int }
 
-func (q Queries) turns() *rate.Turns {
+func (q Queries) turns() *turns.Turns {
 	unbounded := func(n int) int {
 		if n == 0 {
 			return math.MaxInt
 		}
 		return n
 	}
-	return rate.NewTurns(unbounded(q.Organization), unbounded(q.Total), unbounded(q.Waiting))
+	return turns.New(unbounded(q.Organization), unbounded(q.Total), unbounded(q.Waiting))
 }
 
 // limits count.
@@ -50,14 +51,18 @@ type limits struct {
 	// name bounds the attempts to sign in by a name from networks that it never signed in from.
 	name                   *rate.Limiter
 	tails, logs, downloads *rate.Slots
-	queries                *rate.Turns
-	// looks bounds the queries of tails, so that they leave the engine to others.
-	looks   *rate.Turns
-	refused *rate.Refused
+	queries                *turns.Turns
+	// looks bounds the queries of tails, so that they leave the engine to others; pace how soon one follows another of its organization.
+	looks, pace *turns.Turns
+	refused     *rate.Refused
 }
 
-// looksAtOnce is how many tails query the engine at once, each for another organization.
-const looksAtOnce = 2
+const (
+	// looksAtOnce is how many tails query the engine at once, each for another organization.
+	looksAtOnce = 2
+	// lookPace is how much time the tails of one organization leave between the begins of two queries. Many tails look less often each.
+	lookPace = 200 * time.Millisecond
+)
 
 // slotAgain is when to ask again where too much is open.
 const slotAgain = 5 * time.Second
@@ -69,7 +74,7 @@ func newLimits(l Limits, now func() time.Time) *limits {
 		signIn:  rate.New(l.SignInsPerMinute, time.Minute, l.SignInsPerMinute, now),
 		name:    rate.New(l.SignInsPerMinute, time.Minute, 3*l.SignInsPerMinute, now),
 		tails:   l.Tails.slots(), logs: l.Logs.slots(), downloads: l.Downloads.slots(),
-		queries: l.Queries.turns(), looks: rate.NewTurns(1, looksAtOnce, math.MaxInt), refused: l.Refused,
+		queries: l.Queries.turns(), looks: turns.New(1, looksAtOnce, math.MaxInt), pace: turns.New(1, math.MaxInt, math.MaxInt), refused: l.Refused,
 	}
 }
 

@@ -8,6 +8,7 @@
 package relay
 
 import (
+	"cmp"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -30,6 +31,9 @@ type Config struct {
 	// Limit returns an error if a publisher may not publish a message of so many bytes now, headers included; the publisher gets its
 	// text. Default: no limit.
 	Limit func(organization, credential string, bytes int) error
+	// Bulk says whether a message of so many bytes goes into the bulk lane of the stream, which is stored after the messages of others. A
+	// publisher may choose that lane itself. Default: never.
+	Bulk func(organization string, bytes int) bool
 	// MaxPending bounds the bytes of messages that wait for the relay; beyond it messages are dropped, and their publishers, who get no
 	// acknowledgement, send them again. Default 256 MiB.
 	MaxPending int
@@ -44,8 +48,9 @@ type Relay struct {
 	acks *nats.Subscription
 	// inbox begins the reply subjects of what is published on the stream; a token of the window and the publisher's own reply subject
 	// follow.
-	inbox  string
-	window *window
+	inbox    string
+	window   *window
+	refusals refusals
 
 	relayed, refused, limited, panics atomic.Uint64
 }
@@ -66,6 +71,9 @@ func Start(nc *nats.Conn, cfg Config) (*Relay, error) {
 	}
 	if cfg.Limit == nil {
 		cfg.Limit = func(string, string, int) error { return nil }
+	}
+	if cfg.Bulk == nil {
+		cfg.Bulk = func(string, int) bool { return false }
 	}
 	if cfg.MaxPending == 0 {
 		cfg.MaxPending = 256 << 20
@@ -93,7 +101,8 @@ func Start(nc *nats.Conn, cfg Config) (*Relay, error) {
 	return r, nil
 }
 
-// Close stops receiving, and returns when what was received is on its way to the stream.
+// Close stops receiving, and returns when what was forwarded is on its way to the stream. Messages that wait behind others of their
+// organization are dropped; their publishers get no acknowledgement and send them again.
 func (r *Relay) Close() error {
 	if r.nc.IsClosed() {
 		return nil
@@ -142,7 +151,7 @@ func (r *Relay) relay(m *nats.Msg) {
 	}()
 	rest, _ := strings.CutPrefix(m.Subject, schema.SubjectRelay)
 	out := &nats.Msg{Subject: schema.SubjectEvents + rest, Data: m.Data, Header: nats.Header{}}
-	organization, _, err := schema.ParseEventSubject(out.Subject)
+	organization, trail, err := schema.ParseEventSubject(out.Subject)
 	if err == nil {
 		if f := schema.CheckReserved(organization, ""); f != nil {
 			err = f
@@ -156,7 +165,7 @@ func (r *Relay) relay(m *nats.Msg) {
 	credential := r.credential(m)
 	if err := r.cfg.Limit(organization, credential, size(m)); err != nil {
 		r.limited.Add(1)
-		r.refuse(m, 429, err.Error())
+		r.refuseLater(m, credential, err.Error())
 		return
 	}
 	for _, name := range passed {
@@ -172,23 +181,36 @@ func (r *Relay) relay(m *nats.Msg) {
 		out.Header.Set(nats.MsgIdHdr, organization+"/"+id)
 	}
 	out.Header.Set(schema.HeaderRecordedBy, credential)
-	token, ok := r.window.take(credential, size(m), time.Now())
+	token, ok := r.window.take(organization, credential, size(m), time.Now())
 	if !ok {
 		r.limited.Add(1)
-		r.refuse(m, 429, fmt.Sprintf("%s has too much on its way without an acknowledgement: wait for acknowledgements, and publish again", credential))
+		r.refuseLater(m, credential, fmt.Sprintf("%s has too much on its way without an acknowledgement: wait for acknowledgements, and publish again", credential))
 		return
+	}
+	if r.cfg.Bulk(organization, size(m)) {
+		out.Subject = schema.BulkSubject(organization, trail, schema.SlotOf(cmp.Or(m.Header.Get(nats.MsgIdHdr), token)))
 	}
 	out.Reply = r.inbox + token
 	if m.Reply != "" {
 		out.Reply += "." + m.Reply
 	}
-	if err := r.nc.PublishMsg(out); err != nil {
-		r.window.give(token)
-		// Its publisher gets no acknowledgement, and sends it again.
-		r.cfg.Logger.Warn("relay failed, the publisher will send the message again", slog.String("subject", out.Subject), slog.Any("error", err))
-		return
+	r.forward(r.window.forward(token, out))
+}
+
+// forward publishes messages on the stream.
+func (r *Relay) forward(messages []*nats.Msg) {
+	for len(messages) > 0 {
+		m := messages[0]
+		messages = messages[1:]
+		if err := r.nc.PublishMsg(m); err != nil {
+			token, _, _ := strings.Cut(strings.TrimPrefix(m.Reply, r.inbox), ".")
+			messages = append(messages, r.window.give(token)...)
+			// Its publisher gets no acknowledgement, and sends it again.
+			r.cfg.Logger.Warn("relay failed, the publisher will send the message again", slog.String("subject", m.Subject), slog.Any("error", err))
+			continue
+		}
+		r.relayed.Add(1)
 	}
-	r.relayed.Add(1)
 }
 
 // size is what a message takes in the stream. Headers count: a message without data can have 64 KiB of them.
@@ -221,7 +243,7 @@ func (r *Relay) acknowledge(m *nats.Msg) {
 		return
 	}
 	token, reply, _ := strings.Cut(rest, ".")
-	r.window.give(token)
+	r.forward(r.window.give(token))
 	if reply == "" { // the publisher wants no acknowledgement
 		return
 	}
@@ -230,9 +252,22 @@ func (r *Relay) acknowledge(m *nats.Msg) {
 	}
 }
 
+// refuseLater refuses a message that exceeds a limit: at once, or after a while if its credential is refused again and again.
+func (r *Relay) refuseLater(m *nats.Msg, credential, description string) {
+	if r.refusals.often(credential, time.Now()) {
+		later := &nats.Msg{Reply: m.Reply} // without the data, which can be large
+		time.AfterFunc(refusalDelay, func() {
+			r.refusals.waiting.Add(-1)
+			r.refuse(later, 429, description)
+		})
+		return
+	}
+	r.refuse(m, 429, description)
+}
+
 // refuse answers as the stream does when it refuses a message.
 func (r *Relay) refuse(m *nats.Msg, code int, description string) {
-	if m.Reply == "" {
+	if m.Reply == "" || r.nc.IsClosed() {
 		return
 	}
 	var answer struct {

@@ -51,6 +51,7 @@ func TestRelay(t *testing.T) {
 	c := brokertest.SetUp(t)
 	over := errors.New("publish again in 5s")
 	var counted atomic.Int64
+	var bulk atomic.Bool
 	r, err := relay.Start(c.NC, relay.Config{
 		Credential: func(account, user string) string { return account + "/" + user },
 		Limit: func(organization, _ string, bytes int) error {
@@ -60,6 +61,7 @@ func TestRelay(t *testing.T) {
 			}
 			return nil
 		},
+		Bulk: func(organization string, _ int) bool { return organization == "large" && bulk.Load() },
 	})
 	if err != nil {
 		t.Fatal(err)
@@ -102,6 +104,24 @@ func TestRelay(t *testing.T) {
 	if by, id := stored.Header.Get(schema.HeaderRecordedBy), stored.Header.Get(nats.MsgIdHdr); by != "organization-acme/key:app" || id != "acme/17" || string(stored.Data) != "{}" {
 		t.Errorf("%s %s %s", by, id, stored.Data)
 	}
+	// A message that is sent again goes into the lane of that moment, and is still a duplicate.
+	first := publish(t, c.NC, message("audit.relay.large.activity"))
+	bulk.Store(true)
+	if again := publish(t, c.NC, message("audit.relay.large.activity")); again.Error != nil || !again.Duplicate || again.Seq != first.Seq {
+		t.Errorf("again in the bulk lane: %+v", again)
+	}
+	next := message("audit.relay.large.activity")
+	next.Header.Set(nats.MsgIdHdr, "18")
+	for _, m := range []*nats.Msg{next, message("audit.relay.patient.access.bulk.7")} { // a publisher may choose the lane itself
+		ack := publish(t, c.NC, m)
+		if ack.Error != nil || ack.Duplicate {
+			t.Fatalf("%s: %+v", m.Subject, ack)
+		}
+		stored, err := stream.GetMsg(t.Context(), ack.Seq)
+		if err != nil || !strings.Contains(stored.Subject, ".bulk.") {
+			t.Errorf("%s is stored as %v: %v", m.Subject, stored, err)
+		}
+	}
 	long := message("audit.relay.acme.activity")
 	long.Header.Set(nats.MsgIdHdr, strings.Repeat("x", 1000))
 	for says, m := range map[string]*nats.Msg{
@@ -117,7 +137,7 @@ func TestRelay(t *testing.T) {
 	if ack := publish(t, c.NC, headers); ack.Error != nil && ack.Error.Code != 0 || counted.Load() < 10_000 {
 		t.Errorf("a message of headers alone counted as %d bytes: %+v", counted.Load(), ack)
 	}
-	if s := r.Stats(); s.Relayed != 4 || s.Refused != 4 || s.Limited != 1 {
+	if s := r.Stats(); s.Relayed != 8 || s.Refused != 4 || s.Limited != 1 {
 		t.Errorf("%+v", s)
 	}
 	if err := r.Close(); err != nil {

@@ -1,4 +1,4 @@
-package rate
+package turns
 
 import (
 	"context"
@@ -12,7 +12,7 @@ import (
 func TestTurnsGoToTheGroupThatRunsTheFewest(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
-		turns := NewTurns(2, 3, 10)
+		turns := New(2, 3, 10)
 		var releases []func()
 		for range 2 {
 			release, err := turns.Take(t.Context(), "loud")
@@ -54,7 +54,7 @@ func TestTurnsGoToTheGroupThatRunsTheFewest(t *testing.T) {
 		releases[1]()
 		other()
 		synctest.Wait()
-		if len(order) != 7 || turns.total != 0 || len(turns.running) != 0 || len(turns.queued) != 0 {
+		if len(order) != 7 || turns.total != 0 || len(turns.groups) != 0 || len(turns.waiting) != 0 {
 			t.Errorf("%v, %d run", order, turns.total)
 		}
 	})
@@ -63,7 +63,7 @@ func TestTurnsGoToTheGroupThatRunsTheFewest(t *testing.T) {
 func TestTurnsBoundTheQueueOfAGroup(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
-		turns := NewTurns(1, 2, 1)
+		turns := New(1, 2, 1)
 		release, err := turns.Take(t.Context(), "loud")
 		if err != nil {
 			t.Fatal(err)

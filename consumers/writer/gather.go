@@ -4,7 +4,7 @@ import "time"
 
 const (
 	// busyRate is the number of events a second from which on an insert waits for MaxLinger.
-	busyRate = 20_000
+	busyRate = 50_000
 	// When a whole insert more waits in the stream, we are behind. Then nobody sees an event sooner for a
 	// smaller insert, and an insert waits until it is full, or for backlogLinger.
 	backlogLinger = 2 * time.Second

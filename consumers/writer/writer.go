@@ -78,6 +78,8 @@ type Config struct {
 	// Inserts is the number of inserts in flight when they are full. Default 2: one uses about one core of
 	// the engine.
 	Inserts int
+	// Decoders is how many messages are decoded at once. Default: one for each processor, and at least 2.
+	Decoders int
 	// Memory bounds the bytes of decoded messages held. Default 160 MiB; the process may need two and a half
 	// times as much.
 	Memory int64
@@ -124,6 +126,9 @@ func (c Config) withDefaults() (Config, error) {
 	}
 	if c.Inserts == 0 {
 		c.Inserts = 2
+	}
+	if c.Decoders == 0 {
+		c.Decoders = max(2, runtime.GOMAXPROCS(0))
 	}
 	if c.Memory == 0 {
 		c.Memory = 160 << 20
@@ -267,6 +272,7 @@ type item struct {
 	pending uint64    // messages that waited in the stream behind it
 	until   time.Time // the end of the lease; zero when it is not ours any more
 	scratch []byte    // what the block's memory is, if the message was compressed
+	letters []consumers.DeadLetter
 	span    trace.SpanContext
 }
 
@@ -274,6 +280,7 @@ type item struct {
 func (w *Writer) Run(ctx context.Context) error {
 	fetched := make(chan *item)
 	decoded := make(chan *item)
+	settling := make(chan *item, mostSettled)
 	full := make(chan []*item)
 	// What is fetched is carried to its end even when ctx has ended, but not for long.
 	work, giveUp := context.WithCancel(context.WithoutCancel(ctx))
@@ -286,9 +293,11 @@ func (w *Writer) Run(ctx context.Context) error {
 			fetchers.Go(func() error { w.fetch(ctx, shard, fetched); return nil })
 		}
 	}
-	for range max(2, runtime.GOMAXPROCS(0)) {
-		decoders.Go(func() error { w.decode(work, fetched, decoded); return nil })
+	for range w.cfg.Decoders {
+		decoders.Go(func() error { w.decode(work, fetched, decoded, settling); return nil })
 	}
+	settled := make(chan struct{})
+	go func() { defer close(settled); w.settle(work, settling, decoded) }()
 	gathering := make(chan struct{})
 	go func() { defer close(gathering); w.gather(decoded, full) }()
 	for range w.cfg.Inserts {
@@ -308,6 +317,8 @@ func (w *Writer) Run(ctx context.Context) error {
 	_ = fetchers.Wait()
 	close(fetched)
 	_ = decoders.Wait()
+	close(settling)
+	<-settled
 	close(decoded)
 	<-gathering
 	close(full)
@@ -359,8 +370,8 @@ func (w *Writer) fetch(ctx context.Context, shard Stream, out chan<- *item) {
 	}
 }
 
-// decode turns messages into blocks and puts what can't be stored on the dead letters.
-func (w *Writer) decode(ctx context.Context, in <-chan *item, out chan<- *item) {
+// decode turns messages into blocks. Messages with dead letters or without events go to settle first.
+func (w *Writer) decode(ctx context.Context, in <-chan *item, out, settle chan<- *item) {
 	for it := range in {
 		if w.tooEarly(ctx, it) {
 			continue
@@ -381,13 +392,8 @@ func (w *Writer) decode(ctx context.Context, in <-chan *item, out chan<- *item) 
 			w.release(it)
 			continue
 		}
-		if it.part.Block == nil { // nothing of it can be stored
-			if err := w.ledger.Put(ctx, []tally.Tally{it.tally}); err != nil {
-				w.cfg.Logger.Warn("tally failed, the message will come again", slog.Any("error", err))
-			} else {
-				w.ack(it)
-			}
-			w.release(it)
+		if len(it.letters) > 0 || it.part.Block == nil {
+			settle <- it
 			continue
 		}
 		out <- it
@@ -447,20 +453,21 @@ func (w *Writer) decodeOne(ctx context.Context, it *item) error {
 	}
 	if err != nil {
 		letter.Reason = err
-		return w.bury(ctx, []consumers.DeadLetter{letter})
+		it.letters = []consumers.DeadLetter{letter}
+		w.hold(it, 0)
+		return nil
 	}
 	if len(d.Rejects) > 0 {
-		letters := make([]consumers.DeadLetter, len(d.Rejects))
+		it.letters = make([]consumers.DeadLetter, len(d.Rejects))
 		for i, r := range d.Rejects {
-			letters[i] = letter
-			letters[i].Reason, letters[i].BatchIndex, letters[i].Data = r.Err, r.Index, r.Raw
-			letters[i].ContentType, letters[i].ContentEncoding = r.ContentType, ""
-		}
-		if err := w.bury(ctx, letters); err != nil {
-			return err
+			l := &it.letters[i]
+			*l = letter
+			l.Reason, l.BatchIndex, l.Data = r.Err, r.Index, r.Raw
+			l.ContentType, l.ContentEncoding = r.ContentType, ""
 		}
 	}
 	if d.Block.Rows() == 0 {
+		w.hold(it, 0)
 		return nil
 	}
 	w.carry(it, &m, d)
@@ -487,7 +494,15 @@ func (w *Writer) carry(it *item, m *codec.Message, d *codec.Decoded) {
 		RecordedBy: m.RecordedBy, ExpiresAt: w.cfg.Retention(m.Organization, m.RecordedAt), Block: d.Block, Index: d.Index,
 	}
 	it.tally.Rows, it.tally.Sum = uint64(d.Block.Rows()), it.part.Sum()
-	held := min(int64(max(d.Block.Bytes(), cap(it.scratch))), it.size)
+	w.hold(it, int64(max(d.Block.Bytes(), cap(it.scratch))))
+}
+
+// hold has the item hold so many bytes of memory and those of its dead letters, and no more than before.
+func (w *Writer) hold(it *item, bytes int64) {
+	for i := range it.letters {
+		bytes += int64(len(it.letters[i].Data))
+	}
+	held := min(bytes, it.size)
 	w.memory.Release(it.size - held)
 	it.size = held
 }
@@ -506,13 +521,3 @@ func (w *Writer) off(ctx context.Context, t *tally.Tally) (bool, error) {
 type everything struct{}
 
 func (everything) Now(context.Context) (recording.State, error) { return recording.State{}, nil }
-
-func (w *Writer) bury(ctx context.Context, letters []consumers.DeadLetter) error {
-	if err := w.dead.Put(ctx, letters); err != nil {
-		return err
-	}
-	w.stats.rejected.Add(uint64(len(letters)))
-	w.cfg.Logger.Warn("events rejected", slog.Int("count", len(letters)), slog.String("subject", letters[0].Subject),
-		slog.Uint64("stream_seq", letters[0].StreamSeq), slog.Any("reason", letters[0].Reason))
-	return nil
-}

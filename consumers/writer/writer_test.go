@@ -665,3 +665,60 @@ func (o *offFromTheStart) Now(ctx context.Context) (recording.State, error) {
 	}
 	return o.of.Now(ctx)
 }
+
+// held is where dead letters go whose broker's disk does not come to an end with them.
+type held struct {
+	goOn    chan struct{}
+	letters atomic.Int64
+}
+
+func (h *held) Put(ctx context.Context, letters []consumers.DeadLetter) error {
+	h.letters.Add(int64(len(letters)))
+	select {
+	case <-h.goOn:
+		return nil
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+}
+
+// Messages that cannot be stored wait for the disk of the dead letters together, and hold up no other message.
+func TestBadMessagesHoldUpNoOther(t *testing.T) {
+	t.Parallel()
+	f := newFixture(t, time.Minute)
+	const bad = 100
+	for range bad {
+		msg := nats.NewMsg(schema.EventSubject("loud", schema.Activity))
+		msg.Header.Set(schema.HeaderContentType, codec.ContentNDJSON)
+		msg.Data = []byte("no event")
+		if _, err := f.client.JS.PublishMsg(t.Context(), msg); err != nil {
+			t.Fatal(err)
+		}
+	}
+	f.publish(t, 1)
+	dead := &held{goOn: make(chan struct{})}
+	w, err := writer.New([]writer.Stream{f.stream}, f.client.NC, f.table, tally.Ledger{JS: f.client.JS}, dead, writer.Config{Linger: time.Millisecond})
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	ended := make(chan error, 1)
+	go func() { ended <- w.Run(ctx) }()
+	for deadline := time.Now().Add(time.Minute); ; time.Sleep(10 * time.Millisecond) {
+		if rows, _ := f.table.counts(); rows == 3 {
+			break
+		}
+		if time.Now().After(deadline) {
+			t.Fatal("a good message waits for bad ones of another organization")
+		}
+	}
+	close(dead.goOn)
+	f.settled(t)
+	if n := dead.letters.Load(); n != bad || w.Stats().Rejected != bad {
+		t.Errorf("%d dead letters, %d counted, want %d", n, w.Stats().Rejected, bad)
+	}
+	cancel()
+	if err := <-ended; err != nil {
+		t.Error(err)
+	}
+}

@@ -21,9 +21,12 @@ import (
 // drainRequests is how long requests may take to end when the system does.
 const drainRequests = 10 * time.Second
 
-// gatewayInFlight is how many messages the gateway has on their way to the broker at once. They are those of all organizations, and wait in
-// one queue: with few, an organization with large messages would have the others wait for its acknowledgements.
-const gatewayInFlight = 64
+// gatewayInFlight is how many messages the gateway has on their way to the broker at once, of all organizations and of each. The broker
+// stores one after another, so those of one organization delay the next message of another.
+const (
+	gatewayInFlight     = 64
+	gatewayInFlightEach = 4
+)
 
 // startAPI starts the HTTP server, with the downloads and the gateway or one of them.
 func (s *System) startAPI(ctx context.Context, downloads, intake bool) (err error) {
@@ -93,7 +96,10 @@ func (s *System) serveHealth(ctx context.Context) (err error) {
 
 func (s *System) newGateway() (*producers.Publisher, error) {
 	c, log := s.Config.Gateway, s.log.With(slog.String("part", "gateway"))
-	publisher, err := producers.New(s.Client.JS, producers.Config{Spread: true, MaxInFlight: gatewayInFlight, Tracing: s.tracing, RetryFor: c.RetryFor, AckTimeout: min(5*time.Second, c.RetryFor), Logger: log})
+	publisher, err := producers.New(s.Client.JS, producers.Config{
+		Spread: true, MaxInFlight: gatewayInFlight, MaxInFlightEach: gatewayInFlightEach, Bulk: s.fair.bulk,
+		Tracing: s.tracing, RetryFor: c.RetryFor, AckTimeout: min(5*time.Second, c.RetryFor), Logger: log,
+	})
 	if err != nil {
 		return nil, err
 	}

@@ -8,6 +8,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/kansa-audit/kansa/consumers/floor"
 	"github.com/kansa-audit/kansa/pipeline/access"
 	"github.com/kansa-audit/kansa/pipeline/analyst"
 	"github.com/kansa-audit/kansa/pipeline/api"
@@ -65,23 +66,29 @@ func (s *System) openID(ctx context.Context) (*api.OpenID, error) {
 // floorFor is how long the writer's ack floor is believed: a page is as fresh as that.
 const floorFor = 100 * time.Millisecond
 
-// newFloor returns a function that tells up to which place in the stream every event is in the table. However many
-// ask, the broker is asked once in a while.
-func (s *System) newFloor() func(context.Context) (uint64, error) {
+// newFloor returns a function that tells up to which place in the stream every event of an organization is in the table. However
+// many ask, the broker is asked once in a while how far the lanes are.
+func (s *System) newFloor() func(context.Context, string) (uint64, error) {
 	var mu sync.Mutex
-	var floor uint64
+	var places floor.Places
 	var at time.Time
-	return func(ctx context.Context) (uint64, error) {
+	look := func(ctx context.Context) (floor.Places, error) {
 		mu.Lock()
 		defer mu.Unlock()
 		if time.Since(at) < floorFor {
-			return floor, nil
+			return places, nil
 		}
-		seq, err := s.floor.Seq(ctx)
+		now, err := s.floor.Places(ctx)
+		if err == nil {
+			places, at = now, time.Now()
+		}
+		return now, err
+	}
+	return func(ctx context.Context, organization string) (uint64, error) {
+		p, err := look(ctx)
 		if err != nil {
 			return 0, err
 		}
-		floor, at = seq, time.Now()
-		return floor, nil
+		return s.floor.Of(ctx, p, organization)
 	}
 }

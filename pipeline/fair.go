@@ -20,7 +20,8 @@ import (
 type fair struct {
 	bytesOf, eventsOf map[string]*rate.Limiter // by what is counted: organization or credential
 	newOrganizations  *rate.Limiter            // by credential
-	backlog           *backlog
+	prompt            *rate.Limiter            // by organization
+	pressure          *pressure
 	known             func(context.Context) ([]string, error)
 	log               *slog.Logger
 	refused           *rate.Refused
@@ -47,6 +48,9 @@ const (
 	byOrganization = "organization"
 	byCredential   = "credential"
 
+	// leastPrompt is what a message counts as in its organization's prompt share at least: each costs the broker and the writer something.
+	leastPrompt = 8 << 10
+
 	// burst is how many seconds' worth may come at once.
 	burst = 4
 	// askAgain is how long to wait before the known organizations are listed again, and askFor how long that may take.
@@ -59,7 +63,8 @@ func newFair(c *config.Limits, known func(context.Context) ([]string, error), lo
 	return &fair{
 		bytesOf:          map[string]*rate.Limiter{byOrganization: per(c.OrganizationBytesPerSecond), byCredential: per(c.KeyBytesPerSecond)},
 		eventsOf:         map[string]*rate.Limiter{byOrganization: per(c.OrganizationEventsPerSecond), byCredential: per(c.KeyEventsPerSecond)},
-		backlog:          newBacklog(c.Lag, time.Now),
+		pressure:         newPressure(time.Now),
+		prompt:           rate.New(int(c.PromptBytesPerSecond), time.Second, int(c.PromptBytesPerSecond), time.Now),
 		newOrganizations: rate.New(int(c.NewOrganizationsPerDay), 24*time.Hour, int(c.NewOrganizationsPerDay), time.Now),
 		known:            known, log: log, seen: map[string]bool{schema.SystemOrganization: true}, shutUntil: map[string]time.Time{}, key: c,
 	}
@@ -81,10 +86,10 @@ func (f *fair) Allow(credential, organization string) error {
 	if wait := f.wait(byOrganization, organization); wait > 0 {
 		return limited(wait, "organization %s publishes faster than its limit: publish again in %s", organization, wait.Round(time.Millisecond))
 	}
-	if f.backlog.refuses(organization) {
-		f.refused.Add("publish_backlog")
-		return limited(backlogAgain, "events wait for more than %s (limits.lag) to be stored, and organization %s has published more than its share of them: publish again in %s",
-			f.backlog.limit, organization, backlogAgain)
+	if wait := f.pressure.wait(organization); wait > 0 && f.prompt.Wait(organization) > 0 {
+		f.refused.Add("publish_pressure")
+		return limited(wait, "this machine is busy, and organization %s publishes more than its prompt share (limits.prompt_bytes_per_second): publish again in %s",
+			organization, wait.Round(time.Millisecond))
 	}
 	if !f.isNew(organization) {
 		return nil
@@ -132,7 +137,13 @@ func (f *fair) Count(credential, organization string, events, bytes int) {
 		f.bytesOf[by].TakeN(name, bytes)
 		f.eventsOf[by].TakeN(name, events)
 	}
-	f.backlog.count(organization, bytes)
+	f.pressure.count(organization, bytes, f.prompt.Wait(organization) > 0)
+}
+
+// bulk tells whether a message goes into the bulk lane of the stream: its organization publishes faster than its prompt share.
+func (f *fair) bulk(organization string, bytes int) bool {
+	wait, _ := f.prompt.TakeN(organization, max(bytes, leastPrompt))
+	return wait > 0
 }
 
 // message is the Limit of the relay, which does not know how many events a message has. It counts as one event at least, so that

@@ -23,7 +23,7 @@ func (s *System) startRelay(ctx context.Context) error {
 		return fmt.Errorf("connect the relay: %w", err)
 	}
 	r, err := relay.Start(client.NC, relay.Config{
-		Credential: s.credential, Limit: s.fair.message, Logger: s.log.With(slog.String("part", "relay")),
+		Credential: s.credential, Limit: s.fair.message, Bulk: s.fair.bulk, Logger: s.log.With(slog.String("part", "relay")),
 	})
 	if err != nil {
 		client.Close()

@@ -20,7 +20,6 @@ import (
 	"github.com/kansa-audit/kansa/consumers/floor"
 	"github.com/kansa-audit/kansa/consumers/recording"
 	"github.com/kansa-audit/kansa/consumers/rollup"
-	"github.com/kansa-audit/kansa/consumers/writer"
 	"github.com/kansa-audit/kansa/pipeline/access"
 	"github.com/kansa-audit/kansa/pipeline/api"
 	"github.com/kansa-audit/kansa/pipeline/broker"
@@ -64,7 +63,7 @@ type System struct {
 	Store    *store.Store   // nil if no role needs it
 	Engine   *engine.Engine // nil if ClickHouse is elsewhere
 	Bucket   *blob.Bucket
-	Writer   *writer.Writer // nil if the role is not here
+	Writer   *writers // nil if the role is not here
 	Rollup   *rollup.Rollup
 	Keys     *keys.Keys // of the rollup
 	Exporter *exporter.Exporter
@@ -220,13 +219,11 @@ func Start(ctx context.Context, o Options) (_ *System, err error) {
 			return nil
 		})
 	}
-	if has(RoleGateway) && o.Config.Limits.Lag > 0 {
+	if has(RoleGateway) {
 		s.roles.Go(func() error {
-			s.fair.backlog.follow(s.ended, s.floor.Lag, s.log.With(slog.String("part", "limits")))
+			s.fair.pressure.follow(s.ended)
 			return nil
 		})
-	}
-	if has(RoleGateway) {
 		if err := s.startRelay(ctx); err != nil {
 			return nil, err
 		}
@@ -250,13 +247,16 @@ func Start(ctx context.Context, o Options) (_ *System, err error) {
 		}
 	}
 	measured := &metrics.Sources{
-		JS: s.Client.JS, Floor: s.floor, Writer: s.Writer, Rollup: s.Rollup, Exporter: s.Exporter, Progress: progress, Hour: o.Config.Rollup.Hour,
+		JS: s.Client.JS, Floor: s.floor, Rollup: s.Rollup, Exporter: s.Exporter, Progress: progress, Hour: o.Config.Rollup.Hour,
 		Gateway: s.Gateway, Recording: recording.New(s.Client.JS), Shards: s.shards, Disks: s.disks(), Restarts: s.restarts(),
 		Refused: s.refusals, Panics: s.panics,
 		Certificates: s.certificates, Report: func(ctx context.Context) health.Report { return s.lately.run(ctx, s.currentChecks()) },
 	}
 	if s.Engine != nil {
 		measured.Engine = s.Engine
+	}
+	if s.Writer != nil {
+		measured.Writer = s.Writer
 	}
 	if s.Settings != nil {
 		measured.Destinations = s.Settings

@@ -18,6 +18,7 @@ import (
 	"github.com/nats-io/nats.go"
 
 	"github.com/kansa-audit/kansa/pipeline/access"
+	"github.com/kansa-audit/kansa/pipeline/broker"
 	"github.com/kansa-audit/kansa/pipeline/config"
 	"github.com/kansa-audit/kansa/pipeline/pipelinetest"
 	"github.com/kansa-audit/kansa/producers"
@@ -295,6 +296,53 @@ func TestPublishersHaveFairShares(t *testing.T) {
 	if res.StatusCode != http.StatusTooManyRequests || res.Header.Get("Retry-After") == "" {
 		t.Errorf("an organization beyond its share: %d %s", res.StatusCode, text)
 	}
+}
+
+// Events beyond the prompt share of an organization, over HTTP and NATS, wait in the bulk lane, and delay neither the events nor the live tails of others.
+func TestBacklogOfOneOrganizationDelaysNoOther(t *testing.T) {
+	t.Parallel()
+	c := pipelinetest.Config(t)
+	c.Limits.PromptBytesPerSecond = 1 << 10 // one message at once, and another after 8 seconds
+	s := pipelinetest.Start(t, c)
+	loud, quiet := newClient(t, s, "loud", "acme", access.Publisher), newClient(t, s, "quiet", "globex", access.Publisher)
+	readers := map[string]client{"acme": newClient(t, s, "reader-a", "acme", access.Auditor), "globex": newClient(t, s, "reader-g", "globex", access.Auditor)}
+	const path = "/api/v1/audit/events?trail=activity"
+	// With nobody to take it, the bulk lane is a backlog that does not end.
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+	defer cancel()
+	if _, err := s.Client.JS.PauseConsumer(ctx, broker.StreamAudit, broker.ConsumerBulkWriter, time.Now().Add(time.Hour)); err != nil {
+		t.Fatal(err)
+	}
+	app := logIn(t, s.NATSURL(), nats.Token(loud.key))
+	for range 5 {
+		if res, text := loud.do(t, http.MethodPost, "/api/v1/events", eventOf("acme", "loud")); res.StatusCode != http.StatusAccepted {
+			t.Fatalf("%d %s", res.StatusCode, text)
+		}
+		if ack := app.request(t, message("audit.events.acme.activity", codec.ContentJSON, eventOf("acme", "loud"))); ack.Error != nil {
+			t.Fatalf("%+v", ack.Error)
+		}
+	}
+	tail := openTail(ctx, t, readers["globex"])
+	if res, text := quiet.do(t, http.MethodPost, "/api/v1/events", eventOf("globex", "quiet")); res.StatusCode != http.StatusAccepted {
+		t.Fatalf("%d %s", res.StatusCode, text)
+	}
+	readers["globex"].untilRead(t, path, 1)
+	for {
+		line, err := tail.ReadString('\n')
+		if err != nil {
+			t.Fatalf("the tail ended: %v", err)
+		}
+		if strings.HasPrefix(line, "data:") {
+			break
+		}
+	}
+	if n := len(readers["acme"].events(t, "trail=activity")); n >= 10 {
+		t.Fatalf("all %d events of the loud organization are stored: nothing was in the bulk lane", n)
+	}
+	if _, err := s.Client.JS.ResumeConsumer(ctx, broker.StreamAudit, broker.ConsumerBulkWriter); err != nil {
+		t.Fatal(err)
+	}
+	readers["acme"].untilRead(t, path, 10)
 }
 
 // Row 19: messages without data count as events, and their headers as bytes.

@@ -5,18 +5,57 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"runtime"
 	"time"
 
 	"github.com/nats-io/nats.go"
 	"github.com/nats-io/nats.go/jetstream"
 
 	"github.com/kansa-audit/kansa/consumers"
+	"github.com/kansa-audit/kansa/consumers/floor"
 	"github.com/kansa-audit/kansa/consumers/recording"
 	"github.com/kansa-audit/kansa/consumers/tally"
 	"github.com/kansa-audit/kansa/consumers/writer"
 	"github.com/kansa-audit/kansa/pipeline/broker"
 	"github.com/kansa-audit/kansa/pipeline/health"
 )
+
+// writers are the writers of this process: one for each lane of the stream, so that a backlog in one does not delay the other. They
+// share nothing.
+type writers [floor.Lanes]*writer.Writer
+
+// Stats returns the counts of both.
+func (w *writers) Stats() (all writer.Stats) {
+	for _, of := range w {
+		st := of.Stats()
+		all.Stored += st.Stored
+		all.Skipped += st.Skipped
+		all.Rejected += st.Rejected
+		all.Unrecorded += st.Unrecorded
+		all.Inserts += st.Inserts
+		all.Failures += st.Failures
+		all.Stuck += st.Stuck
+	}
+	return all
+}
+
+// suspectAll has the writers look up everything before they store it.
+func (w *writers) suspectAll() {
+	for _, of := range w {
+		of.SuspectAll()
+	}
+}
+
+// suspect has the writers look up what the stream holds by now.
+func (w *writers) suspect(ctx context.Context, stream jetstream.Stream) {
+	w.suspectAll()
+	server := w[floor.Prompt].Server()
+	if info, err := stream.Info(ctx); err == nil {
+		for _, of := range w {
+			of.Suspect(server, info.State.LastSeq)
+		}
+	}
+}
 
 func (s *System) startWriter(ctx context.Context) error {
 	stream, err := s.Client.JS.Stream(ctx, broker.StreamAudit)
@@ -28,33 +67,42 @@ func (s *System) startWriter(ctx context.Context) error {
 		return err
 	}
 	c := s.Config.Writer
-	queues := make([]writer.Stream, len(shards))
-	for i, shard := range shards {
-		consumer, err := stream.Consumer(ctx, shard.Name)
+	var queues [floor.Lanes][]writer.Stream
+	for _, shard := range shards {
+		consumer, err := stream.Consumer(ctx, shard.Consumer)
 		if err != nil {
-			return fmt.Errorf("look up consumer %s: %w", shard.Name, err)
+			return fmt.Errorf("look up consumer %s: %w", shard.Consumer, err)
 		}
-		progress := &health.Floor{Name: shard.Name, Consumer: consumer, StuckAfter: c.AckWait}
+		progress := &health.Floor{Name: shard.Consumer, Consumer: consumer, StuckAfter: c.AckWait}
 		s.shards = append(s.shards, progress)
-		queues[i] = s.watch(RoleWriter, consumer, c.AckWait, s.restoreWriter(stream, shard.Name, progress))
+		queues[shard.Lane] = append(queues[shard.Lane], s.watch(RoleWriter, consumer, c.AckWait, s.restoreWriter(stream, shard.Consumer, progress)))
 	}
 	settled := func(ctx context.Context) (time.Time, error) {
 		until, _, err := s.floor.Closed(ctx)
 		return until, err
 	}
-	w, err := writer.New(queues, s.Client.NC, s.Store, tally.Ledger{JS: s.Client.JS}, consumers.DeadLetters{JS: s.Client.JS}, writer.Config{
-		MaxRows: c.MaxRows, MaxBytes: c.MaxBytes, Linger: c.Linger, MaxLinger: c.MaxLinger, Inserts: c.Inserts, Memory: c.Memory,
-		AckWait: c.AckWait, InsertTimeout: c.InsertTimeout, Retention: s.retentions.Expires, Server: s.serverOf(stream),
-		Recording: recording.New(s.Client.JS), Window: stream.CachedInfo().Config.Duplicates, Settled: settled, Tracing: s.tracing,
-		Logger: s.log.With(slog.String("part", "writer")),
-	})
-	if err != nil {
-		return err
+	s.Writer = &writers{}
+	for lane := range floor.Lanes {
+		cfg := writer.Config{
+			MaxRows: c.MaxRows, MaxBytes: c.MaxBytes, Linger: c.Linger, MaxLinger: c.MaxLinger, Inserts: c.Inserts, Memory: c.Memory,
+			AckWait: c.AckWait, InsertTimeout: c.InsertTimeout, Retention: s.retentions.Expires, Server: s.serverOf(stream),
+			Recording: recording.New(s.Client.JS), Window: stream.CachedInfo().Config.Duplicates, Settled: settled, Tracing: s.tracing,
+			Logger: s.log.With(slog.String("part", "writer"), slog.String("lane", lane.String())),
+		}
+		table := s.Store
+		if lane == floor.Bulk { // it leaves half of the processors, and more of the engine, to the other one
+			cfg.Inserts, cfg.Memory, cfg.MaxBytes = max(1, c.Inserts-1), c.Memory/2, min(c.MaxBytes, int(c.Memory/4))
+			cfg.Decoders = max(1, runtime.GOMAXPROCS(0)/2)
+			table = s.Store.InBackground()
+		}
+		w, err := writer.New(queues[lane], s.Client.NC, table, tally.Ledger{JS: s.Client.JS}, consumers.DeadLetters{JS: s.Client.JS}, cfg)
+		if err != nil {
+			return err
+		}
+		s.Writer[lane] = w
 	}
-	s.Writer = w
 	// After a start and after each reconnect, what the stream holds by then may have been stored before.
-	known := func(ctx context.Context) { suspect(ctx, stream, w) }
-	known(ctx)
+	s.Writer.suspect(ctx, stream)
 	status := s.Client.NC.StatusChanged(nats.CONNECTED, nats.RECONNECTING)
 	s.roles.Go(func() error {
 		defer s.Client.NC.RemoveStatusListener(status)
@@ -66,9 +114,9 @@ func (s *System) startWriter(ctx context.Context) error {
 				if !ok {
 					return nil
 				}
-				w.SuspectAll()
+				s.Writer.suspectAll()
 				if st == nats.CONNECTED {
-					known(s.ended)
+					s.Writer.suspect(s.ended, stream)
 				}
 			}
 		}
@@ -84,17 +132,10 @@ func (s *System) startWriter(ctx context.Context) error {
 			return fmt.Errorf("the writer ends, to be started again: %w", err)
 		}
 	})
-	s.roles.Go(func() error { return w.Run(s.ended) })
-	return nil
-}
-
-// suspect has the writer look up what the stream holds by now.
-func suspect(ctx context.Context, stream jetstream.Stream, w *writer.Writer) {
-	w.SuspectAll()
-	server := w.Server()
-	if info, err := stream.Info(ctx); err == nil {
-		w.Suspect(server, info.State.LastSeq)
+	for _, w := range s.Writer {
+		s.roles.Go(func() error { return w.Run(s.ended) })
 	}
+	return nil
 }
 
 // restoreWriter makes a consumer of the writer's again. It begins where the old one had come to, as far as that is known.
@@ -103,7 +144,7 @@ func suspect(ctx context.Context, stream jetstream.Stream, w *writer.Writer) {
 func (s *System) restoreWriter(stream jetstream.Stream, name string, progress *health.Floor) func(context.Context) error {
 	created := stream.CachedInfo().Created
 	return func(ctx context.Context) error {
-		s.Writer.SuspectAll()
+		s.Writer.suspectAll()
 		_, _, seq := progress.Age()
 		if err := s.Client.RestoreConsumer(ctx, broker.StreamAudit, name, broker.Floor{Seq: seq, Created: created}); err != nil {
 			if errors.Is(err, broker.ErrShards) {
@@ -114,7 +155,7 @@ func (s *System) restoreWriter(stream jetstream.Stream, name string, progress *h
 			}
 			return err
 		}
-		suspect(ctx, stream, s.Writer)
+		s.Writer.suspect(ctx, stream)
 		return nil
 	}
 }

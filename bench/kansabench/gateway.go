@@ -54,6 +54,7 @@ func gatewayPart(ctx context.Context, s *session) (r report, err error) {
 		return r, err
 	}
 	g, err := gateway.New(publisher, gateway.Config{
+		Access:  gateway.Loopback{},
 		MaxBody: c.MaxBody, MaxEvents: c.MaxEvents, Memory: c.Memory, ClientMemory: c.ClientMemory, MaxRequests: c.MaxRequests,
 		Timeout: c.Timeout, Window: d.Streams.DuplicateWindow, Logger: warnings(),
 	})

@@ -5,6 +5,7 @@
 package floor
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -13,22 +14,49 @@ import (
 
 	"github.com/nats-io/nats.go/jetstream"
 	"golang.org/x/sync/errgroup"
+
+	"github.com/kansa-audit/kansa/schema"
 )
+
+// Lane is a part of the stream of events that is stored independently of the other one.
+type Lane int
+
+// The lanes of the stream.
+const (
+	Prompt Lane = iota // stored as soon as possible
+	Bulk               // what organizations publish beyond their prompt share
+	Lanes              // how many there are
+)
+
+func (l Lane) String() string { return [Lanes]string{"prompt", "bulk"}[l] }
+
+// Shard is what one consumer takes of the stream of events.
+type Shard struct {
+	Consumer string
+	Lane     Lane
+	Number   int // in its lane
+}
+
+// Info is how the consumer of a shard is doing.
+type Info struct {
+	Shard
+	*jetstream.ConsumerInfo
+}
 
 // Broker answers for the stream of events and the consumers of its shards.
 type Broker interface {
 	// Writers tells how the stream is doing and then how the consumers of all shards are.
-	Writers(ctx context.Context) (*jetstream.StreamInfo, []*jetstream.ConsumerInfo, error)
+	Writers(ctx context.Context) (*jetstream.StreamInfo, []Info, error)
 	// Mark puts a message without events into a shard, and returns its place in the stream when every message that was
 	// acknowledged before is certain to be before it.
-	Mark(ctx context.Context, shard int) (seq uint64, err error)
+	Mark(ctx context.Context, shard Shard) (seq uint64, err error)
 }
 
 // Floor finds what is settled. It is safe for concurrent use.
 //
-// Where one server has the stream and one consumer takes all of it, that server's word is enough: nothing pending
-// means that everything is settled. A consumer of a shard may have nothing to do for long, so that its last
-// acknowledgement says nothing of what came since. And in a cluster, the server that answers for a consumer may not
+// Where one server has the stream and one consumer takes each lane, the server's answer is exact: nothing pending means that
+// everything is settled. One shard of several may have nothing to do for long, so that its last acknowledgement says nothing of
+// what came since. And in a cluster, the server that answers for a consumer may not
 // have seen yet what another one acknowledged to a producer; after an election, nor may the stream's new leader. So in
 // these cases a mark is put into each shard. It takes the way of all messages, and everything acknowledged before lies
 // before it: a shard that has acknowledged its mark has settled all that.
@@ -50,18 +78,34 @@ type Floor struct {
 const (
 	// patience is how long Closed waits for marks to be acknowledged, which takes a writer some 100 ms. Without that
 	// what it returns is true as well, and less.
-	patience = time.Second
-	again    = 25 * time.Millisecond
+	patience  = time.Second
+	lookAgain = 25 * time.Millisecond
 	// markEvery is the least time between two marks of an idle shard for the cursor.
 	markEvery = 250 * time.Millisecond
 )
 
-func alone(s *jetstream.StreamInfo, shards []*jetstream.ConsumerInfo) bool {
-	return s.Config.Replicas <= 1 && len(shards) == 1
+// exact tells whether the server knows everything about the consumers.
+func exact(s *jetstream.StreamInfo, shards []Info) bool {
+	return s.Config.Replicas <= 1 && len(shards) <= int(Lanes)
 }
 
 // waits tells whether a consumer knows of messages that are not acknowledged.
-func waits(c *jetstream.ConsumerInfo) bool { return c.NumPending > 0 || c.NumAckPending > 0 }
+func waits(c Info) bool { return c.NumPending > 0 || c.NumAckPending > 0 }
+
+// again queries the consumers once more, where the server's answer is exact, and returns the highest place that any of them had
+// settled at first. A consumer that has nothing to do the second time has settled everything up to there: the server gives messages
+// to their consumers in the order of the stream.
+func (f *Floor) again(ctx context.Context, shards []Info) (high uint64, _ []Info, err error) {
+	for _, c := range shards {
+		high = max(high, c.AckFloor.Stream)
+	}
+	if len(shards) > 1 {
+		if _, shards, err = f.Broker.Writers(ctx); err != nil {
+			return 0, nil, fmt.Errorf("ask how far the writers have come: %w", err)
+		}
+	}
+	return high, shards, nil
+}
 
 // Closed returns an instant before which the broker stored no message that is not in the table, and will store none;
 // and the place in the stream up to which all are.
@@ -70,22 +114,28 @@ func (f *Floor) Closed(ctx context.Context) (until time.Time, seq uint64, err er
 	if err != nil {
 		return until, 0, fmt.Errorf("ask how far the writers have come: %w", err)
 	}
-	if alone(stream, shards) {
-		c := shards[0]
-		idle := c.TimeStamp.Add(-f.Grace)
-		if !waits(c) {
-			return idle, c.AckFloor.Stream, nil
+	if exact(stream, shards) {
+		// A message that was stored before until has been visible since before the consumers were queried.
+		until, seq = stream.TimeStamp.Add(-f.Grace), stream.State.LastSeq
+		for _, c := range shards {
+			if !waits(c) {
+				continue
+			}
+			first, err := f.first(ctx, c)
+			switch {
+			case errors.Is(err, jetstream.ErrMsgNotFound): // it was acknowledged and removed meanwhile
+			case err != nil:
+				return until, 0, err
+			default:
+				seq = min(seq, first.Sequence-1)
+				if first.Time.Before(until) {
+					until = first.Time
+				}
+			}
 		}
-		until, err = f.after(ctx, c.AckFloor.Stream)
-		if errors.Is(err, jetstream.ErrMsgNotFound) { // it was acknowledged and removed meanwhile
-			return idle, c.AckFloor.Stream, nil
-		}
-		if err != nil || until.After(idle) {
-			until = idle
-		}
-		return until, c.AckFloor.Stream, err
+		return until, seq, nil
 	}
-	marks, err := f.mark(ctx, len(shards))
+	marks, err := f.mark(ctx, shards)
 	if err != nil {
 		return until, 0, err
 	}
@@ -94,7 +144,7 @@ func (f *Floor) Closed(ctx context.Context) (until time.Time, seq uint64, err er
 			return until, 0, fmt.Errorf("ask how far the writers have come: %w", err)
 		}
 		if len(shards) != len(marks) {
-			return until, 0, fmt.Errorf("the stream is being shared out anew: it had %d shards and has %d", len(marks), len(shards))
+			return until, 0, fmt.Errorf("the stream is being resharded: it had %d shards and has %d", len(marks), len(shards))
 		}
 		var all bool
 		if seq, all = settled(shards, marks); all || time.Now().After(wait) {
@@ -103,26 +153,29 @@ func (f *Floor) Closed(ctx context.Context) (until time.Time, seq uint64, err er
 		select {
 		case <-ctx.Done():
 			return until, 0, ctx.Err()
-		case <-time.After(again):
+		case <-time.After(lookAgain):
 		}
 	}
-	// What comes after it, there is: a mark at least. A server that does not have it yet is behind.
+	// There is a message after it: a mark at least. A server that does not have it yet is behind.
 	for wait := time.Now().Add(patience); ; {
-		until, err = f.after(ctx, seq)
+		first, err := f.after(ctx, seq, ">")
+		if err == nil {
+			return first.Time.Add(-f.Grace), seq, nil
+		}
 		if !errors.Is(err, jetstream.ErrMsgNotFound) || time.Now().After(wait) {
-			return until.Add(-f.Grace), seq, err
+			return time.Time{}, 0, err
 		}
 		select {
 		case <-ctx.Done():
 			return until, 0, ctx.Err()
-		case <-time.After(again):
+		case <-time.After(lookAgain):
 		}
 	}
 }
 
 // settled returns the place up to which every shard has settled its messages, at most up to the first mark, and whether
 // it is that.
-func settled(shards []*jetstream.ConsumerInfo, marks []uint64) (seq uint64, all bool) {
+func settled(shards []Info, marks []uint64) (seq uint64, all bool) {
 	seq, all = ^uint64(0), true
 	for shard, mark := range marks {
 		done := shards[shard].AckFloor.Stream
@@ -136,40 +189,58 @@ func settled(shards []*jetstream.ConsumerInfo, marks []uint64) (seq uint64, all 
 	return seq, all
 }
 
-func (f *Floor) mark(ctx context.Context, shards int) ([]uint64, error) {
-	marks := make([]uint64, shards)
+func (f *Floor) mark(ctx context.Context, shards []Info) ([]uint64, error) {
+	marks := make([]uint64, len(shards))
 	var marking errgroup.Group
-	for shard := range marks {
+	for i := range marks {
 		marking.Go(func() (err error) {
-			marks[shard], err = f.Broker.Mark(ctx, shard)
+			marks[i], err = f.Broker.Mark(ctx, shards[i].Shard)
 			return err
 		})
 	}
 	return marks, marking.Wait()
 }
 
-// after returns when the first message after a place was stored.
-func (f *Floor) after(ctx context.Context, seq uint64) (time.Time, error) {
-	msg, err := f.Stream.GetMsg(ctx, seq+1, jetstream.WithGetMsgSubject(">"))
-	if err != nil {
-		return time.Time{}, fmt.Errorf("look at the first message that is not acknowledged: %w", err)
-	}
-	return msg.Time, nil
+// first returns the first message of a shard that is not acknowledged, or a message before it.
+func (f *Floor) first(ctx context.Context, c Info) (*jetstream.RawStreamMsg, error) {
+	return f.after(ctx, c.AckFloor.Stream, cmp.Or(c.Config.FilterSubject, ">"))
 }
 
-// Seq returns the place in the stream up to which every event is in the table. Where the stream is shared out it may be
-// behind by as much as it takes to settle a mark, for a shard in which nothing happens.
-func (f *Floor) Seq(ctx context.Context) (uint64, error) {
-	_, shards, err := f.Broker.Writers(ctx)
+// after returns the first message on a subject after a place.
+func (f *Floor) after(ctx context.Context, seq uint64, subject string) (*jetstream.RawStreamMsg, error) {
+	msg, err := f.Stream.GetMsg(ctx, seq+1, jetstream.WithGetMsgSubject(subject))
 	if err != nil {
-		return 0, fmt.Errorf("ask how far the writers have come: %w", err)
+		return nil, fmt.Errorf("look at the first message that is not acknowledged: %w", err)
 	}
-	low, high := ^uint64(0), uint64(0)
+	return msg, nil
+}
+
+// Places are the places in the stream up to which every event of a lane is in the table.
+type Places [Lanes]uint64
+
+// Places returns how far each lane is settled. Where lanes have several shards, a lane may be behind by as long as it
+// takes to settle a mark, for a shard in which nothing happens.
+func (f *Floor) Places(ctx context.Context) (Places, error) {
+	stream, shards, err := f.Broker.Writers(ctx)
+	if err != nil {
+		return Places{}, fmt.Errorf("ask how far the writers have come: %w", err)
+	}
+	if exact(stream, shards) {
+		high, shards, err := f.again(ctx, shards)
+		if err != nil {
+			return Places{}, err
+		}
+		p := Places{high, high}
+		for _, c := range shards {
+			if waits(c) {
+				p[c.Lane] = min(high, c.AckFloor.Stream)
+			}
+		}
+		return p, nil
+	}
+	p, high := Places{^uint64(0), ^uint64(0)}, uint64(0)
 	for _, c := range shards {
-		low, high = min(low, c.AckFloor.Stream), max(high, c.AckFloor.Stream)
-	}
-	if low == high {
-		return low, nil
+		p[c.Lane], high = min(p[c.Lane], c.AckFloor.Stream), max(high, c.AckFloor.Stream)
 	}
 	f.mu.Lock()
 	due := time.Since(f.marked) >= markEvery
@@ -178,38 +249,54 @@ func (f *Floor) Seq(ctx context.Context) (uint64, error) {
 	}
 	f.mu.Unlock()
 	if !due {
-		return low, nil
+		return p, nil
 	}
-	for shard, c := range shards {
+	for _, c := range shards {
 		if c.AckFloor.Stream < high && !waits(c) {
-			if _, err := f.Broker.Mark(ctx, shard); err != nil {
-				return 0, err
+			if _, err := f.Broker.Mark(ctx, c.Shard); err != nil {
+				return Places{}, err
 			}
 		}
 	}
-	return low, nil
+	return p, nil
+}
+
+// Of returns the place in the stream up to which every event of an organization is in the table, given how far the lanes are. Messages
+// of other organizations in the bulk lane do not hold it back.
+func (f *Floor) Of(ctx context.Context, p Places, organization string) (uint64, error) {
+	if p[Bulk] >= p[Prompt] {
+		return p[Prompt], nil
+	}
+	first, err := f.after(ctx, p[Bulk], schema.SubjectEvents+"."+organization+".*."+schema.BulkToken+".*")
+	if errors.Is(err, jetstream.ErrMsgNotFound) {
+		return p[Prompt], nil
+	}
+	if err != nil {
+		return 0, err
+	}
+	return min(p[Prompt], first.Sequence-1), nil
 }
 
 // Lag tells how the consumers of all shards are doing, and the age of the first message that is not settled.
-func (f *Floor) Lag(ctx context.Context) (shards []*jetstream.ConsumerInfo, age time.Duration, err error) {
+func (f *Floor) Lag(ctx context.Context) (shards []Info, age time.Duration, err error) {
 	stream, shards, err := f.Broker.Writers(ctx)
 	if err != nil {
 		return nil, 0, fmt.Errorf("ask how far the writers have come: %w", err)
 	}
-	low, behind := ^uint64(0), false
 	for _, c := range shards {
-		if waits(c) {
-			low, behind = min(low, c.AckFloor.Stream), true
+		if !waits(c) {
+			continue
 		}
+		first, err := f.first(ctx, c)
+		if errors.Is(err, jetstream.ErrMsgNotFound) {
+			continue
+		}
+		if err != nil {
+			return shards, 0, err
+		}
+		age = max(age, stream.TimeStamp.Sub(first.Time))
 	}
-	if !behind {
-		return shards, 0, nil
-	}
-	first, err := f.after(ctx, low)
-	if errors.Is(err, jetstream.ErrMsgNotFound) {
-		return shards, 0, nil
-	}
-	return shards, max(0, stream.TimeStamp.Sub(first)), err
+	return shards, age, nil
 }
 
 // Recorded returns when the stream stored a message, and false if it does not have it.

@@ -76,7 +76,7 @@ func (a account) disagree(file *seal.Digest) error {
 }
 
 // account asks the ledger and the table about the hour at a position. floor is the place in the stream up to
-// which all is acknowledged; with 0, it is not looked whether any is missing.
+// which all is acknowledged.
 func (r *Rollup) account(ctx context.Context, at position, floor uint64) (*hour, error) {
 	h := &hour{start: at.next, length: r.cfg.Hour, accounts: map[series]account{}, lastSeq: at.seq}
 	end := at.next.Add(r.cfg.Hour)
@@ -141,6 +141,8 @@ func (r *Rollup) unbroken(ctx context.Context, at position, end time.Time, floor
 	var gaps []seal.Gap
 	last, lastTime := at.seq, at.next
 	between := func(next uint64, nextTime time.Time) error {
+		// Beyond the floor, messages of one lane are stored before earlier ones of the other.
+		next = min(next, floor+1)
 		if last == 0 || next <= last+1 {
 			return nil
 		}

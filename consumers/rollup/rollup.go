@@ -210,7 +210,7 @@ func (r *Rollup) Advance(ctx context.Context) (time.Time, error) {
 		r.spent.Add(took)
 		r.last.Store(took)
 	}
-	return at.next, r.retry(ctx, at.next)
+	return at.next, r.retry(ctx, at.next, floor)
 }
 
 // hour makes the partitions of one closed hour, but not those of series that are left behind.
@@ -268,7 +268,7 @@ func (r *Rollup) hour(ctx context.Context, h *hour) error {
 }
 
 // retry goes on where a series was left behind, up to next.
-func (r *Rollup) retry(ctx context.Context, next time.Time) error {
+func (r *Rollup) retry(ctx context.Context, next time.Time, floor uint64) error {
 	blocked, err := r.progress.blocked(ctx)
 	if err != nil {
 		return err
@@ -276,7 +276,7 @@ func (r *Rollup) retry(ctx context.Context, next time.Time) error {
 	var left []error
 	for s, start := range blocked {
 		for ; start.Before(next); start = start.Add(r.cfg.Hour) {
-			h, err := r.account(ctx, position{next: start}, 0)
+			h, err := r.account(ctx, position{next: start}, floor)
 			if err == nil {
 				err = r.partition(ctx, s, h)
 			}

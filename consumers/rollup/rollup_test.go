@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"math"
 	"strings"
 	"sync"
 	"testing"
@@ -85,9 +86,10 @@ func digest(org string, hour time.Time, n int) seal.Digest {
 // ledger says what the writer took: a message for each organization and hour that the table has, if it is not
 // told otherwise. Messages are numbered in the order of the hours.
 type ledger struct {
-	table *table
-	took  map[string]map[int]int // other numbers of rows
-	lost  uint64                 // a message of the first hour that has no tally
+	table   *table
+	took    map[string]map[int]int // other numbers of rows
+	lost    uint64                 // a message of the first hour that has no tally
+	waiting uint64                 // messages between the first and the second hour that have no tally yet
 }
 
 func (l *ledger) Between(_ context.Context, from, to time.Time) (tallies []tally.Tally, after *tally.Tally, err error) {
@@ -105,6 +107,9 @@ func (l *ledger) Between(_ context.Context, from, to time.Time) (tallies []tally
 			}
 			if seq++; seq == l.lost {
 				seq++
+			}
+			if hour > 0 {
+				seq += l.waiting
 			}
 			at := start.Add(time.Duration(hour) * time.Hour)
 			d := digest(org, at, n)
@@ -157,15 +162,21 @@ func (broken) Read([]byte) (int, error) { return 0, errBroken }
 
 // until is a floor that is set by hand.
 type until struct {
+	ledger   *ledger // of what is settled
+	most     uint64  // it is not more than this
 	mu       sync.Mutex
 	t        time.Time
 	recorded time.Time // of any message that is asked for; zero if the stream has none
 }
 
-func (u *until) Closed(context.Context) (time.Time, uint64, error) {
+func (u *until) Closed(ctx context.Context) (time.Time, uint64, error) {
 	u.mu.Lock()
 	defer u.mu.Unlock()
-	return u.t, 0, nil
+	tallies, _, err := u.ledger.Between(ctx, time.Time{}, start.AddDate(1, 0, 0))
+	if err != nil || len(tallies) == 0 {
+		return u.t, 0, err
+	}
+	return u.t, min(u.most, tallies[len(tallies)-1].StreamSeq), nil
 }
 
 func (u *until) Recorded(context.Context, uint64) (time.Time, bool, error) {
@@ -185,8 +196,8 @@ type fixture struct {
 
 func newFixture(t *testing.T) *fixture {
 	t.Helper()
-	f := &fixture{table: &table{rows: map[string]map[int]int{}}, floor: &until{}, ledger: &ledger{}, bucket: memblob.OpenBucket(nil)}
-	f.ledger.table = f.table
+	f := &fixture{table: &table{rows: map[string]map[int]int{}}, floor: &until{most: math.MaxUint64}, ledger: &ledger{}, bucket: memblob.OpenBucket(nil)}
+	f.ledger.table, f.floor.ledger = f.table, f.ledger
 	t.Cleanup(func() { _ = f.bucket.Close() })
 	f.client = brokertest.SetUp(t)
 	kv, err := f.client.JS.KeyValue(t.Context(), broker.BucketRollup)
@@ -541,6 +552,20 @@ func TestMessagesThatAreLost(t *testing.T) {
 	}
 	if gaps == 0 {
 		t.Error("no manifest states the loss")
+	}
+}
+
+// Messages of the bulk lane that wait behind what is settled of the other lane are not lost, however many they are.
+func TestHourIsSealedWhileTheBulkLaneWaits(t *testing.T) {
+	t.Parallel()
+	f := newFixture(t)
+	f.table.rows["acme"] = map[int]int{0: 3, 1: 5}
+	f.ledger.waiting, f.floor.most, f.floor.recorded = 5000, 1, start.Add(time.Hour+time.Second)
+	if next, err := f.advance(t, 1); err != nil || hourOf(next) != 1 {
+		t.Fatalf("it came to hour %d: %v", hourOf(next), err)
+	}
+	if m := f.manifest(t, "acme", 0); m == nil || m.Rows != 3 {
+		t.Errorf("%+v", m)
 	}
 }
 

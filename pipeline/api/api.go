@@ -120,7 +120,7 @@ func (s *Server) handler() http.Handler {
 	for pattern, handler := range o.Routes {
 		mux.Handle(pattern, handler)
 	}
-	return request.Handler(guarded(ownPages(mux, o.PublicURL, o.OwnRules...), o.WriteTimeout, o.Logger), o.Proxies)
+	return request.Handler(guarded(ownPages(mux, o.PublicURL, o.OwnRules...), o.WriteTimeout, newRefusals(time.Now), o.Logger), o.Proxies)
 }
 
 // HasAudit tells that events are read and settings changed here.

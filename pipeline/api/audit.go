@@ -45,8 +45,8 @@ type Audit struct {
 	Store  *store.Store
 	Bucket *blob.Bucket
 	States exporter.States
-	// Floor is the place in the stream up to which every event is in the table.
-	Floor func(ctx context.Context) (uint64, error)
+	// Floor is the place in the stream up to which every event of an organization is in the table.
+	Floor func(ctx context.Context, organization string) (uint64, error)
 	// Hour is the length of a partition.
 	Hour time.Duration
 	// Integrity says how what is stored is sealed.
@@ -308,7 +308,7 @@ func (a *audit) reads() {
 			}
 		}
 		if !q.Newest {
-			if q.UpTo, err = a.floor(ctx); err != nil {
+			if q.UpTo, err = a.floor(ctx, q.Organization); err != nil {
 				return nil, err
 			}
 		}
@@ -447,8 +447,8 @@ func (a *audit) page(ctx context.Context, q *store.Question, limit int) (*Page, 
 	return page, nil
 }
 
-func (a *audit) floor(ctx context.Context) (uint64, error) {
-	floor, err := a.o.Floor(ctx)
+func (a *audit) floor(ctx context.Context, organization string) (uint64, error) {
+	floor, err := a.o.Floor(ctx, organization)
 	// Nothing is stored yet: a question up to 0 would be one without a bound.
 	return max(floor, 1), err
 }

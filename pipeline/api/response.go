@@ -22,6 +22,8 @@ type response struct {
 	http.ResponseWriter
 	control *http.ResponseController
 	timeout time.Duration
+	// refused is called before a refusal is answered.
+	refused func()
 
 	mu    sync.Mutex
 	ended bool
@@ -60,6 +62,9 @@ func (r *response) end() {
 func (r *response) WriteHeader(code int) {
 	if code >= http.StatusOK {
 		r.began()
+	}
+	if code == http.StatusTooManyRequests || code == http.StatusUnauthorized || code == http.StatusForbidden {
+		r.refused()
 	}
 	r.ResponseWriter.WriteHeader(code)
 }
@@ -131,9 +136,10 @@ func responseOf(w http.ResponseWriter) *response {
 }
 
 // guarded has next answer with deadlines and safe headers, and a panic end with the request.
-func guarded(next http.Handler, timeout time.Duration, log *slog.Logger) http.Handler {
+func guarded(next http.Handler, timeout time.Duration, refused *refusals, log *slog.Logger) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		to := &response{ResponseWriter: w, control: http.NewResponseController(w), timeout: timeout}
+		to.refused = func() { refused.wait(r.Context()) }
 		_ = to.arm(0) // that of the connection's request before
 		defer func() {
 			err := request.Caught(r.Context(), log, "request", recover())

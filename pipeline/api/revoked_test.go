@@ -40,7 +40,7 @@ func TestRevokedLinkEndsOpenDownload(t *testing.T) {
 			default:
 			}
 		}
-	}), 10*time.Minute, slog.New(slog.DiscardHandler)))
+	}), 10*time.Minute, newRefusals(time.Now), slog.New(slog.DiscardHandler)))
 	defer server.Close()
 	req, err := http.NewRequestWithContext(t.Context(), http.MethodGet, server.URL, http.NoBody)
 	if err != nil {

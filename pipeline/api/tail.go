@@ -54,7 +54,7 @@ func (a *audit) tail() {
 				return nil, huma.Error400BadRequest("cursor is none of ours")
 			}
 		} else {
-			floor, err := a.floor(ctx)
+			floor, err := a.floor(ctx, q.Organization)
 			if err != nil {
 				return nil, err
 			}
@@ -88,11 +88,11 @@ func (a *audit) follow(h huma.Context, q *store.Question) error {
 	}
 	flush()
 	said := time.Now()
-	q.Limit = tailAtOnce
+	q.Limit, q.Follow = tailAtOnce, true
 	seen := uint64(0)
 	for {
 		var err error
-		if q.UpTo, err = a.floor(ctx); err != nil {
+		if q.UpTo, err = a.floor(ctx, q.Organization); err != nil {
 			return err
 		}
 		n := 0
@@ -125,9 +125,15 @@ func (a *audit) follow(h huma.Context, q *store.Question) error {
 	}
 }
 
-// look sends new events and returns their number. Only a few tails query the engine at once, and they write after the query: a client that
-// does not read its tail holds no slot of the engine.
+// look sends new events and returns their number. Only a few tails query the engine at once, those of one organization a few times a
+// second, and they write after the query: a client that does not read its tail holds no slot of the engine.
 func (a *audit) look(ctx context.Context, w io.Writer, q *store.Question) (n int, err error) {
+	paced, err := a.limits.pace.Take(ctx, q.Organization)
+	if err != nil {
+		return 0, nil //nolint:nilerr // the client has gone
+	}
+	began := time.Now()
+	defer func() { time.AfterFunc(lookPace-time.Since(began), paced) }()
 	release, err := a.limits.looks.Take(ctx, q.Organization)
 	if err != nil {
 		return 0, nil //nolint:nilerr // the client has gone

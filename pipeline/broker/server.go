@@ -66,6 +66,9 @@ const (
 	lastPause  = 10 * time.Second
 	soundFor   = 30 * time.Second // after so long without a fault the pause is short again
 	tlsTimeout = 10 * time.Second // of a handshake
+	// authTimeout is how long a client may take to log in, which includes the lookup of its key. The server's default of 2 s is too
+	// short on a machine that is busy starting.
+	authTimeout = 10 * time.Second
 )
 
 // StartServer starts a server that syncs every write to disk before it acknowledges it, and returns
@@ -118,6 +121,7 @@ func (s *Server) start(ctx context.Context) (*server.Server, error) {
 		JetStreamMaxStore: noLimit,
 		JetStreamKey:      s.o.Key, JetStreamCipher: server.ChaCha,
 		CustomClientAuthentication: door, TLS: certificate != nil, TLSConfig: certificate, TLSTimeout: tlsTimeout.Seconds(),
+		AuthTimeout: authTimeout.Seconds(),
 	})
 	if err != nil {
 		door.close()

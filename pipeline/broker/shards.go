@@ -13,12 +13,15 @@ import (
 	"github.com/nats-io/nats.go/jetstream"
 	"golang.org/x/sync/errgroup"
 
+	"github.com/kansa-audit/kansa/consumers/floor"
 	"github.com/kansa-audit/kansa/schema"
 )
 
-// The stream of events can be shared out among several consumers, its shards. Every message of the stream has a slot,
-// the last token of its subject: its publisher's choice, or a hash of organization and trail, which the stream itself
-// adds. A shard has every slot of which the remainder by the number of shards is its own.
+// The stream of events is divided into two lanes and, in each lane, into shards; a consumer takes each shard of each lane. Events that
+// an organization publishes beyond its prompt share go into the bulk lane, so that their backlog does not delay the events of others.
+//
+// Every message of the stream has a slot, the last token of its subject: its publisher's choice, or a hash of organization and
+// trail, which the stream itself adds. A shard has every slot of which the remainder by the number of shards is its own.
 //
 // What is hashed, and into how many slots, never changes: each server of a cluster applies the stream's transform for
 // itself, to what it stores, and a change reaches them at different messages. With another transform two servers could
@@ -87,46 +90,61 @@ func (l layout) into(cfg *jetstream.StreamConfig) {
 	}
 }
 
-// writer is the name of a shard's consumer. The number of shards and of replays is part of it, so that nobody who knows of
-// others finds it.
-func (l layout) writer(shard int) string {
-	name := ConsumerWriter
-	if l.shards > 1 {
-		name = fmt.Sprintf("%s-%d-of-%d", name, shard, l.shards)
+// all returns the shards of both lanes, those of the prompt lane first. The number of shards and of replays is part of the
+// consumers' names, so that a process that was started with other numbers does not find them.
+func (l layout) all() []floor.Shard {
+	var all []floor.Shard
+	for lane, name := range [floor.Lanes]string{ConsumerWriter, ConsumerBulkWriter} {
+		for shard := range l.shards {
+			consumer := name
+			if l.shards > 1 {
+				consumer = fmt.Sprintf("%s-%d-of-%d", name, shard, l.shards)
+			}
+			if l.replays > 0 {
+				consumer = fmt.Sprintf("%s-r%d", consumer, l.replays)
+			}
+			all = append(all, floor.Shard{Consumer: consumer, Lane: floor.Lane(lane), Number: shard})
+		}
 	}
-	if l.replays > 0 {
-		name = fmt.Sprintf("%s-r%d", name, l.replays)
-	}
-	return name
+	return all
 }
 
-var writerNames = regexp.MustCompile(`^` + ConsumerWriter + `(-\d+-of-\d+)?(-r\d+)?$`)
+var writerNames = regexp.MustCompile(`^(` + ConsumerWriter + `|` + ConsumerBulkWriter + `)(-\d+-of-\d+)?(-r\d+)?$`)
 
 func (l layout) consumers(ackWait time.Duration) []jetstream.ConsumerConfig {
-	all := make([]jetstream.ConsumerConfig, l.shards)
-	for shard := range all {
-		c := jetstream.ConsumerConfig{Durable: l.writer(shard), AckWait: ackWait, MaxAckPending: 50_000}
-		if l.shards > 1 {
-			for slot := shard; slot < schema.Slots; slot += l.shards {
-				c.FilterSubjects = append(c.FilterSubjects, slotted(slot))
+	var all []jetstream.ConsumerConfig
+	for _, s := range l.all() {
+		c := jetstream.ConsumerConfig{Durable: s.Consumer, AckWait: ackWait, MaxAckPending: 50_000}
+		if l.shards == 1 {
+			c.FilterSubject = slotted(s.Lane, "*")
+		} else {
+			for slot := s.Number; slot < schema.Slots; slot += l.shards {
+				c.FilterSubjects = append(c.FilterSubjects, slotted(s.Lane, strconv.Itoa(slot)))
 			}
 		}
 		if l.from > 1 {
 			c.DeliverPolicy, c.OptStartSeq = jetstream.DeliverByStartSequencePolicy, l.from
 		}
-		all[shard] = c
+		all = append(all, c)
 	}
 	return all
 }
 
-func slotted(slot int) string { return fmt.Sprintf("%s.*.*.%d", schema.SubjectEvents, slot) }
+func slotted(lane floor.Lane, slot string) string {
+	if lane == floor.Bulk {
+		slot = schema.BulkToken + "." + slot
+	}
+	return fmt.Sprintf("%s.*.*.%s", schema.SubjectEvents, slot)
+}
 
 // eventSubjects are what the stream listens to. Slots are named one by one: with a wildcard it would take what is in no
 // slot, and no consumer would get it.
 func eventSubjects() []string {
 	all := []string{schema.SubjectEvents + ".*.*"}
-	for slot := range schema.Slots {
-		all = append(all, slotted(slot))
+	for lane := range floor.Lanes {
+		for slot := range schema.Slots {
+			all = append(all, slotted(lane, strconv.Itoa(slot)))
+		}
 	}
 	return all
 }
@@ -153,21 +171,24 @@ func (c *Client) layout(ctx context.Context) (layout, *jetstream.StreamInfo, err
 	return l, st.CachedInfo(), err
 }
 
-// Writers tells how the consumers of all shards are doing.
-func (c *Client) Writers(ctx context.Context) (*jetstream.StreamInfo, []*jetstream.ConsumerInfo, error) {
+// Writers tells how the stream is doing, and then how the consumers of all shards are, those of the prompt lane first.
+func (c *Client) Writers(ctx context.Context) (*jetstream.StreamInfo, []floor.Info, error) {
 	l, info, err := c.layout(ctx)
 	if err != nil {
 		return nil, nil, err
 	}
-	all := make([]*jetstream.ConsumerInfo, l.shards)
+	all := make([]floor.Info, 0, int(floor.Lanes)*l.shards)
+	for _, s := range l.all() {
+		all = append(all, floor.Info{Shard: s})
+	}
 	var asking errgroup.Group
-	for shard := range all {
+	for i := range all {
 		asking.Go(func() error {
-			consumer, err := c.JS.Consumer(ctx, StreamAudit, l.writer(shard))
+			consumer, err := c.JS.Consumer(ctx, StreamAudit, all[i].Consumer)
 			if err != nil {
-				return fmt.Errorf("look up consumer %s: %w", l.writer(shard), err)
+				return fmt.Errorf("look up consumer %s: %w", all[i].Consumer, err)
 			}
-			all[shard] = consumer.CachedInfo()
+			all[i].ConsumerInfo = consumer.CachedInfo()
 			return nil
 		})
 	}
@@ -177,10 +198,14 @@ func (c *Client) Writers(ctx context.Context) (*jetstream.StreamInfo, []*jetstre
 // markOrganization is the system's own: nobody's events come among its.
 const markOrganization = "kansa"
 
-// Mark puts a message without events into a shard, and returns its place in the stream. When it returns, the leader
+// Mark puts a message without events into a shard of a lane, and returns its place in the stream. When it returns, the leader
 // among the servers of the stream has confirmed it: whatever was acknowledged before is before it.
-func (c *Client) Mark(ctx context.Context, shard int) (uint64, error) {
-	msg := nats.NewMsg(schema.SlotSubject(markOrganization, schema.Activity, shard))
+func (c *Client) Mark(ctx context.Context, s floor.Shard) (uint64, error) {
+	subject := schema.SlotSubject(markOrganization, schema.Activity, s.Number)
+	if s.Lane == floor.Bulk {
+		subject = schema.BulkSubject(markOrganization, schema.Activity, s.Number)
+	}
+	msg := nats.NewMsg(subject)
 	msg.Header.Set(schema.HeaderMark, "1")
 	ack, err := c.JS.PublishMsg(ctx, msg, jetstream.WithExpectStream(StreamAudit))
 	if err != nil {
@@ -202,7 +227,7 @@ func (c *Client) SetShards(ctx context.Context, shards int) error {
 		return err
 	}
 	if l.shards != shards {
-		_, all, err := c.Writers(ctx)
+		all, err := c.caughtUp(ctx)
 		if err != nil {
 			return fmt.Errorf("find out how far the writers have come: %w", err)
 		}
@@ -215,6 +240,38 @@ func (c *Client) SetShards(ctx context.Context, shards int) error {
 		}
 	}
 	return c.setWriters(ctx, 0)
+}
+
+// catchUp is how long to wait for running writers to acknowledge marks.
+const catchUp = 2 * time.Second
+
+// caughtUp returns how the consumers are doing. A shard in which nothing happens acknowledges nothing, so each gets a mark first:
+// without it, all that came since its last message would be given out again. If no writer runs, that is so.
+func (c *Client) caughtUp(ctx context.Context) ([]floor.Info, error) {
+	_, all, err := c.Writers(ctx)
+	if err != nil {
+		return nil, err
+	}
+	var marks uint64
+	for i := range all {
+		if marks, err = c.Mark(ctx, all[i].Shard); err != nil {
+			return nil, err
+		}
+	}
+	first := marks - uint64(len(all)) // an event may have come in between, and is looked up
+	for wait := time.Now().Add(catchUp); ; {
+		if _, all, err = c.Writers(ctx); err != nil {
+			return nil, err
+		}
+		if !slices.ContainsFunc(all, func(w floor.Info) bool { return w.AckFloor.Stream < first }) || time.Now().After(wait) {
+			return all, nil
+		}
+		select {
+		case <-ctx.Done():
+			return nil, ctx.Err()
+		case <-time.After(50 * time.Millisecond):
+		}
+	}
 }
 
 // Replay has all that the stream holds given to the writers once more, after ClickHouse has lost what they stored: what they

@@ -23,9 +23,10 @@ const (
 	StreamDeadLetter = "DEADLETTER"
 	StreamTallies    = tally.Stream
 
-	ConsumerWriter   = "writer"
-	ConsumerRollup   = "rollup"
-	ConsumerExporter = "exporter"
+	ConsumerWriter     = "writer"
+	ConsumerBulkWriter = "writer-bulk"
+	ConsumerRollup     = "rollup"
+	ConsumerExporter   = "exporter"
 
 	BucketRollup  = "kansa_rollup"  // how far the rollup has come
 	BucketExports = "kansa_exports" // the state of each export

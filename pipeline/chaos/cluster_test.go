@@ -23,6 +23,7 @@ import (
 
 	"github.com/kansa-audit/kansa/consumers/exporter"
 	"github.com/kansa-audit/kansa/consumers/exporter/mail"
+	"github.com/kansa-audit/kansa/consumers/floor"
 	"github.com/kansa-audit/kansa/pipeline/broker"
 	"github.com/kansa-audit/kansa/pipeline/broker/brokertest"
 	"github.com/kansa-audit/kansa/pipeline/config"
@@ -183,7 +184,7 @@ func startCluster(t *testing.T, r *rand.Rand, dir string) *cluster {
 		k.ClickHouse.URL, k.ClickHouse.Username, k.ClickHouse.PasswordFile = strings.Join(endpoints, ","), s.engine.Username(), password
 		k.Writer.AckWait, k.Writer.InsertTimeout = ackWait, insertTimeout
 		k.Rollup.Hour, k.Partitions.URL = hour, "file://"+s.parts
-		k.Limits = config.Limits{} // what is tried here is more in a minute than an organization does in a day
+		k.Limits = config.Limits{PromptBytesPerSecond: 16 << 10} // no other limits, and both lanes are used
 		k.API.Listen = apiAt
 		k.Exports.PublicURL, k.Exports.AckWait = "http://"+apiAt, exportAckWait
 		if role == procGate {
@@ -328,11 +329,11 @@ func TestCluster(t *testing.T) {
 		}
 	}
 	info, all, err := c.client.Writers(t.Context())
-	if err != nil || len(all) != shards || len(info.Cluster.Replicas) != servers-1 {
+	if err != nil || len(all) != shards*int(floor.Lanes) || len(info.Cluster.Replicas) != servers-1 {
 		t.Errorf("the stream has %d shards and %+v, %v", len(all), info.Cluster, err)
 	}
 	for _, w := range all {
-		if w.Delivered.Consumer < 10 {
+		if w.Lane == floor.Prompt && w.Delivered.Consumer < 10 {
 			t.Errorf("shard %s was given %d messages: they are not spread", w.Name, w.Delivered.Consumer)
 		}
 	}

@@ -167,7 +167,7 @@ func startStack(t *testing.T, r *rand.Rand, dir string) *stack {
 		c.ClickHouse.URL, c.ClickHouse.Username, c.ClickHouse.PasswordFile = "http://"+addrs[role+"-engine"], s.engine.Username(), password
 		c.Writer.AckWait, c.Writer.InsertTimeout = ackWait, insertTimeout
 		c.Rollup.Hour, c.Partitions.URL = hour, "file://"+s.parts
-		c.Limits = config.Limits{} // what is tried here is more in a minute than an organization does in a day
+		c.Limits = config.Limits{PromptBytesPerSecond: 16 << 10} // no other limits, and both lanes are used
 		c.API.Listen = fmt.Sprintf("127.0.0.1:%d", apiPort)
 		c.Exports.PublicURL, c.Exports.AckWait = "http://"+c.API.Listen, exportAckWait
 		if role == procGate {

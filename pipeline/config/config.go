@@ -182,9 +182,11 @@ type Writer struct {
 	// Linger is how long the first event of an insert waits for company when little is going on; MaxLinger, when much is.
 	Linger    time.Duration `yaml:"linger"`
 	MaxLinger time.Duration `yaml:"max_linger"`
-	// Inserts is how many are in flight when they are full; one uses about one core of the engine.
+	// Inserts is how many are in flight when they are full; one uses about one core of the engine. The bulk lane has one less, and at
+	// least one.
 	Inserts int `yaml:"inserts"`
-	// Memory bounds the messages held; the process may need two and a half times as much.
+	// Memory bounds the messages held; the process may need two and a half times as much. The bulk lane has half as much besides, while it
+	// has messages.
 	Memory int64 `yaml:"memory"`
 	// AckWait is how long a message is this writer's before another may have it.
 	AckWait time.Duration `yaml:"ack_wait"`
@@ -395,10 +397,10 @@ type Limits struct {
 	MailsPerDay int64 `yaml:"mails_per_day"`
 	// NewOrganizationsPerDay bounds the organizations that one key begins to publish for.
 	NewOrganizationsPerDay int64 `yaml:"new_organizations_per_day"`
-	// Lag is how old the oldest event may be that waits to be stored. Beyond it, while several organizations publish, those with more than
-	// their equal share of what waits get 429. 0, the default, turns the bound off: the stream takes what is published while ClickHouse is slow.
-	// Set it, such as to 1s, where a small organization's events have to be queryable soon while a large one publishes more than is stored.
-	Lag time.Duration `yaml:"lag"`
+	// PromptBytesPerSecond is what an organization may publish, over HTTP and NATS together, to be stored as soon as possible. What exceeds
+	// it is accepted and goes into the bulk lane of the stream, so that its backlog delays no other organization. One second's worth may
+	// come at once, and a message counts as 8 KiB at least. 0 stores everything in one lane, in order.
+	PromptBytesPerSecond int64 `yaml:"prompt_bytes_per_second"`
 }
 
 // Gateway is the HTTP entry point for events, at the API's address.
@@ -449,7 +451,8 @@ func Default() *Config {
 			Timeout: 30 * time.Second, RetryFor: 10 * time.Second,
 		},
 		Limits: Limits{
-			KeyBytesPerSecond: 16 << 20, KeyEventsPerSecond: 50_000, OrganizationBytesPerSecond: 32 << 20, OrganizationEventsPerSecond: 100_000, MailsPerDay: 200, NewOrganizationsPerDay: 20,
+			KeyBytesPerSecond: 16 << 20, KeyEventsPerSecond: 50_000, OrganizationBytesPerSecond: 32 << 20, OrganizationEventsPerSecond: 100_000,
+			PromptBytesPerSecond: 512 << 10, MailsPerDay: 200, NewOrganizationsPerDay: 20,
 		},
 		Health: Health{DiskFree: 1 << 30},
 	}
@@ -562,12 +565,10 @@ func (c *Config) Check() error {
 			fault("exports.allow.networks[%d] is %q: give a network such as 198.51.100.0/24", i, network)
 		}
 	}
-	if c.Limits.Lag < 0 {
-		fault("limits.lag is %s: give a positive time, or 0 to turn the bound off", c.Limits.Lag)
-	}
 	for key, v := range map[string]int64{
 		"key_bytes_per_second": c.Limits.KeyBytesPerSecond, "key_events_per_second": c.Limits.KeyEventsPerSecond,
 		"organization_bytes_per_second": c.Limits.OrganizationBytesPerSecond, "organization_events_per_second": c.Limits.OrganizationEventsPerSecond,
+		"prompt_bytes_per_second":   c.Limits.PromptBytesPerSecond,
 		"new_organizations_per_day": c.Limits.NewOrganizationsPerDay, "mails_per_day": c.Limits.MailsPerDay,
 	} {
 		if most := int64(1) << 28; v < 0 || v > most {

@@ -35,7 +35,7 @@ import (
 // Sources are what the metrics are of. A part that is nil is not in this process.
 type Sources struct {
 	JS       jetstream.JetStream
-	Writer   *writer.Writer
+	Writer   interface{ Stats() writer.Stats }
 	Rollup   *rollup.Rollup
 	Progress *rollup.Progress
 	Exporter *exporter.Exporter
@@ -323,7 +323,10 @@ func (s *Sources) consumers(ctx context.Context, gauge gauger) error {
 	if err == nil {
 		gauge(lagSeconds, age.Seconds())
 	}
-	all := shards
+	var all []*jetstream.ConsumerInfo
+	for _, shard := range shards {
+		all = append(all, shard.ConsumerInfo)
+	}
 	for stream, name := range map[string]string{broker.StreamHours: broker.ConsumerRollup, broker.StreamExports: broker.ConsumerExporter} {
 		consumer, err := s.JS.Consumer(ctx, stream, name)
 		if err != nil {

@@ -29,6 +29,7 @@ type cli struct {
 type bench struct {
 	Quick    bool     `help:"Smaller numbers: under five minutes in all."`
 	Only     []string `help:"Measure only these: ${measurements}."`
+	Attack   []string `help:"In neighbor, attack only in these ways, such as 'live tails'; all if empty."`
 	Pprof    string   `help:"Write CPU and allocation profiles of every process to this directory." type:"path"`
 	Out      string   `help:"Where the dated results go." default:"bench/results" type:"path"`
 	Telegraf string   `help:"The peer's program; make build/telegraf builds it." default:"build/telegraf" type:"path"`

@@ -176,7 +176,7 @@ func (s *stack) tenants(ctx context.Context, system report) (*quiet, *loudSettin
 	}
 	operator = strings.TrimSpace(operator)
 	q := &quiet{tenant: tenant{URL: system.URL, Address: "127.0.0.1", Organization: "quiet"}, waiting: map[string]time.Time{}, all: map[string]bool{}}
-	l := &loudSettings{tenant: tenant{URL: system.URL, Address: "127.0.0.2", Organization: "loud"}, NATS: system.NATS}
+	l := &loudSettings{tenant: tenant{URL: system.URL, Address: "127.0.0.2", Organization: "loud"}, NATS: system.NATS, Only: s.b.Attack}
 	q.open()
 	l.open()
 	if q.publisher, err = q.key(ctx, operator, "publisher", 0); err != nil {

@@ -10,6 +10,7 @@ import (
 	"net"
 	"net/http"
 	"net/url"
+	"slices"
 	"strings"
 	"sync"
 	"time"
@@ -111,7 +112,7 @@ func loudPart(ctx context.Context, s *session) (r report, err error) {
 	context.AfterFunc(ctx, func() { _ = slow.Close() })
 	s.say(r)
 	for _, w := range ways {
-		if len(l.Only) > 0 && !strings.Contains(strings.Join(l.Only, ","), w.name) {
+		if len(l.Only) > 0 && !slices.Contains(l.Only, w.name) {
 			continue
 		}
 		for n := range w.many {

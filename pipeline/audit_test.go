@@ -53,14 +53,15 @@ type answer struct {
 	Header     http.Header
 }
 
-func (c client) do(t *testing.T, method, path, body string, header ...string) (answer, []byte) {
+// newRequest is one to the API: with a key, if it is not empty, and a body of JSON. header is names and values in turn.
+func newRequest(t *testing.T, method, url, key, body string, header ...string) *http.Request {
 	t.Helper()
-	req, err := http.NewRequestWithContext(t.Context(), method, c.s.API.URL()+path, strings.NewReader(body))
+	req, err := http.NewRequestWithContext(t.Context(), method, url, strings.NewReader(body))
 	if err != nil {
 		t.Fatal(err)
 	}
-	if c.key != "" {
-		req.Header.Set("Authorization", "Bearer "+c.key)
+	if key != "" {
+		req.Header.Set("Authorization", "Bearer "+key)
 	}
 	if body != "" {
 		req.Header.Set("Content-Type", "application/json")
@@ -68,7 +69,13 @@ func (c client) do(t *testing.T, method, path, body string, header ...string) (a
 	for i := 0; i < len(header); i += 2 {
 		req.Header.Set(header[i], header[i+1])
 	}
-	res, err := http.DefaultClient.Do(req)
+	return req
+}
+
+// answered sends a request and reads its answer to the end.
+func answered(t *testing.T, by *http.Client, req *http.Request) (answer, []byte) {
+	t.Helper()
+	res, err := by.Do(req)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -78,6 +85,11 @@ func (c client) do(t *testing.T, method, path, body string, header ...string) (a
 		t.Fatal(err)
 	}
 	return answer{res.StatusCode, res.Header}, data
+}
+
+func (c client) do(t *testing.T, method, path, body string, header ...string) (answer, []byte) {
+	t.Helper()
+	return answered(t, http.DefaultClient, newRequest(t, method, c.s.API.URL()+path, c.key, body, header...))
 }
 
 func (c client) get(t *testing.T, want int, path string) []byte {

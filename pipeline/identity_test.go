@@ -40,26 +40,8 @@ func newPerson(t *testing.T, s *pipeline.System) person {
 
 func (b person) do(t *testing.T, method, path, body string, header ...string) (answer, string) {
 	t.Helper()
-	req, err := http.NewRequestWithContext(t.Context(), method, b.s.API.URL()+path, strings.NewReader(body))
-	if err != nil {
-		t.Fatal(err)
-	}
-	if body != "" {
-		req.Header.Set("Content-Type", "application/json")
-	}
-	for i := 0; i < len(header); i += 2 {
-		req.Header.Set(header[i], header[i+1])
-	}
-	res, err := b.client.Do(req)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer res.Body.Close()
-	text, err := io.ReadAll(res.Body)
-	if err != nil {
-		t.Fatal(err)
-	}
-	return answer{res.StatusCode, res.Header}, string(text)
+	res, text := answered(t, b.client, newRequest(t, method, b.s.API.URL()+path, "", body, header...))
+	return res, string(text)
 }
 
 func (b person) signIn(t *testing.T, name, password string, header ...string) (answer, string) {

@@ -120,20 +120,7 @@ func newCaller(t *testing.T, base, ip, key string) caller {
 
 func (c caller) request(t *testing.T, method, path, body string, header ...string) *http.Request {
 	t.Helper()
-	req, err := http.NewRequestWithContext(t.Context(), method, c.base+path, strings.NewReader(body))
-	if err != nil {
-		t.Fatal(err)
-	}
-	if c.key != "" {
-		req.Header.Set("Authorization", "Bearer "+c.key)
-	}
-	if body != "" {
-		req.Header.Set("Content-Type", "application/json")
-	}
-	for i := 0; i < len(header); i += 2 {
-		req.Header.Set(header[i], header[i+1])
-	}
-	return req
+	return newRequest(t, method, c.base+path, c.key, body, header...)
 }
 
 func (c caller) open(t *testing.T, method, path, body string, header ...string) *http.Response {
@@ -147,12 +134,7 @@ func (c caller) open(t *testing.T, method, path, body string, header ...string) 
 
 func (c caller) do(t *testing.T, method, path, body string, header ...string) (status int, text string, h http.Header) {
 	t.Helper()
-	res := c.open(t, method, path, body, header...)
-	defer res.Body.Close()
-	data, err := io.ReadAll(res.Body)
-	if err != nil {
-		t.Fatal(err)
-	}
+	res, data := answered(t, c.client, c.request(t, method, path, body, header...))
 	return res.StatusCode, string(data), res.Header
 }
 

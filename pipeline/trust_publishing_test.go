@@ -307,7 +307,7 @@ func TestBacklogOfOneOrganizationDelaysNoOther(t *testing.T) {
 	loud, quiet := newClient(t, s, "loud", "acme", access.Publisher), newClient(t, s, "quiet", "globex", access.Publisher)
 	readers := map[string]client{"acme": newClient(t, s, "reader-a", "acme", access.Auditor), "globex": newClient(t, s, "reader-g", "globex", access.Auditor)}
 	const path = "/api/v1/audit/events?trail=activity"
-	// With nobody to take it, the bulk lane is a backlog that does not end.
+	// While its consumer is paused, the bulk lane is a backlog that does not end.
 	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 	defer cancel()
 	if _, err := s.Client.JS.PauseConsumer(ctx, broker.StreamAudit, broker.ConsumerBulkWriter, time.Now().Add(time.Hour)); err != nil {

@@ -97,8 +97,8 @@ func (p *Publisher) message(b *batch) (*nats.Msg, *[]byte) {
 	if !b.alone {
 		msg.Header.Set(nats.MsgIdHdr, messageID(msg.Subject, msg.Data))
 	}
-	// The slot is by the id, so that the same message has the same slot. The id is that of the subject without one, so that it is
-	// the same message whoever publishes it, and in either lane.
+	// The slot is by the id, so that the same message has the same slot. The id is made of the subject without a slot, so that it is
+	// the same message with either setting of Spread, and in either lane.
 	switch id := msg.Header.Get(nats.MsgIdHdr); {
 	case p.cfg.Bulk != nil && p.cfg.Bulk(b.lane.organization, len(msg.Data)):
 		msg.Subject = schema.BulkSubject(b.lane.organization, b.lane.trail, schema.SlotOf(id))

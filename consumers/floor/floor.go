@@ -135,26 +135,8 @@ func (f *Floor) Closed(ctx context.Context) (until time.Time, seq uint64, err er
 		}
 		return until, seq, nil
 	}
-	marks, err := f.mark(ctx, shards)
-	if err != nil {
+	if seq, err = f.byMarks(ctx, shards); err != nil {
 		return until, 0, err
-	}
-	for wait := time.Now().Add(patience); ; {
-		if _, shards, err = f.Broker.Writers(ctx); err != nil {
-			return until, 0, fmt.Errorf("ask how far the writers have come: %w", err)
-		}
-		if len(shards) != len(marks) {
-			return until, 0, fmt.Errorf("the stream is being resharded: it had %d shards and has %d", len(marks), len(shards))
-		}
-		var all bool
-		if seq, all = settled(shards, marks); all || time.Now().After(wait) {
-			break
-		}
-		select {
-		case <-ctx.Done():
-			return until, 0, ctx.Err()
-		case <-time.After(lookAgain):
-		}
 	}
 	// There is a message after it: a mark at least. A server that does not have it yet is behind.
 	for wait := time.Now().Add(patience); ; {
@@ -168,6 +150,40 @@ func (f *Floor) Closed(ctx context.Context) (until time.Time, seq uint64, err er
 		select {
 		case <-ctx.Done():
 			return until, 0, ctx.Err()
+		case <-time.After(lookAgain):
+		}
+	}
+}
+
+// Marked puts a mark into each shard and returns the place in the stream up to which all is settled: that of the marks, or less if
+// they are not settled in time, as while no writer runs. It needs no Stream.
+func (f *Floor) Marked(ctx context.Context) (seq uint64, err error) {
+	_, shards, err := f.Broker.Writers(ctx)
+	if err != nil {
+		return 0, fmt.Errorf("ask how far the writers have come: %w", err)
+	}
+	return f.byMarks(ctx, shards)
+}
+
+func (f *Floor) byMarks(ctx context.Context, shards []Info) (seq uint64, err error) {
+	marks, err := f.mark(ctx, shards)
+	if err != nil {
+		return 0, err
+	}
+	for wait := time.Now().Add(patience); ; {
+		if _, shards, err = f.Broker.Writers(ctx); err != nil {
+			return 0, fmt.Errorf("ask how far the writers have come: %w", err)
+		}
+		if len(shards) != len(marks) {
+			return 0, fmt.Errorf("the stream is being resharded: it had %d shards and has %d", len(marks), len(shards))
+		}
+		var all bool
+		if seq, all = settled(shards, marks); all || time.Now().After(wait) {
+			return seq, nil
+		}
+		select {
+		case <-ctx.Done():
+			return 0, ctx.Err()
 		case <-time.After(lookAgain):
 		}
 	}

@@ -704,14 +704,10 @@ func TestBadMessagesHoldUpNoOther(t *testing.T) {
 	ctx, cancel := context.WithCancel(t.Context())
 	ended := make(chan error, 1)
 	go func() { ended <- w.Run(ctx) }()
-	for deadline := time.Now().Add(time.Minute); ; time.Sleep(10 * time.Millisecond) {
-		if rows, _ := f.table.counts(); rows == 3 {
-			break
-		}
-		if time.Now().After(deadline) {
-			t.Fatal("a good message waits for bad ones of another organization")
-		}
-	}
+	pipelinetest.Until(t, time.Minute, func() (bool, any) {
+		rows, _ := f.table.counts()
+		return rows == 3, fmt.Sprintf("%d of 3 good events are stored", rows)
+	})
 	close(dead.goOn)
 	f.settled(t)
 	if n := dead.letters.Load(); n != bad || w.Stats().Rejected != bad {

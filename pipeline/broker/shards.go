@@ -227,51 +227,17 @@ func (c *Client) SetShards(ctx context.Context, shards int) error {
 		return err
 	}
 	if l.shards != shards {
-		all, err := c.caughtUp(ctx)
+		// Without marks, all that came since a shard last had something to do would be given out again.
+		seq, err := (&floor.Floor{Broker: c}).Marked(ctx)
 		if err != nil {
-			return fmt.Errorf("find out how far the writers have come: %w", err)
+			return err
 		}
-		next := layout{shards: shards, from: ^uint64(0), replays: l.replays}
-		for _, w := range all {
-			next.from = min(next.from, w.AckFloor.Stream+1)
-		}
+		next := layout{shards: shards, from: seq + 1, replays: l.replays}
 		if err := c.keepLayout(ctx, info.Config, next); err != nil {
 			return err
 		}
 	}
 	return c.setWriters(ctx, 0)
-}
-
-// catchUp is how long to wait for running writers to acknowledge marks.
-const catchUp = 2 * time.Second
-
-// caughtUp returns how the consumers are doing. A shard in which nothing happens acknowledges nothing, so each gets a mark first:
-// without it, all that came since its last message would be given out again. If no writer runs, that is so.
-func (c *Client) caughtUp(ctx context.Context) ([]floor.Info, error) {
-	_, all, err := c.Writers(ctx)
-	if err != nil {
-		return nil, err
-	}
-	var marks uint64
-	for i := range all {
-		if marks, err = c.Mark(ctx, all[i].Shard); err != nil {
-			return nil, err
-		}
-	}
-	first := marks - uint64(len(all)) // an event may have come in between, and is looked up
-	for wait := time.Now().Add(catchUp); ; {
-		if _, all, err = c.Writers(ctx); err != nil {
-			return nil, err
-		}
-		if !slices.ContainsFunc(all, func(w floor.Info) bool { return w.AckFloor.Stream < first }) || time.Now().After(wait) {
-			return all, nil
-		}
-		select {
-		case <-ctx.Done():
-			return nil, ctx.Err()
-		case <-time.After(50 * time.Millisecond):
-		}
-	}
 }
 
 // Replay has all that the stream holds given to the writers once more, after ClickHouse has lost what they stored: what they

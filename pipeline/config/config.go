@@ -397,8 +397,8 @@ type Limits struct {
 	MailsPerDay int64 `yaml:"mails_per_day"`
 	// NewOrganizationsPerDay bounds the organizations that one key begins to publish for.
 	NewOrganizationsPerDay int64 `yaml:"new_organizations_per_day"`
-	// PromptBytesPerSecond is what an organization may publish, over HTTP and NATS together, to be stored as soon as possible. What exceeds
-	// it is accepted and goes into the bulk lane of the stream, so that its backlog delays no other organization. One second's worth may
+	// PromptBytesPerSecond is what an organization may publish, over HTTP and NATS together, to be stored as soon as possible. Further
+	// events are accepted and go into the bulk lane of the stream, so that their backlog delays no other organization. One second's worth may
 	// come at once, and a message counts as 8 KiB at least. While the process waits for the processor and several organizations publish,
 	// those that exceed it get 429, and may publish 1 MiB a second at least. 0 stores everything in one lane, in order, and turns that off.
 	PromptBytesPerSecond int64 `yaml:"prompt_bytes_per_second"`

@@ -247,18 +247,19 @@ func (q *request) statement() (statement, [][]byte, error) {
 	return st, nil, err
 }
 
-// prepare gives a session its tables, database and settings; what forbids comes last.
-// settingNice is the nice value of a query's threads; see mayYield.
-const settingNice = "os_thread_priority"
+// SettingNice is the nice value of a query's threads. Where they could not return to the normal priority, the query uses half of the
+// processors instead.
+const SettingNice = "os_thread_priority"
 
 // giveUpHalf has a query that is to give way, and cannot, use half of the processors.
 func giveUpHalf(settings map[string]string) {
-	if settings[settingNice] != "" {
-		delete(settings, settingNice)
+	if settings[SettingNice] != "" {
+		delete(settings, SettingNice)
 		settings["max_threads"] = strconv.Itoa(max(1, runtime.NumCPU()/2))
 	}
 }
 
+// prepare gives a session its tables, database and settings; what forbids comes last.
 func (h *handler) prepare(s *session, q *request) error {
 	for _, t := range q.external {
 		name := quoteIdentifier(t.name)

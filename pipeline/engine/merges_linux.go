@@ -47,7 +47,7 @@ func yieldMerges(ctx context.Context, log *slog.Logger) {
 func mayYield() bool {
 	may := make(chan bool)
 	go func() {
-		runtime.LockOSThread() // and the thread ends with the goroutine, whatever its priority is by then
+		runtime.LockOSThread() // the thread ends with the goroutine, so its priority does not matter then
 		may <- unix.Setpriority(unix.PRIO_PROCESS, 0, mergeNice) == nil && unix.Setpriority(unix.PRIO_PROCESS, 0, 0) == nil
 	}()
 	return <-may

@@ -329,7 +329,7 @@ var orderedFilters = map[string]string{
 func (r *Reader) confinement(known *catalogue) map[string]string {
 	settings := maps.Clone(orderedFilters)
 	// After all that the API asks: see package store.
-	settings["priority"], settings["low_priority_query_wait_time_ms"], settings[settingNice] = "5", "1000", "15"
+	settings["priority"], settings["low_priority_query_wait_time_ms"], settings[SettingNice] = "5", "1000", "15"
 	filters := map[string]string{}
 	names := make([]string, 0, len(r.Tables))
 	for table, condition := range r.Tables {

@@ -41,7 +41,7 @@ func TestQueriesGiveWay(t *testing.T) {
 	defer cancel()
 	ended := make(chan error, 1)
 	go func() {
-		slow := clickhouse.Context(ctx, clickhouse.WithSettings(clickhouse.Settings{settingNice: 15}))
+		slow := clickhouse.Context(ctx, clickhouse.WithSettings(clickhouse.Settings{SettingNice: 15}))
 		ended <- conn.Exec(slow, "SELECT sum(sipHash64(number)) FROM numbers_mt(100000000000) FORMAT Null")
 	}()
 	until := func(what string, done func() bool) {

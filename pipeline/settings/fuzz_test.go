@@ -64,7 +64,7 @@ func FuzzOrganization(f *testing.F) {
 	})
 }
 
-// No request to switch a trail ends the process, whatever was switched before. No trail is switched off under HIPAA or without a reason.
+// No request to switch a trail ends the process, over any document of switches. No trail is switched off under HIPAA or without a reason.
 func FuzzSwitchTrails(f *testing.F) {
 	f.Add([]byte(`{"activity":false,"reason":"moving house"}`), []byte(`{"version":1,"turns":{"activity":[{"on":false,"at":"2026-11-20T00:00:00Z"}]}}`))
 	f.Add([]byte(`{"hipaa":true,"access":false,"reason":" "}`), []byte(`{"version":1,"hipaa":true}`))

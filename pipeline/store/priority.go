@@ -4,13 +4,16 @@ import (
 	"maps"
 
 	"github.com/ClickHouse/clickhouse-go/v2"
+
+	"github.com/kansa-audit/kansa/pipeline/engine"
 )
 
 // class is how urgent a query is. A page must not wait for its part of the processor behind all that other organizations ask for, or
 // behind background work.
 //
 // A query with a lower priority pauses before each block that it reads while one with a higher priority runs. Its threads have a higher
-// nice value, too, because a block can take long. For that ClickHouse needs CAP_SYS_NICE; without it, the pauses are all.
+// nice value, too, because a block can take long. For that ClickHouse needs CAP_SYS_NICE; without it, the embedded
+// engine has such a query use half of the processors.
 type class struct {
 	priority int // 1 is the highest; 0 neither pauses nor makes others pause
 	nice     int
@@ -37,7 +40,7 @@ func (c class) settings(s clickhouse.Settings) clickhouse.Settings {
 		s["priority"], s["low_priority_query_wait_time_ms"] = c.priority, pause
 	}
 	if c.nice > 0 {
-		s["os_thread_priority"] = c.nice
+		s[engine.SettingNice] = c.nice
 	}
 	return s
 }

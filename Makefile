@@ -82,7 +82,7 @@ test-tools:
 
 # A run of make chaos: what is drawn from, how many rounds, how many pipelines side by side; GENERATION=2 repeats one of
 # them alone, RACE=1 has the race detector look on, RESULT=file.json keeps what came of it;
-# HEAL is how long it may take to heal after a round.
+# HEAL is how long it may take to heal after a round. CUTS is how often the power of a system is cut; POWER_RESULT keeps what came of that.
 SEED ?= 1
 ITERATIONS ?= 50
 PARALLEL ?= 3
@@ -90,12 +90,15 @@ GENERATION ?= -1
 RACE ?=
 RESULT ?=
 HEAL ?= 3m
+CUTS ?= 50
+POWER_RESULT ?=
 CHAOS_DIR ?= $(if $(TMPDIR),$(TMPDIR),/tmp)
-chaos: engine test-tools ## break it at random points, and hold it to its promises (SEED=7 ITERATIONS=50)
+chaos: engine test-tools ## break it at random points, cut its power, and check its promises (SEED=7 ITERATIONS=50 CUTS=50)
 	@mkdir -p build
 	go test -c $(if $(RACE),-race) -o build/chaos.test ./pipeline/chaos
-	cd pipeline/chaos && $(CURDIR)/build/chaos.test -test.run '^TestChaos$$' -test.v -test.timeout 0 -test.parallel $(PARALLEL) \
-		-seed $(SEED) -iterations $(ITERATIONS) -heal $(HEAL) -generation $(GENERATION) -dir $(CHAOS_DIR) $(if $(RESULT),-result $(abspath $(RESULT)))
+	cd pipeline/chaos && $(CURDIR)/build/chaos.test -test.run '^Test(Chaos|Power)$$' -test.v -test.timeout 0 -test.parallel $(PARALLEL) \
+		-seed $(SEED) -iterations $(ITERATIONS) -heal $(HEAL) -generation $(GENERATION) -dir $(CHAOS_DIR) $(if $(RESULT),-result $(abspath $(RESULT))) \
+		-cuts $(CUTS) $(if $(POWER_RESULT),-power-result $(abspath $(POWER_RESULT)))
 
 # ROUNDS of make cluster: how often each part is killed.
 ROUNDS ?= 10

@@ -28,11 +28,13 @@ func (s *System) audit(ctx context.Context) (*api.Audit, error) {
 		return nil, err
 	}
 	desk := integrity.New(s.Bucket, *progress, s.verifications, s.Config.Rollup.Hour, s.log.With(slog.String("part", "integrity")))
+	desk.Table = &s.findings
+	s.roles.Go(func() error { return s.findings.Follow(s.ended) })
 	s.roles.Go(func() error { return desk.Run(s.ended) })
 	return &api.Audit{
-		Integrity: desk,
-		OpenID:    openID,
-		Access:    &s.Access, Watch: s.watchAccess, Store: s.Store, Bucket: s.Bucket, States: s.States, Floor: s.newFloor(), Hour: s.Config.Rollup.Hour, JS: s.Client.JS,
+		Integrity: desk, Differs: s.findings.Event,
+		OpenID: openID,
+		Access: &s.Access, Watch: s.watchAccess, Store: s.Store, Bucket: s.Bucket, States: s.States, Floor: s.newFloor(), Hour: s.Config.Rollup.Hour, JS: s.Client.JS,
 		Ask:      func(by string) operator.Client { return operator.Client{NC: s.Client.NC, By: by} },
 		Analysts: func(by string) analyst.Client { return analyst.Client{NC: s.Client.NC, By: by} },
 		Secure:   strings.HasPrefix(s.Config.Exports.PublicURL, "https://"),

@@ -70,6 +70,11 @@ func (s *System) prepare(ctx context.Context, o broker.Options) error {
 	if err := s.setUp(ctx); err != nil {
 		return err
 	}
+	if s.server != nil { // nobody else is let in before Start returns, so no other writer has a message of this server's
+		if err := s.Client.TakeBack(ctx); err != nil {
+			return err
+		}
+	}
 	stream, err := s.Client.JS.Stream(ctx, broker.StreamAudit)
 	if err != nil {
 		return fmt.Errorf("look up stream %s: %w", broker.StreamAudit, err)
@@ -215,7 +220,7 @@ func encrypt(ctx context.Context, bucket *blob.Bucket, from config.Secret) (*blo
 }
 
 func (s *System) buckets(ctx context.Context) error {
-	for name, to := range map[string]*jetstream.KeyValue{broker.BucketExports: &s.States.KV, broker.BucketLinks: &s.Links.KV, broker.BucketSettings: &s.settings, broker.BucketAccess: &s.Access.KV, broker.BucketRecording: &s.switches, broker.BucketVerifications: &s.verifications} {
+	for name, to := range map[string]*jetstream.KeyValue{broker.BucketExports: &s.States.KV, broker.BucketLinks: &s.Links.KV, broker.BucketSettings: &s.settings, broker.BucketAccess: &s.Access.KV, broker.BucketRecording: &s.switches, broker.BucketVerifications: &s.verifications, broker.BucketReconcile: &s.findings.KV} {
 		kv, err := s.Client.JS.KeyValue(ctx, name)
 		if err != nil {
 			return fmt.Errorf("open bucket %s: %w", name, err)

@@ -53,6 +53,7 @@ func (s *System) allChecks(roles []Role, progress *rollup.Progress) []health.Che
 			hour := s.Config.Rollup.Hour
 			add("progress", health.Failing, func(ctx context.Context) error { return rollupKeepsUp(ctx, progress, hour) })
 			add("agreement", health.Warning, func(ctx context.Context) error { return nothingBlocked(ctx, progress, hour) })
+			add("table", health.Warning, seldom(s.tableIsAsSealed))
 		case RoleExporter:
 			add("deliveries", health.Warning, s.deliveriesSucceed)
 		case RoleGateway:
@@ -272,4 +273,16 @@ func partitionsDir(c *config.Config) string {
 		return ""
 	}
 	return filepath.FromSlash(u.Path)
+}
+
+// tableIsAsSealed says which sealed hours the table does not have as they were sealed.
+func (s *System) tableIsAsSealed(ctx context.Context) error {
+	found, err := s.findings.List(ctx)
+	if err != nil || len(found) == 0 {
+		return err
+	}
+	f := &found[0]
+	err = fmt.Errorf("the table differs from %d sealed hours, such as %s/%s %s: %s", len(found), f.Organization, f.Trail, f.Hour.Format(time.RFC3339), f)
+	err = health.Named(err, "the table differs from %d sealed hours", len(found))
+	return health.Do(err, "kansa restore --dry-run shows what differs; kansa restore stores what is missing, and with --replace also removes what was not sealed")
 }

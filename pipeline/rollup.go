@@ -13,6 +13,7 @@ import (
 	"github.com/kansa-audit/kansa/consumers/tally"
 	"github.com/kansa-audit/kansa/pipeline/broker"
 	"github.com/kansa-audit/kansa/pipeline/keys"
+	"github.com/kansa-audit/kansa/pipeline/reconcile"
 	"github.com/kansa-audit/kansa/pipeline/repair"
 	"github.com/kansa-audit/kansa/pipeline/retention"
 	"github.com/kansa-audit/kansa/schema"
@@ -49,6 +50,14 @@ func (s *System) startRollup(ctx context.Context) error {
 		Store: s.Store, Client: s.Client, Progress: *progress, Hour: s.Config.Rollup.Hour, Retention: s.retentions.Expires,
 	}
 	s.roles.Go(func() error { return mender.Serve(s.ended, s.Client.NC, log) })
+	s.auditor = &reconcile.Auditor{
+		Bucket: s.Bucket, Table: s.Store.InBackground(), Progress: *progress, Findings: &s.findings, Hour: s.Config.Rollup.Hour, Share: float64(s.Config.Rollup.ComparePercent) / 100,
+		Expires: s.retentions.Expires, Record: s.own.Record, Logger: s.log.With(slog.String("part", "reconcile")),
+	}
+	restorer := &reconcile.Restorer{Auditor: s.auditor}
+	s.roles.Go(func() error { return s.auditor.Run(s.ended) })
+	s.roles.Go(func() error { return restorer.Run(s.ended) })
+	s.roles.Go(func() error { return restorer.Serve(s.ended, s.Client.NC, log) })
 	keeper := retention.Keeper{
 		Bucket: s.Bucket, Settings: s.openSettings(), Rows: s.Store, Sealer: s.Keys, Stream: stream, Hour: s.Config.Rollup.Hour, Record: s.own.Record,
 		Logger: s.log.With(slog.String("part", "retention")),

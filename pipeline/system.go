@@ -31,6 +31,7 @@ import (
 	"github.com/kansa-audit/kansa/pipeline/metrics"
 	"github.com/kansa-audit/kansa/pipeline/owntrail"
 	"github.com/kansa-audit/kansa/pipeline/rate"
+	"github.com/kansa-audit/kansa/pipeline/reconcile"
 	"github.com/kansa-audit/kansa/pipeline/request"
 	"github.com/kansa-audit/kansa/pipeline/settings"
 	"github.com/kansa-audit/kansa/pipeline/status"
@@ -88,6 +89,9 @@ type System struct {
 	own         owntrail.Trail
 	settings    jetstream.KeyValue
 	switches    jetstream.KeyValue // of the trails
+	// findings are the sealed hours from which the table differs.
+	findings reconcile.Findings
+	auditor  *reconcile.Auditor // of the rollup
 	// verifications are what was verified last.
 	verifications jetstream.KeyValue
 	measured      atomic.Pointer[metrics.Sources] // set when all roles have started

@@ -27,6 +27,7 @@ import (
 	"github.com/kansa-audit/kansa/pipeline/integrity"
 	"github.com/kansa-audit/kansa/pipeline/operator"
 	"github.com/kansa-audit/kansa/pipeline/rate"
+	"github.com/kansa-audit/kansa/pipeline/reconcile"
 	"github.com/kansa-audit/kansa/pipeline/request"
 	"github.com/kansa-audit/kansa/pipeline/store"
 	"github.com/kansa-audit/kansa/pipeline/verify"
@@ -51,6 +52,8 @@ type Audit struct {
 	Hour time.Duration
 	// Integrity says how what is stored is sealed.
 	Integrity *integrity.Desk
+	// Differs says how an event differs from what was sealed; nothing if it does not, or is not sealed yet.
+	Differs func(*codec.Stored) reconcile.Kind
 	// JS is where the dead letters are.
 	JS jetstream.JetStream
 	// Ask asks a running system in the name of a person or key.
@@ -174,7 +177,13 @@ func (a *audit) tellRead(ctx context.Context, w *who, code, organization, what, 
 }
 
 // Event is an event as the API shows it.
-type Event struct{ codec.Stored }
+type Event struct {
+	codec.Stored
+	Differs reconcile.Kind
+}
+
+// shown is an event as the API shows it.
+func (a *audit) shown(e *codec.Stored) Event { return Event{*e, a.o.Differs(e)} }
 
 // MarshalJSON writes the event as it was published, and where it was recorded.
 func (e Event) MarshalJSON() ([]byte, error) {
@@ -185,6 +194,9 @@ func (e Event) MarshalJSON() ([]byte, error) {
 	by, err := json.Marshal(e.RecordedBy)
 	if err != nil {
 		return nil, err
+	}
+	if e.Differs != "" {
+		text = fmt.Appendf(text[:len(text)-1], `,"differs_from_sealed":%q}`, e.Differs)
 	}
 	return fmt.Appendf(text[:len(text)-1], `,"recorded_at":%q,"stream_seq":%d,"batch_index":%d,"recorded_by":%s}`, e.RecordedAt.UTC().Format(codec.TimeLayout), e.StreamSeq, e.BatchIndex, by), nil
 }
@@ -206,6 +218,10 @@ func (Event) Schema(huma.Registry) *huma.Schema {
 	s.Properties["occurred_at"], s.Properties["recorded_at"] = at, at
 	s.Properties["actor"], s.Properties["target"] = named("type", "id", "name"), named("type", "id", "name")
 	s.Properties["context"] = named("ip", "user_agent", "session_id", "trace_id", "location")
+	s.Properties["differs_from_sealed"] = &huma.Schema{
+		Type: huma.TypeString, Enum: []any{string(reconcile.Changed), string(reconcile.Added)},
+		Description: "The table was changed after the event's hour was sealed, and the event is not what was sealed. kansa restore repairs it.",
+	}
 	s.Properties["before"], s.Properties["after"], s.Properties["data"] = anything, anything, anything
 	s.Properties["attributes"] = &huma.Schema{Type: huma.TypeObject, AdditionalProperties: text()}
 	s.Properties["stream_seq"], s.Properties["batch_index"] = &huma.Schema{Type: huma.TypeInteger}, &huma.Schema{Type: huma.TypeInteger}
@@ -345,7 +361,7 @@ func (a *audit) reads() {
 		if err != nil {
 			return nil, err
 		}
-		return &struct{ Body Event }{Event{*e}}, nil
+		return &struct{ Body Event }{a.shown(e)}, nil
 	})
 	register(a, huma.Operation{
 		OperationID: "audit-proof", Middlewares: huma.Middlewares{a.queried}, Method: http.MethodGet, Path: "/api/v1/audit/events/{id}/proof", Tags: []string{"events"}, Errors: []int{404, 409},
@@ -434,7 +450,7 @@ func (a *audit) page(ctx context.Context, q *store.Question, limit int) (*Page, 
 			page.More = true
 			return nil
 		}
-		page.Events = append(page.Events, Event{*e})
+		page.Events = append(page.Events, a.shown(e))
 		return nil
 	})
 	if err != nil {

@@ -142,7 +142,7 @@ func (a *audit) look(ctx context.Context, w io.Writer, q *store.Question) (n int
 	var text bytes.Buffer
 	after := q.After
 	err = a.o.Store.Events(ctx, q, func(e *codec.Stored) error {
-		data, err := json.Marshal(Event{*e})
+		data, err := json.Marshal(a.shown(e))
 		if err != nil {
 			return fmt.Errorf("encode an event: %w", err)
 		}

@@ -74,3 +74,19 @@ func (c *Client) RestoreConsumer(ctx context.Context, stream, name string, after
 	}
 	return nil
 }
+
+// TakeBack has the writers' consumers give everything out again that was not acknowledged, without waiting for leases that a process
+// had which is gone. It is for a server that no other process could have reached since it was started: a message may otherwise be
+// at two writers at once.
+func (c *Client) TakeBack(ctx context.Context) error {
+	l, _, err := c.layout(ctx)
+	if err != nil {
+		return err
+	}
+	for _, s := range l.all() {
+		if _, err := c.JS.ResetConsumer(ctx, StreamAudit, s.Consumer); err != nil && !errors.Is(err, jetstream.ErrConsumerNotFound) {
+			return fmt.Errorf("reset consumer %s: %w", s.Consumer, err)
+		}
+	}
+	return nil
+}

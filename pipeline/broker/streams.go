@@ -37,6 +37,7 @@ const (
 
 	BucketRecording     = schema.RecordingBucket // the switches of the trails: see package settings
 	BucketVerifications = "kansa_verifications"  // what was verified last: see package integrity
+	BucketReconcile     = "kansa_reconcile"      // sealed hours from which the table differs: see package reconcile
 )
 
 const (
@@ -208,7 +209,7 @@ func Streams() []string {
 }
 
 func buckets() []string {
-	return []string{BucketRollup, BucketExports, BucketLinks, BucketSettings, BucketAccess, BucketVerifications}
+	return []string{BucketRollup, BucketExports, BucketLinks, BucketSettings, BucketAccess, BucketVerifications, BucketReconcile}
 }
 
 // CheckStream refuses a stream that would break a guarantee. The error answers to [ErrUnsafe].

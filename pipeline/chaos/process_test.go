@@ -28,12 +28,15 @@ import (
 )
 
 // The environment that makes the test binary one of the processes: a broker by directory and port, nats-server by its
-// configuration file, the roles of a configuration file, as kansa run has them, or an application that publishes.
+// configuration file, the roles of a configuration file, as kansa run has them, an application that publishes, all
+// roles of a configuration file with an embedded broker and engine, as kansa up has them, or a disk.
 const (
 	envBroker = "KANSA_CHAOS_BROKER"
 	envServer = "KANSA_CHAOS_SERVER"
 	envRoles  = "KANSA_CHAOS_ROLES"
 	envApp    = "KANSA_CHAOS_APPLICATION"
+	envPower  = "KANSA_CHAOS_POWER"
+	envDisk   = "KANSA_CHAOS_DISK"
 )
 
 func TestMain(m *testing.M) {
@@ -46,6 +49,10 @@ func TestMain(m *testing.M) {
 		err = serverMain(os.Getenv(envServer))
 	case os.Getenv(envApp) != "":
 		err = applicationMain(os.Getenv(envApp))
+	case os.Getenv(envDisk) != "":
+		err = diskMain(os.Getenv(envDisk))
+	case os.Getenv(envPower) != "":
+		err = powerMain(os.Getenv(envPower))
 	case os.Getenv(envRoles) != "":
 		err = rolesMain(os.Getenv(envRoles))
 	default:

@@ -227,6 +227,8 @@ type Rollup struct {
 	Grace time.Duration `yaml:"grace"`
 	// Parallel bounds the partitions made at once; 0 is the number of cores.
 	Parallel int `yaml:"parallel"`
+	// ComparePercent is the share of the time, in percent, that is spent on comparing the table with the hours that were sealed; 0 compares never.
+	ComparePercent int `yaml:"compare_percent"`
 }
 
 // Partitions are the stored hours.
@@ -440,7 +442,7 @@ func Default() *Config {
 			AckWait: time.Minute, InsertTimeout: 20 * time.Second,
 		},
 		Retention: Retention{Every: time.Hour, Days: 730},
-		Rollup:    Rollup{Hour: time.Hour, Grace: 500 * time.Millisecond},
+		Rollup:    Rollup{Hour: time.Hour, Grace: 500 * time.Millisecond, ComparePercent: 5},
 		Exports:   Exports{LinkDays: 7, Parallel: 4, AckWait: 30 * time.Second, PerDay: 3, AlertAfter: 15 * time.Minute},
 		API: API{
 			Listen: "127.0.0.1:8080", TrustedProxies: []string{}, WriteTimeout: 30 * time.Second,
@@ -599,6 +601,9 @@ func (c *Config) Check() error {
 	}
 	if c.Health.DiskFree < 0 {
 		fault("health.disk_free is %d: give a number of bytes", c.Health.DiskFree)
+	}
+	if share := c.Rollup.ComparePercent; share < 0 || share > 100 {
+		fault("rollup.compare_percent %d: give 0, never, to 100, all the time", share)
 	}
 	if h := c.Rollup.Hour; h < time.Second || (24*time.Hour)%h != 0 {
 		fault("rollup.hour is %s: it has to be one second at least and divide a day", h)

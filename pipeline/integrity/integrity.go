@@ -35,17 +35,18 @@ const (
 	Open    State = "open"    // not sealed yet
 	Alarm   State = "alarm"   // its accounts disagree: it waits for a repair
 	Fault   State = "fault"   // it was sealed, and what is there now is not that
+	Differs State = "differs" // it is sealed and whole, and the table has other events
 )
 
 // Hour is one of a trail.
 type Hour struct {
 	Start  time.Time `json:"start"`
-	State  State     `json:"state" enum:"none,sealed,empty,removed,open,alarm,fault"`
+	State  State     `json:"state" enum:"none,sealed,empty,removed,open,alarm,fault,differs"`
 	Rows   uint64    `json:"rows,omitempty"`
 	Number uint64    `json:"number,omitempty"`
 	// Gaps are intervals in which nothing was recorded on purpose, as the manifest states them.
 	Gaps []seal.Gap `json:"gaps,omitempty"`
-	// Problem says what is wrong, of a fault.
+	// Problem says what is wrong, of a fault, or in which way the table differs.
 	Problem string `json:"problem,omitempty"`
 }
 
@@ -94,7 +95,13 @@ type Overview struct {
 
 // Desk looks and verifies. Run has to run for it to verify.
 type Desk struct {
+	// Table knows the hours from which the table differs; nil knows of none.
+	Table interface {
+		Differs(organization string, t schema.Trail, hour time.Time) string
+	}
+
 	bucket   *blob.Bucket
+	sealed   Manifests
 	progress rollup.Progress
 	kept     jetstream.KeyValue
 	hour     time.Duration
@@ -105,7 +112,7 @@ type Desk struct {
 
 // New returns a desk. kept is where it keeps what it verified last; hour is the length of a partition.
 func New(bucket *blob.Bucket, progress rollup.Progress, kept jetstream.KeyValue, hour time.Duration, log *slog.Logger) *Desk {
-	return &Desk{bucket: bucket, progress: progress, kept: kept, hour: hour, log: log, jobs: make(chan job), now: time.Now}
+	return &Desk{bucket: bucket, sealed: Manifests{bucket}, progress: progress, kept: kept, hour: hour, log: log, jobs: make(chan job), now: time.Now}
 }
 
 func keyOf(k string) Key {
@@ -113,10 +120,13 @@ func keyOf(k string) Key {
 	return Key{k, hex.EncodeToString(sum[:])}
 }
 
-// ring is that of the store by its own account; nil while nothing was ever sealed.
-func (d *Desk) ring(ctx context.Context) (*seal.Ring, error) {
+// Manifests reads what a partition store states under its signatures.
+type Manifests struct{ Bucket *blob.Bucket }
+
+// Ring is that of the store by its own account; nil while nothing was ever sealed.
+func (d Manifests) Ring(ctx context.Context) (*seal.Ring, error) {
 	files, err := seal.ReadKeys(func(name string) ([]byte, error) {
-		data, err := d.bucket.ReadAll(ctx, name)
+		data, err := d.Bucket.ReadAll(ctx, name)
 		if gcerrors.Code(err) == gcerrors.NotFound {
 			return nil, nil
 		}
@@ -131,7 +141,7 @@ func (d *Desk) ring(ctx context.Context) (*seal.Ring, error) {
 // Overview says how an organization's trails are sealed.
 func (d *Desk) Overview(ctx context.Context, organization string) (*Overview, error) {
 	o := &Overview{Chains: []Chain{}, Keys: []Key{}, HourSeconds: int(d.hour.Seconds())}
-	ring, err := d.ring(ctx)
+	ring, err := d.sealed.Ring(ctx)
 	if err != nil {
 		return nil, err
 	}
@@ -183,7 +193,7 @@ func (d *Desk) chain(ctx context.Context, ring *seal.Ring, organization string, 
 	}
 	c.SealedUntil = r.until
 	p := schema.Partition{Organization: organization, Trail: t, Hour: r.until.Add(-d.hour), Length: d.hour}
-	m, err := d.manifest(ctx, ring, p)
+	m, err := d.sealed.Open(ctx, ring, p)
 	var wrong *problem
 	if errors.As(err, &wrong) {
 		c.Problem = wrong.Error()
@@ -199,8 +209,9 @@ func (d *Desk) chain(ctx context.Context, ring *seal.Ring, organization string, 
 // problem is what is wrong with what was sealed, rather than with reading it.
 type problem struct{ error }
 
-func (d *Desk) manifest(ctx context.Context, ring *seal.Ring, p schema.Partition) (*seal.Sealed, error) {
-	data, err := d.bucket.ReadAll(ctx, p.ManifestKey())
+// Open reads the manifest of a partition. An error that is not about reading says what is wrong with what was sealed.
+func (d Manifests) Open(ctx context.Context, ring *seal.Ring, p schema.Partition) (*seal.Sealed, error) {
+	data, err := d.Bucket.ReadAll(ctx, p.ManifestKey())
 	if gcerrors.Code(err) == gcerrors.NotFound {
 		return nil, &problem{fmt.Errorf("%s is missing", p.ManifestKey())}
 	}
@@ -237,7 +248,7 @@ func (d *Desk) Hours(ctx context.Context, organization string, t schema.Trail, f
 	if err != nil {
 		return nil, err
 	}
-	ring, err := d.ring(ctx)
+	ring, err := d.sealed.Ring(ctx)
 	if err != nil {
 		return nil, err
 	}
@@ -273,7 +284,7 @@ func (d *Desk) Hours(ctx context.Context, organization string, t schema.Trail, f
 
 // look says what became of an hour that was sealed.
 func (d *Desk) look(ctx context.Context, ring *seal.Ring, p schema.Partition, h *Hour) error {
-	m, err := d.manifest(ctx, ring, p)
+	m, err := d.sealed.Open(ctx, ring, p)
 	var wrong *problem
 	if errors.As(err, &wrong) {
 		h.State, h.Problem = Fault, wrong.Error()
@@ -283,6 +294,12 @@ func (d *Desk) look(ctx context.Context, ring *seal.Ring, p schema.Partition, h 
 		return err
 	}
 	h.Rows, h.Number, h.Gaps = m.Rows, m.Number, m.Gaps
+	if d.Table != nil {
+		if h.Problem = d.Table.Differs(p.Organization, p.Trail, p.Hour); h.Problem != "" {
+			h.State = Differs
+			return nil
+		}
+	}
 	if m.Rows == 0 {
 		h.State = Empty
 		return nil

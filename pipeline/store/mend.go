@@ -3,11 +3,14 @@ package store
 import (
 	"context"
 	"fmt"
+	"strings"
 	"time"
 
 	"github.com/ClickHouse/clickhouse-go/v2"
 
+	"github.com/kansa-audit/kansa/consumers/rollup"
 	"github.com/kansa-audit/kansa/schema"
+	"github.com/kansa-audit/kansa/schema/codec"
 )
 
 // Collapse merges the table's partition of a time until no row is there twice. It rewrites the month: it is
@@ -50,4 +53,37 @@ SELECT %[1]s, toUInt64(sum(n)), max(expires) FROM (
 		return fmt.Errorf("count the events of %s anew: %w", p.Path(), err)
 	}
 	return nil
+}
+
+// RemoveEvents removes rows of a partition: it is for repairs.
+func (s *Store) RemoveEvents(ctx context.Context, p schema.Partition, places []codec.Place) error {
+	if len(places) == 0 {
+		return nil
+	}
+	pairs := make([]string, len(places))
+	for i, at := range places {
+		pairs[i] = fmt.Sprintf("(%d,%d)", at.StreamSeq, at.BatchIndex)
+	}
+	ctx = clickhouse.Context(ctx, clickhouse.WithSettings(clickhouse.Settings{"mutations_sync": 2, "max_query_size": 16 << 20}))
+	if err := s.conn.Exec(ctx, fmt.Sprintf("DELETE FROM %s WHERE organization = %s AND trail = %s AND recorded_at >= %s AND recorded_at < %s AND (stream_seq, batch_index) IN (%s)",
+		s.tables.Local("audit_events"), quoteString(p.Organization), quoteString(string(p.Trail)), micros(p.Hour), micros(p.End()), strings.Join(pairs, ","))); err != nil {
+		return fmt.Errorf("remove %d events of %s: %w", len(places), p, err)
+	}
+	return nil
+}
+
+// Counted returns the hourly counts of an hour, for each organization and trail that has any.
+func (s *Store) Counted(ctx context.Context, hour time.Time) (counts []rollup.Count, err error) {
+	err = s.each(ctx, "SELECT organization, trail, sum(events) FROM audit_event_counts WHERE hour = "+micros(hour)+" GROUP BY organization, trail HAVING sum(events) != 0", func(scan func(...any) error) error {
+		var c rollup.Count
+		var trail string
+		err := scan(&c.Organization, &trail, &c.Rows)
+		c.Trail = schema.Trail(trail)
+		counts = append(counts, c)
+		return err
+	})
+	if err != nil {
+		return nil, fmt.Errorf("read the hourly counts of %s: %w", hour, err)
+	}
+	return counts, nil
 }

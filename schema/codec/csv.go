@@ -19,6 +19,15 @@ type Stored struct {
 	RecordedBy string
 }
 
+// Place is where an event lies in the stream: the message, and the position in it.
+type Place struct {
+	StreamSeq  uint64 `json:"stream_seq"`
+	BatchIndex uint32 `json:"batch_index"`
+}
+
+// Place returns where e lies in the stream.
+func (e *Stored) Place() Place { return Place{e.StreamSeq, e.BatchIndex} }
+
 // TimeLayout is how times are written in exports: RFC 3339 in UTC, always with microseconds.
 const TimeLayout = "2006-01-02T15:04:05.000000Z"
 

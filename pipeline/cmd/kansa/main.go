@@ -37,6 +37,7 @@ type cli struct {
 	Key          keyCmd          `cmd:"" help:"Show or rotate the key that seals partitions."`
 	Deadletter   deadletterCmd   `cmd:"" help:"Look at events that could not be stored, and replay them."`
 	Repair       repairCmd       `cmd:"" help:"Say why an hour can not be sealed, message by message, and mend it."`
+	Restore      restoreCmd      `cmd:"" help:"Compare the table with sealed partitions, and restore it from them."`
 	Shards       shardsCmd       `cmd:"" help:"Share the stream of events out among more or fewer consumers."`
 	Doctor       doctorCmd       `cmd:"" help:"Look at a running system: what is wrong, where, and what to do."`
 	Top          topCmd          `cmd:"" help:"Watch a running system: what is stored, how far it is behind, what its checks find."`

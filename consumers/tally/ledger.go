@@ -52,38 +52,7 @@ func (l Ledger) Between(ctx context.Context, from, to time.Time) (tallies []Tall
 	if err != nil {
 		return nil, nil, fmt.Errorf("look up stream %s: %w", Stream, err)
 	}
-	state := stream.CachedInfo().State
-	if state.Msgs == 0 || state.LastTime.Before(from) {
-		return nil, nil, nil
-	}
-	// Of a consumer that keeps nothing, for it lives as long as this call.
-	consumer, err := stream.CreateConsumer(ctx, jetstream.ConsumerConfig{
-		DeliverPolicy: jetstream.DeliverByStartTimePolicy, OptStartTime: &from, AckPolicy: jetstream.AckNonePolicy,
-		InactiveThreshold: 30 * time.Second, MemoryStorage: true, Replicas: 1,
-	})
-	if err != nil {
-		return nil, nil, fmt.Errorf("read the tallies: %w", err)
-	}
-	defer func() { _ = stream.DeleteConsumer(context.WithoutCancel(ctx), consumer.CachedInfo().Name) }() // or it goes by itself
-	// Up to what the stream's leader has: the server that gives them to us may lag behind. What is written from now on is
-	// of messages that are not closed yet.
-	p := consumers.Pulled{Consumer: consumer}
-	for last := uint64(0); last < state.LastSeq; {
-		msg, err := p.Next(ctx)
-		if err != nil {
-			return nil, nil, fmt.Errorf("read the tallies: %w", err)
-		}
-		meta, err := msg.Metadata()
-		if err != nil {
-			return nil, nil, fmt.Errorf("read the tallies: %w", err)
-		}
-		some, err := Decode(msg.Data())
-		if err != nil {
-			if l.Damaged != nil {
-				l.Damaged(meta.Sequence.Stream, fmt.Errorf("read message %d of %s: %w", meta.Sequence.Stream, Stream, err))
-			}
-			some = nil
-		}
+	err = l.each(ctx, stream, from, func(_ uint64, some []Tally) error {
 		for i := range some {
 			switch t := &some[i]; {
 			case t.RecordedAt.Before(from):
@@ -93,9 +62,60 @@ func (l Ledger) Between(ctx context.Context, from, to time.Time) (tallies []Tall
 				after = t
 			}
 		}
-		last = meta.Sequence.Stream
+		return nil
+	})
+	if err != nil {
+		return nil, nil, err
 	}
 	return once(tallies), after, nil
+}
+
+// each visits the messages of the ledger that were written since an instant.
+func (l Ledger) each(ctx context.Context, stream jetstream.Stream, since time.Time, visit func(at uint64, entries []Tally) error) error {
+	// Not what the stream's state says: the last message may have been deleted.
+	newest, err := stream.GetLastMsgForSubject(ctx, Subject)
+	switch {
+	case errors.Is(err, jetstream.ErrMsgNotFound):
+		return nil
+	case err != nil:
+		return fmt.Errorf("look at the end of stream %s: %w", Stream, err)
+	case newest.Time.Before(since):
+		return nil
+	}
+	// Of a consumer that keeps nothing, for it lives as long as this call.
+	consumer, err := stream.CreateConsumer(ctx, jetstream.ConsumerConfig{
+		DeliverPolicy: jetstream.DeliverByStartTimePolicy, OptStartTime: &since, AckPolicy: jetstream.AckNonePolicy,
+		InactiveThreshold: 30 * time.Second, MemoryStorage: true, Replicas: 1,
+	})
+	if err != nil {
+		return fmt.Errorf("read the tallies: %w", err)
+	}
+	defer func() { _ = stream.DeleteConsumer(context.WithoutCancel(ctx), consumer.CachedInfo().Name) }() // or it goes by itself
+	// Up to what the stream's leader has: the server that gives them to us may lag behind. What is written from now on is
+	// of messages that are not closed yet.
+	p := consumers.Pulled{Consumer: consumer}
+	for last := uint64(0); last < newest.Sequence; {
+		msg, err := p.Next(ctx)
+		if err != nil {
+			return fmt.Errorf("read the tallies: %w", err)
+		}
+		meta, err := msg.Metadata()
+		if err != nil {
+			return fmt.Errorf("read the tallies: %w", err)
+		}
+		some, err := Decode(msg.Data())
+		if err != nil {
+			if l.Damaged != nil {
+				l.Damaged(meta.Sequence.Stream, fmt.Errorf("read message %d of %s: %w", meta.Sequence.Stream, Stream, err))
+			}
+			some = nil
+		}
+		if err := visit(meta.Sequence.Stream, some); err != nil {
+			return err
+		}
+		last = meta.Sequence.Stream
+	}
+	return nil
 }
 
 // once sorts tallies and leaves each message's one, or all that contradict each other. A message is known by its place in
@@ -114,4 +134,28 @@ func Contradicts(before, t *Tally) error {
 		return nil
 	}
 	return fmt.Errorf("%w: message %d of AUDIT has %d events, %016x, and %d, %016x", ErrContradiction, t.StreamSeq, before.Rows, before.Sum, t.Rows, t.Sum)
+}
+
+// Forget removes the entries of messages that were recorded since an instant from the ledger: for repairs, which write them again.
+// The other entries beside them are written again before, so that nothing is lost if it is cut off.
+func (l Ledger) Forget(ctx context.Context, since time.Time, messages map[uint64]bool) error {
+	stream, err := l.JS.Stream(ctx, Stream)
+	if err != nil {
+		return fmt.Errorf("look up stream %s: %w", Stream, err)
+	}
+	return l.each(ctx, stream, since, func(at uint64, entries []Tally) error {
+		left := slices.DeleteFunc(slices.Clone(entries), func(t Tally) bool { return messages[t.StreamSeq] })
+		if len(left) == len(entries) {
+			return nil
+		}
+		if len(left) > 0 {
+			if err := l.Put(ctx, left); err != nil {
+				return err
+			}
+		}
+		if err := stream.DeleteMsg(ctx, at); err != nil {
+			return fmt.Errorf("remove message %d of %s: %w", at, Stream, err)
+		}
+		return nil
+	})
 }

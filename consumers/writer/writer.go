@@ -273,7 +273,9 @@ type item struct {
 	until   time.Time // the end of the lease; zero when it is not ours any more
 	scratch []byte    // what the block's memory is, if the message was compressed
 	letters []consumers.DeadLetter
-	span    trace.SpanContext
+	// rejected is how many dead letters it had, if it was restored.
+	rejected int
+	span     trace.SpanContext
 }
 
 // Run fetches until ctx ends, then stores and acknowledges what it has fetched, and returns.

@@ -404,10 +404,10 @@ func (s *Sources) rollup(ctx context.Context, gauge gauger) error {
 		gauge(rolledUpUntil, float64(next.Unix()))
 		gauge(rollupLag, max(0, time.Since(next).Seconds()))
 	}
-	waiting, err := s.Progress.Blocked(ctx, s.Hour)
+	waiting, err := s.Progress.Waiting(ctx)
 	if err != nil {
 		return err
 	}
-	gauge(blocked, float64(len(waiting)))
+	gauge(blocked, float64(waiting))
 	return nil
 }

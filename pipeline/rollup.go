@@ -63,6 +63,7 @@ func (s *System) startRollup(ctx context.Context) error {
 		Logger: s.log.With(slog.String("part", "retention")),
 	}
 	s.roles.Go(func() error { return keeper.Run(s.ended, s.Config.Retention.Every) })
+	s.roles.Go(func() error { s.keepTicking(s.ended, progress); return nil })
 	// Hours may have closed while nobody was here; the next tick may be an hour away.
 	if err := s.Client.Tick(ctx); err != nil {
 		return err

@@ -56,7 +56,7 @@ type block struct {
 // parse reads a block, and what earlier versions kept: the hour alone.
 func (b *block) parse(value []byte) (err error) {
 	if len(value) > 0 && value[0] != '{' {
-		*b = block{Kind: KindDisagree}
+		*b = block{Kind: KindDisagree, Reason: ErrDisagree.Error()}
 		b.Hour, err = time.Parse(time.RFC3339, string(value))
 		return err
 	}

@@ -109,6 +109,7 @@ type Rollup struct {
 		n    int
 	}
 	failing atomic.Pointer[Failure]
+	busy    atomic.Int64 // when what is under way began, in nanoseconds; 0: nothing is
 }
 
 // New returns a rollup that keeps how far it has come in progress, writes to bucket what sealer signs, and
@@ -188,6 +189,14 @@ type Failure struct {
 // Failing returns why this rollup could seal nothing when it last tried, or nil. Blocked series are not a failure.
 func (r *Rollup) Failing() *Failure { return r.failing.Load() }
 
+// Busy returns for how long the hour, or the trail, that is being sealed has taken; 0 if none is.
+func (r *Rollup) Busy() time.Duration {
+	if at := r.busy.Load(); at > 0 {
+		return time.Since(time.Unix(0, at))
+	}
+	return 0
+}
+
 func (r *Rollup) note(next time.Time, err error) {
 	if err == nil || errors.As(err, new(leftBehind)) {
 		r.failing.Store(nil)
@@ -205,6 +214,8 @@ func (r *Rollup) note(next time.Time, err error) {
 // the error is then [ErrDisagree], [ErrUnstored], [ErrLate] or [ErrChain]. If the stream has lost messages of which
 // nobody can say whose they were, nobody's hour is sealed: [ErrLost].
 func (r *Rollup) Advance(ctx context.Context) (time.Time, error) {
+	r.busy.Store(time.Now().UnixNano())
+	defer r.busy.Store(0)
 	next, err := r.advance(ctx)
 	if ctx.Err() == nil { // or it was told to stop
 		r.note(next, err)
@@ -271,6 +282,7 @@ func (r *Rollup) advance(ctx context.Context) (time.Time, error) {
 		if err := r.progress.setPosition(ctx, at); err != nil {
 			return at.next, err
 		}
+		r.busy.Store(time.Now().UnixNano())
 		took := int64(time.Since(began))
 		r.hours.Add(1)
 		r.spent.Add(took)
@@ -471,6 +483,7 @@ func (r *Rollup) catchUp(ctx context.Context, s series, b block, next time.Time,
 			}
 			return err
 		}
+		r.busy.Store(time.Now().UnixNano())
 		at, before = position{at.next.Add(r.cfg.Hour), h.lastSeq}, nil
 	}
 	r.resumed(ctx, schema.Partition{Organization: s.organization, Trail: s.trail, Hour: b.Hour, Length: r.cfg.Hour}, b.Since)

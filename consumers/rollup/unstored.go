@@ -240,17 +240,17 @@ func (r *Rollup) Unaccounted(ctx context.Context) (*Open, error) {
 	}
 	open := &Open{}
 	seen := map[uint64]bool{}
-	look := func(at position, end time.Time, of *series) error {
-		tallies, after, err := r.ledger.Between(ctx, at.next, end)
+	look := func(from position, end time.Time, of map[series]bool) error {
+		tallies, after, err := r.ledger.Between(ctx, from.next, end)
 		if err != nil {
 			return err
 		}
-		a, err := r.unaccounted(ctx, at, end, settled, tallies, after)
+		a, err := r.unaccounted(ctx, from, end, settled, tallies, after)
 		if err != nil {
 			return err
 		}
 		for _, u := range a.unstored {
-			if of != nil && (u.Organization != of.organization || u.Trail != of.trail) || seen[u.Seq] {
+			if of != nil && !of[series{u.Organization, u.Trail}] || seen[u.Seq] {
 				continue
 			}
 			seen[u.Seq] = true
@@ -264,11 +264,17 @@ func (r *Rollup) Unaccounted(ctx context.Context) (*Open, error) {
 		}
 		return nil
 	}
+	// Others have gone on beyond the hour that a blocked series waits for.
+	waiting := map[position]map[series]bool{}
 	for s, b := range blocks {
-		if b.Kind != KindUnstored && b.Kind != KindLate && b.Kind != KindLost {
-			continue
+		from := position{b.Hour, b.After}
+		if waiting[from] == nil {
+			waiting[from] = map[series]bool{}
 		}
-		if err := look(position{b.Hour, b.After}, b.Hour.Add(r.cfg.Hour), &s); err != nil {
+		waiting[from][s] = true
+	}
+	for from, of := range waiting {
+		if err := look(from, at.next, of); err != nil {
 			return nil, err
 		}
 	}

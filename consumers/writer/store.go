@@ -34,6 +34,7 @@ func (w *Writer) store(ctx context.Context, items []*item) {
 			return
 		}
 		stored, err := w.insertInTime(ctx, items, again, giveBack)
+		w.inserts.note(w.cfg.Now(), err)
 		if errors.Is(err, errStuck) {
 			ours = false
 			return

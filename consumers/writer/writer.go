@@ -194,8 +194,10 @@ type Writer struct {
 	// awaited is the run of the server since whose begin the table was waited for: what inserts of another run left, is there.
 	awaited atomic.Value // string
 	settled settled
-	stats   stats
-	tracer  trace.Tracer // nil if there is none
+	// inserts and settles are why the last insert failed, and the last time that dead letters or messages without events were settled.
+	inserts, settles trouble
+	stats            stats
+	tracer           trace.Tracer // nil if there is none
 }
 
 // suspects are the messages that may have been delivered before, whatever they say of themselves: after a crash the
@@ -390,6 +392,7 @@ func (w *Writer) decode(ctx context.Context, in <-chan *item, out, settle chan<-
 		}
 		it.size = schema.MaxMessageBytes
 		if err := w.decodeOne(ctx, it); err != nil {
+			w.settles.note(w.cfg.Now(), err)
 			w.cfg.Logger.Warn("what can not be stored is not settled, the message will come again", slog.Any("error", err))
 			w.release(it)
 			continue

@@ -31,6 +31,8 @@ type Request struct {
 	// Replace lets Fix remove rows: of messages whose rows are others than the stream's, before they are
 	// taken from the stream again; and of messages that the writer never took.
 	Replace bool `json:"replace"`
+	// Streams restores the settings of the broker's streams, and makes those again that are missing.
+	Streams bool `json:"streams,omitempty"`
 	// Accept goes on without messages that the stream has lost.
 	Accept []rollup.Loss `json:"accept,omitempty"`
 }
@@ -69,6 +71,8 @@ type Report struct {
 	// Stopped is why nothing is sealed at all, of any organization.
 	Stopped     string       `json:"stopped,omitempty"`
 	Differences []Difference `json:"differences"`
+	// Streams is what was restored of the streams.
+	Streams []string `json:"streams,omitempty"`
 	// Total is how many differences there are, of which the report has the first.
 	Total int `json:"total"`
 }
@@ -97,6 +101,14 @@ const mostDifferences = 5000
 
 // Run reports, and repairs if it is asked to.
 func (r *Repairer) Run(ctx context.Context, q Request) (*Report, error) {
+	report := &Report{Blocked: []string{}, Differences: []Difference{}}
+	if q.Streams {
+		var err error
+		if report.Streams, err = r.Client.ResetStreams(ctx); err != nil {
+			return nil, err
+		}
+		return report, r.Client.Tick(ctx)
+	}
 	open, err := r.Rollup.Unaccounted(ctx)
 	if err != nil {
 		return nil, err
@@ -109,7 +121,6 @@ func (r *Repairer) Run(ctx context.Context, q Request) (*Report, error) {
 			return nil, err
 		}
 	}
-	report := &Report{Blocked: []string{}}
 	if f := r.Rollup.Failing(); f != nil {
 		report.Stopped = f.Err.Error()
 	}

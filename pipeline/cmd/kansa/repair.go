@@ -17,6 +17,7 @@ type repairCmd struct {
 	natsFlags
 	Fix     bool   `help:"Repair what can be: store acknowledged messages that were never stored, restore missing rows from the stream, collapse doubles."`
 	Replace bool   `help:"With --fix: remove rows that are not those of the stream, and take the stream's."`
+	Streams bool   `help:"Restore the settings of the broker's streams as the configuration has them, and make streams again that are missing. A shorter max_age or a smaller max_bytes lets old messages go."`
 	Accept  string `placeholder:"FIRST-LAST,…" help:"Go on without these messages, which the stream has lost; needs --by and --reason, which the manifests repeat. What the stream still has is refused."`
 	By      string `help:"Who answers for an accepted loss."`
 	Reason  string `help:"Why it is accepted."`
@@ -51,7 +52,10 @@ func (c *repairCmd) losses() (all []rollup.Loss, err error) {
 }
 
 func (c *repairCmd) Run(e *env) error {
-	q := repair.Request{Fix: c.Fix, Replace: c.Replace}
+	q := repair.Request{Fix: c.Fix, Replace: c.Replace, Streams: c.Streams}
+	if c.Streams && (c.Fix || c.Accept != "") {
+		return fmt.Errorf("--streams goes alone: call kansa repair again for the messages")
+	}
 	if c.Replace && !c.Fix {
 		return fmt.Errorf("--replace goes with --fix")
 	}
@@ -70,6 +74,15 @@ func (c *repairCmd) Run(e *env) error {
 	}
 	if c.JSON {
 		return json.NewEncoder(e.stdout).Encode(report)
+	}
+	if c.Streams {
+		if len(report.Streams) == 0 {
+			fmt.Fprintln(e.stdout, "All streams are as they were set up.")
+		}
+		for _, line := range report.Streams {
+			fmt.Fprintln(e.stdout, line)
+		}
+		return nil
 	}
 	return printRepair(e.stdout, report)
 }

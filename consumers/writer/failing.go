@@ -1,0 +1,40 @@
+package writer
+
+import (
+	"sync"
+	"time"
+)
+
+// trouble is an error that comes again and again. It is safe for concurrent use.
+type trouble struct {
+	mu          sync.Mutex
+	since, last time.Time
+	err         error
+}
+
+// note keeps an error, or forgets the last one if err is nil.
+func (t *trouble) note(now time.Time, err error) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if err != nil && t.err == nil {
+		t.since = now
+	}
+	t.err, t.last = err, now
+}
+
+func (t *trouble) get() (since, last time.Time, err error) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	return t.since, t.last, t.err
+}
+
+// Failing returns why messages are not stored or settled, since when, and when that was last tried; a nil error means that the last
+// attempt succeeded.
+func (w *Writer) Failing() (since, last time.Time, err error) {
+	for _, t := range []*trouble{&w.inserts, &w.settles} {
+		if since, last, err = t.get(); err != nil {
+			return since, last, err
+		}
+	}
+	return since, last, nil
+}

@@ -187,3 +187,33 @@ func (s *System) keepTicking(ctx context.Context, progress *rollup.Progress) {
 		}
 	}
 }
+
+// watchEvery is how often the ledger is held against the stream while hours are under way.
+const watchEvery = 10 * time.Second
+
+// watchLedger finds messages that were acknowledged and not stored as soon as that is so, until ctx ends.
+func (s *System) watchLedger(ctx context.Context) {
+	tick := time.NewTicker(watchEvery)
+	defer tick.Stop()
+	var watched rollup.Watched
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-tick.C:
+		}
+		open, err := s.Rollup.Watch(ctx, &watched)
+		if err != nil {
+			continue // the rollup meets the same error, and a check reports it
+		}
+		s.unaccounted.Store(open)
+	}
+}
+
+// open is what watchLedger found last.
+func (s *System) open() *rollup.Open {
+	if o := s.unaccounted.Load(); o != nil {
+		return o
+	}
+	return &rollup.Open{}
+}

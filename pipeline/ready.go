@@ -62,7 +62,7 @@ func (s *System) addChecks(roles []Role, progress *rollup.Progress) {
 			add("progress", health.Failing, func(ctx context.Context) error { return rollupKeepsUp(ctx, progress, hour) })
 			add("sealing", health.Failing, func(ctx context.Context) error { return s.sealingSucceeds(ctx, progress) })
 			s.checks.Add(health.Check{Role: string(r), Name: "agreement", Severity: health.Failing, Part: true, Look: func(ctx context.Context) error {
-				return nothingBlocked(ctx, progress, hour)
+				return s.nothingBlocked(ctx, progress, hour)
 			}})
 		case RoleExporter:
 			add("deliveries", health.Warning, s.deliveriesSucceed)
@@ -225,12 +225,16 @@ func rollupKeepsUp(ctx context.Context, progress *rollup.Progress, hour time.Dur
 }
 
 // nothingBlocked says which organizations' trails are not sealed, while the others are.
-func nothingBlocked(ctx context.Context, progress *rollup.Progress, hour time.Duration) error {
+func (s *System) nothingBlocked(ctx context.Context, progress *rollup.Progress, hour time.Duration) error {
 	blocked, err := progress.Blocks(ctx, hour)
-	if err != nil || len(blocked) == 0 {
+	if err != nil {
 		return err
 	}
-	return Blocked(blocked)
+	if len(blocked) > 0 {
+		return Blocked(blocked)
+	}
+	open := s.open()
+	return health.Do(health.Named(open.Err(), "%d messages were acknowledged but never stored", len(open.Unstored)), "%s", remedyOf(rollup.KindUnstored))
 }
 
 // mostNamed is how many trails a finding names.
@@ -288,6 +292,9 @@ func (s *System) sealingSucceeds(ctx context.Context, progress *rollup.Progress)
 	if stopped != nil {
 		return health.Do(fmt.Errorf("nothing is sealed, of any organization, since %s (the hour of %s): %s", stopped.Since.Format(time.RFC3339), stopped.Hour.Format(time.RFC3339), stopped.Reason),
 			"kansa repair names the messages; if they are gone for good: kansa repair --accept %s --by NAME --reason TEXT", rollup.Runs(stopped.Lost))
+	}
+	if err := s.open().LostErr(); err != nil {
+		return health.Do(fmt.Errorf("no hour can be sealed any more: %w", err), "kansa repair names the messages and the command that goes on without them")
 	}
 	if f := s.Rollup.Failing(); f != nil && time.Since(f.Since) > failedFor {
 		next, err := progress.Next(ctx)

@@ -64,6 +64,7 @@ func (s *System) startRollup(ctx context.Context) error {
 	}
 	s.roles.Go(func() error { return keeper.Run(s.ended, s.Config.Retention.Every) })
 	s.roles.Go(func() error { s.keepTicking(s.ended, progress); return nil })
+	s.roles.Go(func() error { s.watchLedger(s.ended); return nil })
 	// Hours may have closed while nobody was here; the next tick may be an hour away.
 	if err := s.Client.Tick(ctx); err != nil {
 		return err

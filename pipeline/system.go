@@ -100,6 +100,7 @@ type System struct {
 	certificates  *health.Certificates
 	watched       map[Role][]*watchdog.Queue
 	drift         *drift
+	unaccounted   atomic.Pointer[rollup.Open] // what watchLedger found
 	floor         *floor.Floor
 	shards        []*health.Floor // of the writer; none if the role is not here
 	shared        chan error      // that the stream is shared out anew

@@ -286,3 +286,59 @@ func (r *Rollup) Unaccounted(ctx context.Context) (*Open, error) {
 	slices.SortFunc(open.Lost, func(a, b Run) int { return cmp.Compare(a.First, b.First) })
 	return open, nil
 }
+
+// Watched is how far a rollup has held the ledger against the stream before hours are over. It belongs to one goroutine.
+type Watched struct {
+	at position
+}
+
+// Watch finds messages without a ledger entry before their hours are over: among what was settled since the last call, and since the first
+// one that was found. What blocked series wait for is not among them.
+func (r *Rollup) Watch(ctx context.Context, w *Watched) (*Open, error) {
+	until, settled, err := r.floor.Closed(ctx)
+	if err != nil {
+		return nil, fmt.Errorf("find how far the writers have come: %w", err)
+	}
+	at, err := r.progress.position(ctx)
+	if err != nil || at.next.IsZero() {
+		return &Open{}, err
+	}
+	if at.seq > w.at.seq || w.at.next.IsZero() {
+		w.at = at // hours that are sealed, or blocked, are not watched any more
+	}
+	if settled <= w.at.seq {
+		return &Open{}, nil
+	}
+	end := time.Now().Add(24 * time.Hour)
+	tallies, after, err := r.ledger.Between(ctx, w.at.next, end)
+	if err != nil {
+		return nil, err
+	}
+	a, err := r.unaccounted(ctx, w.at, end, settled, tallies, after)
+	if err != nil {
+		return nil, err
+	}
+	a.unstored = slices.DeleteFunc(a.unstored, func(u Unstored) bool { return u.Late })
+	if len(a.unstored)+len(a.lost) == 0 {
+		// What comes next was recorded after until, but for clocks that differ.
+		w.at = position{until.Add(-time.Minute), settled}
+	}
+	return &Open{a.unstored, a.lost}, nil
+}
+
+// Err says of messages whose hours are not over that they will hold up their organizations' trails, or nil; and LostErr of those that will hold up
+// everybody.
+func (o *Open) Err() error {
+	if len(o.Unstored) == 0 {
+		return nil
+	}
+	u := &o.Unstored[0]
+	what := fmt.Sprintf("message %d of %s/%s was", u.Seq, u.Organization, u.Trail)
+	if n := len(o.Unstored); n > 1 {
+		what = fmt.Sprintf("%d messages, the first of them %d of %s/%s, were", n, u.Seq, u.Organization, u.Trail)
+	}
+	return fmt.Errorf("%w: %s acknowledged but never stored, or the ledger entry is gone; the hour cannot be sealed until kansa repair --fix stores what is missing", ErrUnstored, what)
+}
+
+// LostErr says that messages are lost of which nobody knows whose they were, or nil.
+func (o *Open) LostErr() error { return (&accounting{lost: o.Lost}).lostErr() }

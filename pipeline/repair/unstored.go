@@ -1,6 +1,7 @@
 package repair
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -201,7 +202,7 @@ func (r *Repairer) accept(ctx context.Context, open *rollup.Open, all []rollup.L
 			default:
 				i := slices.IndexFunc(open.Unstored, func(u rollup.Unstored) bool { return u.Seq == seq })
 				if i < 0 {
-					return fmt.Errorf("accept %d-%d as lost: message %d is not missing: accept only what kansa repair reports as lost (%s)", l.First, l.Last, seq, rollup.Runs(open.Lost))
+					return fmt.Errorf("accept %d-%d as lost: message %d is not missing: accept only what kansa repair reports as lost (now %s)", l.First, l.Last, seq, cmp.Or(rollup.Runs(open.Lost), "nothing"))
 				}
 				u := &open.Unstored[i]
 				if !u.Late {

@@ -264,6 +264,10 @@ func remedyOf(kind string) string {
 	switch kind {
 	case rollup.KindUnstored:
 		return "kansa repair --fix stores acknowledged messages that were not stored; find out which client settled them"
+	case rollup.KindUnclear:
+		return "kansa repair --fix takes the stream's count in place of the entries that contradict each other; find out who wrote the other"
+	case rollup.KindSwitches:
+		return switchesRemedy
 	case rollup.KindLate, rollup.KindLost:
 		return "kansa repair names the messages, and the command that goes on without them"
 	case rollup.KindChain:
@@ -311,6 +315,9 @@ func (s *System) sealingSucceeds(ctx context.Context, progress *rollup.Progress)
 	return nil
 }
 
+// switchesRemedy is for a document that somebody has written past Kansa.
+const switchesRemedy = `put the organization's document back from a backup: nats kv put ` + broker.BucketRecording + ` ORGANIZATION DOCUMENT; {"version":1} says that its trails were never off`
+
 // sealingRemedy is what to do about an error that stops sealing.
 func sealingRemedy(err error) string {
 	switch {
@@ -319,7 +326,7 @@ func sealingRemedy(err error) string {
 	case errors.Is(err, keys.ErrMissing), errors.Is(err, keys.ErrMode), errors.Is(err, keys.ErrDamaged), errors.Is(err, keys.ErrForeign), errors.Is(err, fs.ErrPermission):
 		return "put the sealing key back, readable by Kansa's user alone (deploy/RUNBOOK.md, Key rotation); sealing goes on within a minute"
 	case errors.Is(err, recording.ErrUnknown):
-		return "kansa trail list says which organization's switches cannot be read; turn its trail again: kansa trail on ORGANIZATION/TRAIL"
+		return switchesRemedy
 	}
 	return "see to what the reason names: the broker, ClickHouse or the partition store; sealing goes on within a minute"
 }

@@ -34,7 +34,7 @@ type hour struct {
 	length   time.Duration
 	accounts map[series]account
 	off      map[series][]seal.Gap // in which they were switched off
-	unclear  map[series]error      // entries of the ledger that contradict each other
+	unclear  map[series]error      // entries of the ledger that contradict each other, or switches that cannot be read
 	accounting
 }
 
@@ -81,8 +81,10 @@ func (a account) disagree(file *seal.Digest) error {
 
 // err is what holds up a series before anything is made of the hour, or nil.
 func (h *hour) err(s series) error {
-	if err := h.unclear[s]; err != nil {
+	if err := h.unclear[s]; errors.Is(err, tally.ErrContradiction) {
 		return fmt.Errorf("%w; kansa repair --fix takes the stream's count", err)
+	} else if err != nil {
+		return err
 	}
 	return h.accounting.err(s)
 }

@@ -11,6 +11,8 @@ import (
 
 	"github.com/nats-io/nats.go/jetstream"
 
+	"github.com/kansa-audit/kansa/consumers/recording"
+	"github.com/kansa-audit/kansa/consumers/tally"
 	"github.com/kansa-audit/kansa/schema"
 	"github.com/kansa-audit/kansa/schema/seal"
 )
@@ -22,6 +24,8 @@ const (
 	KindLate     = "late"     // a message came after its hour was sealed
 	KindLost     = "lost"     // the stream has lost messages
 	KindChain    = "chain"    // the previous manifest is missing or is not what was sealed
+	KindUnclear  = "unclear"  // ledger entries of a message contradict each other
+	KindSwitches = "switches" // the switches of the organization's trails cannot be read
 	KindFailed   = "failed"   // the partition could not be made, time and again, while others could
 )
 
@@ -34,6 +38,10 @@ func kindOf(err error) string {
 		return KindUnstored
 	case errors.Is(err, ErrLate):
 		return KindLate
+	case errors.Is(err, tally.ErrContradiction):
+		return KindUnclear
+	case errors.Is(err, recording.ErrUnknown):
+		return KindSwitches
 	case errors.Is(err, ErrDisagree):
 		return KindDisagree
 	case errors.Is(err, ErrChain), errors.Is(err, seal.ErrSignature), errors.Is(err, seal.ErrManifest):

@@ -20,6 +20,11 @@ func (r *Rollup) off(ctx context.Context, h *hour) error {
 	if err != nil {
 		return err
 	}
+	now.AnyUnknown(func(organization string, err error) {
+		for _, t := range schema.Trails {
+			h.unclear[series{organization, t}] = err
+		}
+	})
 	h.off = map[series][]seal.Gap{}
 	now.Each(h.start, h.start.Add(h.length), func(organization string, trail schema.Trail, g schema.RecordingGap) {
 		s := series{organization, trail}

@@ -3,6 +3,8 @@ package writer
 import (
 	"sync"
 	"time"
+
+	"github.com/kansa-audit/kansa/consumers/recording"
 )
 
 // trouble is an error that comes again and again. It is safe for concurrent use.
@@ -37,4 +39,23 @@ func (w *Writer) Failing() (since, last time.Time, err error) {
 		}
 	}
 	return since, last, nil
+}
+
+// withKnownSwitches returns the items of organizations of which it is known what is switched off. Messages of the others come again after a
+// while, and hold up nobody.
+func (w *Writer) withKnownSwitches(recorded recording.State, items []*item) []*item {
+	known := items[:0:0]
+	for _, it := range items {
+		err := recorded.Unknown(it.part.Organization)
+		if err == nil || it.done {
+			known = append(known, it)
+			continue
+		}
+		w.settles.note(w.cfg.Now(), err)
+		it.until = time.Time{} // it is not ours any more
+		if it.reply != "" {
+			w.postpone(it.reply, leastDelay)
+		}
+	}
+	return known
 }

@@ -121,6 +121,9 @@ func (w *Writer) insert(ctx context.Context, items []*item, again bool) (_ []*it
 	if err != nil {
 		return nil, err
 	}
+	if items = w.withKnownSwitches(recorded, items); len(items) == 0 {
+		return nil, nil
+	}
 	// The broker has answered, so that it is known by now if it was started again since it gave the items.
 	server := w.cfg.Server()
 	if server == "" {

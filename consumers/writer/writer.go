@@ -519,6 +519,9 @@ func (w *Writer) off(ctx context.Context, t *tally.Tally) (bool, error) {
 		return false, nil
 	}
 	now, err := w.cfg.Recording.Now(ctx)
+	if err == nil {
+		err = now.Unknown(t.Organization)
+	}
 	return now.Off(t.Organization, t.Trail, t.RecordedAt), err
 }
 

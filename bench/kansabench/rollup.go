@@ -33,7 +33,9 @@ type closed time.Time
 
 func (c closed) Closed(context.Context) (time.Time, uint64, error) { return time.Time(c), 0, nil }
 
-func (c closed) Messages(context.Context, uint64, uint64, func(floor.Message) error) error { return nil }
+func (c closed) Messages(context.Context, uint64, uint64, func(floor.Message) error) error {
+	return nil
+}
 
 func (c closed) Since(context.Context, time.Time) (floor.Message, bool, error) {
 	return floor.Message{}, false, nil

@@ -36,6 +36,9 @@ type State struct {
 // known again; the others are not concerned.
 func (s State) Unknown(organization string) error { return s.unknown[organization] }
 
+// Complete reports whether the switches of every organization can be read.
+func (s State) Complete() bool { return len(s.unknown) == 0 }
+
 // AnyUnknown visits the organizations whose switches cannot be read.
 func (s State) AnyUnknown(visit func(organization string, err error)) {
 	for organization, err := range s.unknown {

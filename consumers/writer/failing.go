@@ -33,7 +33,7 @@ func (t *trouble) get() (since, last time.Time, err error) {
 // Failing returns why messages are not stored or settled, since when, and when that was last tried; a nil error means that the last
 // attempt succeeded.
 func (w *Writer) Failing() (since, last time.Time, err error) {
-	for _, t := range []*trouble{&w.inserts, &w.settles} {
+	for _, t := range []*trouble{&w.inserts, &w.settles, &w.switches} {
 		if since, last, err = t.get(); err != nil {
 			return since, last, err
 		}
@@ -44,6 +44,10 @@ func (w *Writer) Failing() (since, last time.Time, err error) {
 // withKnownSwitches returns the items of organizations of which it is known what is switched off. Messages of the others come again after a
 // while, and hold up nobody.
 func (w *Writer) withKnownSwitches(recorded recording.State, items []*item) []*item {
+	if recorded.Complete() {
+		w.switches.note(w.cfg.Now(), nil)
+		return items
+	}
 	known := items[:0:0]
 	for _, it := range items {
 		err := recorded.Unknown(it.part.Organization)
@@ -51,7 +55,7 @@ func (w *Writer) withKnownSwitches(recorded recording.State, items []*item) []*i
 			known = append(known, it)
 			continue
 		}
-		w.settles.note(w.cfg.Now(), err)
+		w.switches.note(w.cfg.Now(), err)
 		it.until = time.Time{} // it is not ours any more
 		if it.reply != "" {
 			w.postpone(it.reply, leastDelay)

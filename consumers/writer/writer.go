@@ -194,10 +194,10 @@ type Writer struct {
 	// awaited is the run of the server since whose begin the table was waited for: what inserts of another run left, is there.
 	awaited atomic.Value // string
 	settled settled
-	// inserts and settles are why the last insert failed, and the last time that dead letters or messages without events were settled.
-	inserts, settles trouble
-	stats            stats
-	tracer           trace.Tracer // nil if there is none
+	// Why the last insert failed, dead letters or messages without events could not be settled, and messages wait for switches.
+	inserts, settles, switches trouble
+	stats                      stats
+	tracer                     trace.Tracer // nil if there is none
 }
 
 // suspects are the messages that may have been delivered before, whatever they say of themselves: after a crash the

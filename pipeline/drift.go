@@ -151,7 +151,7 @@ func (d *drift) consumersAreWell(context.Context) error {
 	return errors.Join(errs...)
 }
 
-// keepTicking sees to it that the rollup is told when hours end, although its schedule or a tick may be lost, until ctx ends.
+// keepTicking has the rollup notified when hours end, even if its schedule or a tick is lost, until ctx ends.
 func (s *System) keepTicking(ctx context.Context, progress *rollup.Progress) {
 	tick := time.NewTicker(driftEvery)
 	defer tick.Stop()

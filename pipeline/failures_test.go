@@ -79,8 +79,8 @@ func must(t *testing.T, err error) {
 	}
 }
 
-// What can stop the writer or the rollup is provoked on the real parts. All that reports health reports it, with a remedy, and what the remedy
-// names makes it well again. Where it concerns one organization, the other is sealed meanwhile.
+// Everything that can stop the writer or the rollup is provoked on the real parts. All tools report it, with a remedy, and following the
+// remedy makes it well again. Where it concerns one organization, the other is sealed meanwhile.
 func TestFailuresAreReportedAndRemedied(t *testing.T) {
 	t.Parallel()
 	streams := func(t *testing.T, s *pipeline.System) { t.Helper(); askRepair(t, s, repair.Request{Streams: true}) }
@@ -327,7 +327,7 @@ func TestChangedConsumersAreRestored(t *testing.T) {
 				}
 				return err == nil && len(all) == 0, []any{all, err}
 			})
-			// What was settled meanwhile by nobody who stored it, repair stores.
+			// Repair stores messages that were settled meanwhile without being stored.
 			pipelinetest.Until(t, time.Minute, func() (bool, any) { r := askRepair(t, s, repair.Request{Fix: true}); return r.Well(), r })
 			heals(t, s)
 			if n := events(t, s, "consumer.changed"); n == 0 {

@@ -306,7 +306,8 @@ func (s *System) sealingSucceeds(ctx context.Context, progress *rollup.Progress)
 			return err
 		}
 		if f.Hour.IsZero() || !next.After(f.Hour) { // or another rollup could
-			return health.Do(fmt.Errorf("nothing is sealed, of any organization, since %s: %w", f.Since.UTC().Format(time.RFC3339), f.Err), "%s", sealingRemedy(f.Err))
+			found := fmt.Errorf("nothing is sealed, of any organization, since %s: %w", f.Since.UTC().Format(time.RFC3339), f.Err)
+			return health.Do(health.Named(found, "nothing is sealed, of any organization, since %s", f.Since.UTC().Format(time.RFC3339)), "%s", sealingRemedy(f.Err))
 		}
 	}
 	if since := s.Rollup.Busy(); since > sealsWithin {
@@ -345,7 +346,8 @@ func (s *System) storingSucceeds(context.Context) error {
 		case errors.Is(err, recording.ErrUnknown):
 			remedy = sealingRemedy(err)
 		}
-		return health.Do(fmt.Errorf("messages are not stored since %s: %w", since.UTC().Format(time.RFC3339), err), "%s", remedy)
+		found := fmt.Errorf("messages are not stored since %s: %w", since.UTC().Format(time.RFC3339), err)
+		return health.Do(health.Named(found, "messages are not stored since %s", since.UTC().Format(time.RFC3339)), "%s", remedy)
 	}
 	return nil
 }

@@ -71,7 +71,7 @@ type Unstored struct {
 }
 
 // ownerOf finds the organization and trail of a message. One on a subject that names neither can only become a dead letter; it is
-// the operator's, for somebody has to wait for it.
+// the operator's, whose trail waits for it.
 func ownerOf(subject string) series {
 	organization, trail, err := schema.ParseEventSubject(subject)
 	if err != nil {
@@ -85,7 +85,7 @@ type accounting struct {
 	gaps     []seal.Gap            // accepted losses, of unknown organizations
 	gapsBy   map[series][]seal.Gap // accepted losses of one organization's trail
 	unstored []Unstored
-	lost     []Run  // that nobody has accepted; of unknown organizations
+	lost     []Run  // not accepted; of unknown organizations
 	lastSeq  uint64 // of the hour
 }
 
@@ -163,7 +163,7 @@ func (r *Rollup) unaccounted(ctx context.Context, at position, end time.Time, se
 	return a, nil
 }
 
-// hole looks at messages without an entry. from and to are the times of those beside them.
+// hole looks at messages without an entry. from and to are the times of its neighbours.
 func (r *Rollup) hole(ctx context.Context, a *accounting, at position, end time.Time, h Run, from, to time.Time, losses []Loss) error {
 	for first := h.First; first <= h.Last; {
 		open := Run{first, h.Last}
@@ -220,7 +220,7 @@ func (a *accounting) accept(l Loss, from, to time.Time) {
 // Open is what is known of the messages that hold up sealing.
 type Open struct {
 	Unstored []Unstored
-	Lost     []Run // by nobody accepted, and of unknown organizations
+	Lost     []Run // not accepted, and of unknown organizations
 }
 
 // Unaccounted lists the messages that hold up sealing: of the hours that blocked series wait for, and of all that is not
@@ -293,7 +293,7 @@ type Watched struct {
 }
 
 // Watch finds messages without a ledger entry before their hours are over: among what was settled since the last call, and since the first
-// one that was found. What blocked series wait for is not among them.
+// one that was found. Hours of blocked series are left out.
 func (r *Rollup) Watch(ctx context.Context, w *Watched) (*Open, error) {
 	until, settled, err := r.floor.Closed(ctx)
 	if err != nil {
@@ -320,14 +320,13 @@ func (r *Rollup) Watch(ctx context.Context, w *Watched) (*Open, error) {
 	}
 	a.unstored = slices.DeleteFunc(a.unstored, func(u Unstored) bool { return u.Late })
 	if len(a.unstored)+len(a.lost) == 0 {
-		// What comes next was recorded after until, but for clocks that differ.
+		// The next messages were recorded after until, but for clocks that differ.
 		w.at = position{until.Add(-time.Minute), settled}
 	}
 	return &Open{a.unstored, a.lost}, nil
 }
 
-// Err says of messages whose hours are not over that they will hold up their organizations' trails, or nil; and LostErr of those that will hold up
-// everybody.
+// Err says of messages whose hours are not over that they will hold up their organizations' trails, or nil.
 func (o *Open) Err() error {
 	if len(o.Unstored) == 0 {
 		return nil
@@ -340,5 +339,5 @@ func (o *Open) Err() error {
 	return fmt.Errorf("%w: %s acknowledged but never stored, or the ledger entry is gone; the hour cannot be sealed until kansa repair --fix stores what is missing", ErrUnstored, what)
 }
 
-// LostErr says that messages are lost of which nobody knows whose they were, or nil.
+// LostErr says of lost messages of unknown organizations that they will hold up all sealing, or nil.
 func (o *Open) LostErr() error { return (&accounting{lost: o.Lost}).lostErr() }

@@ -41,8 +41,8 @@ func (w *Writer) Failing() (since, last time.Time, err error) {
 	return since, last, nil
 }
 
-// withKnownSwitches returns the items of organizations of which it is known what is switched off. Messages of the others come again after a
-// while, and hold up nobody.
+// withKnownSwitches returns the items of organizations of which it is known what is switched off. Messages of the others are redelivered after a
+// while, and do not hold up the rest.
 func (w *Writer) withKnownSwitches(recorded recording.State, items []*item) []*item {
 	if recorded.Complete() {
 		w.switches.note(w.cfg.Now(), nil)

@@ -24,8 +24,8 @@ type Restored struct {
 }
 
 // Restore stores messages of the stream that were acknowledged although they were never stored, or whose ledger entries are
-// gone, exactly as Run would have: by the same rules, with dead letters for what breaks them and a ledger entry each. What the
-// table has already is not stored again. It acknowledges nothing, may be called while writers run, and may be called again after
+// gone, exactly as Run would have: by the same rules, with dead letters for what breaks them and a ledger entry each. Events that the
+// table has already are not stored again. It acknowledges nothing, may be called while writers run, and may be called again after
 // an error; what it returns is safe in any case.
 func (w *Writer) Restore(ctx context.Context, msgs []*jetstream.RawStreamMsg) (done []Restored, err error) {
 	for len(msgs) > 0 && err == nil {

@@ -17,7 +17,7 @@ import (
 	"github.com/kansa-audit/kansa/consumers/floor"
 )
 
-// Change is a setting of a stream or a consumer that is not as Setup made it: somebody changed it while Kansa runs.
+// Change is a setting of a stream or a consumer that is not as Setup made it: it was changed while Kansa runs.
 type Change struct {
 	Stream   string
 	Consumer string // empty: of the stream itself
@@ -28,7 +28,7 @@ type Change struct {
 	Configured bool
 }
 
-// What is what was changed.
+// What names the stream or consumer.
 func (c Change) What() string {
 	if c.Consumer != "" {
 		return "consumer " + c.Consumer + " of stream " + c.Stream
@@ -195,7 +195,7 @@ func (c *Client) Changes(ctx context.Context) (all []Change, err error) {
 }
 
 // ResetConsumer gives a consumer the settings that Setup gave it. One whose settings cannot be changed is deleted: the watchdog makes it again
-// when nobody can work on its messages any more.
+// when the leases of its messages are over.
 func (c *Client) ResetConsumer(ctx context.Context, name string) error {
 	c.mu.Lock()
 	o, ok := c.owned[name]

@@ -1,8 +1,8 @@
 // Package repair finds out why hours are not sealed, message by message, and repairs what it can: what is
 // missing from the table or the ledger is taken from the stream while that has it, what is there twice is collapsed.
 //
-// It never touches a partition, a manifest or the stream of events. What is there and should not be is removed only when
-// somebody says so, and nothing that the stream still has is given up as lost.
+// It never touches a partition, a manifest or the stream of events. Rows are removed only on request (Replace),
+// and nothing that the stream still has is given up as lost.
 package repair
 
 import (
@@ -210,7 +210,7 @@ func (r *Repairer) compare(ctx context.Context, p schema.Partition, known map[ui
 			continue
 		}
 		d := Difference{Path: p.Path(), Organization: p.Organization, Trail: p.Trail, StreamSeq: seq, RecordedAt: t.RecordedAt, Kind: Added, Table: t.Rows}
-		// It is no one's addition if the stream has it: its entry is gone.
+		// If the stream has it, nobody added it: its ledger entry is gone.
 		switch msg, err := r.message(ctx, seq); {
 		case err == nil && msg.Time.UTC().Truncate(time.Microsecond).Equal(t.RecordedAt) && r.isOf(msg, p):
 			d.Kind = Unstored

@@ -180,7 +180,7 @@ func (r *Repairer) restoreAll(ctx context.Context, p schema.Partition, found []D
 	return r.store(ctx, found)
 }
 
-// accept keeps losses that somebody accepts. What the stream still has, and what is not missing, is refused.
+// accept keeps accepted losses. Messages that the stream still has, or that are not missing, are refused.
 func (r *Repairer) accept(ctx context.Context, open *rollup.Open, all []rollup.Loss) error {
 	blocks, err := r.Progress.Blocks(ctx, r.Hour)
 	if err != nil {

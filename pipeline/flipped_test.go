@@ -42,7 +42,7 @@ func TestFlippedBitInTheStream(t *testing.T) {
 		t.Errorf("%d rows were sealed", n)
 	}
 	untilOwnEvent(t, s)
-	_, err := repair.Ask(t.Context(), s.Client.NC, repair.Request{Accept: &rollup.Loss{First: flipped, Last: flipped, By: "A. Auditor", Reason: "a bit flipped"}})
+	_, err := repair.Ask(t.Context(), s.Client.NC, repair.Request{Accept: []rollup.Loss{{First: flipped, Last: flipped, By: "A. Auditor", Reason: "a bit flipped"}}})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -4,6 +4,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
+	"math"
 	"net/url"
 	"path/filepath"
 	"slices"
@@ -11,31 +13,36 @@ import (
 	"sync"
 	"time"
 
+	"github.com/nats-io/nats.go"
+	"github.com/nats-io/nats.go/jetstream"
+
+	"github.com/kansa-audit/kansa/consumers/recording"
 	"github.com/kansa-audit/kansa/consumers/rollup"
 	"github.com/kansa-audit/kansa/pipeline/broker"
 	"github.com/kansa-audit/kansa/pipeline/config"
 	"github.com/kansa-audit/kansa/pipeline/health"
+	"github.com/kansa-audit/kansa/pipeline/keys"
 )
 
 // currentChecks are those of the roles, once they have started.
 func (s *System) currentChecks() []health.Check {
-	if c := s.checks.Load(); c != nil {
-		return *c
+	if s.started.Load() {
+		return s.checks.All()
 	}
 	return []health.Check{{Role: "kansa", Name: "start", Severity: health.Failing, Look: func(context.Context) error {
 		return errors.New("it is starting")
 	}}}
 }
 
-// allChecks are what the roles of this process need and do.
-func (s *System) allChecks(roles []Role, progress *rollup.Progress) []health.Check {
-	var all []health.Check
+// addChecks adds what the roles of this process need and do to the list that /readyz, doctor, top, the metrics and the console
+// report.
+func (s *System) addChecks(roles []Role, progress *rollup.Progress) {
 	for _, r := range roles {
 		add := func(name string, severity health.Severity, look func(context.Context) error) {
-			all = append(all, health.Check{Role: string(r), Name: name, Severity: severity, Look: look})
+			s.checks.Add(health.Check{Role: string(r), Name: name, Severity: severity, Look: look})
 		}
 		add("broker", health.Failing, s.brokerAnswers)
-		if r == RoleWriter || r == RoleRollup {
+		if r == RoleWriter || r == RoleRollup || r == RoleAPI {
 			add("engine", health.Failing, s.engineAnswers)
 		}
 		if r == RoleRollup || r == RoleExporter {
@@ -49,34 +56,41 @@ func (s *System) allChecks(roles []Role, progress *rollup.Progress) []health.Che
 			for _, shard := range s.shards {
 				add("progress", health.Failing, shard.Look)
 			}
+			add("storing", health.Failing, s.storingSucceeds)
 		case RoleRollup:
 			hour := s.Config.Rollup.Hour
 			add("progress", health.Failing, func(ctx context.Context) error { return rollupKeepsUp(ctx, progress, hour) })
-			add("agreement", health.Warning, func(ctx context.Context) error { return nothingBlocked(ctx, progress, hour) })
-			add("table", health.Warning, seldom(s.tableIsAsSealed))
+			s.checks.Add(health.Check{Role: string(r), Name: "table", Severity: health.Failing, Part: true, Look: seldom(s.tableIsAsSealed)})
+			add("sealing", health.Failing, func(ctx context.Context) error { return s.sealingSucceeds(ctx, progress) })
+			s.checks.Add(health.Check{Role: string(r), Name: "agreement", Severity: health.Failing, Part: true, Look: func(ctx context.Context) error {
+				return s.nothingBlocked(ctx, progress, hour)
+			}})
 		case RoleExporter:
 			add("deliveries", health.Warning, s.deliveriesSucceed)
-		case RoleGateway:
-			add("stream", health.Warning, s.streamHasRoom)
 		case RoleAPI:
 			add("keys", health.Warning, s.apiKeysLast)
 		}
 	}
-	own := func(name string, look func(context.Context) error) {
-		all = append(all, health.Check{Role: "kansa", Name: name, Severity: health.Warning, Look: look})
+	own := func(name string, severity health.Severity, look func(context.Context) error) {
+		s.checks.Add(health.Check{Role: "kansa", Name: name, Severity: severity, Look: look})
 	}
 	for _, d := range s.disks() {
-		own("disk", d.Look)
+		own("disk", health.Warning, d.Look)
 	}
-	own("files", SecretFiles(s.Config, roles).Look)
-	own("certificates", s.certificates.Look)
+	own("files", health.Warning, SecretFiles(s.Config, roles).Look)
+	own("certificates", health.Warning, s.certificates.Look)
+	own("room", health.Warning, seldom(s.streamsHaveRoom))
+	own("full", health.Failing, seldom(s.streamsAreNotFull))
+	own("dead letters", health.Warning, seldom(s.noDeadLetters))
+	own("streams", health.Failing, s.drift.streamsAreWell)
+	own("settings", health.Warning, s.drift.settingsAreOurs)
+	own("consumers", health.Warning, s.drift.consumersAreWell)
 	if s.server == nil {
-		own("broker", seldom(s.brokerIsSafe))
+		own("broker", health.Warning, seldom(s.brokerIsSafe))
 	}
 	if s.Store != nil {
-		own("clickhouse", seldom(s.engineIsWell))
+		own("clickhouse", health.Warning, seldom(s.engineIsWell))
 	}
-	return all
 }
 
 // seldomEvery is how often is looked at what changes slowly and costs more than a question.
@@ -211,17 +225,138 @@ func rollupKeepsUp(ctx context.Context, progress *rollup.Progress, hour time.Dur
 	return nil
 }
 
-func nothingBlocked(ctx context.Context, progress *rollup.Progress, hour time.Duration) error {
-	blocked, err := progress.Blocked(ctx, hour)
-	if err != nil || len(blocked) == 0 {
+// nothingBlocked says which organizations' trails are not sealed, while the others are.
+func (s *System) nothingBlocked(ctx context.Context, progress *rollup.Progress, hour time.Duration) error {
+	blocked, err := progress.Blocks(ctx, hour)
+	if err != nil {
 		return err
 	}
-	paths := make([]string, len(blocked))
-	for i, p := range blocked {
-		paths[i] = p.Path()
+	if len(blocked) > 0 {
+		return Blocked(blocked)
 	}
-	found := fmt.Errorf("accounts disagree, and these wait for kansa repair: %s", strings.Join(paths, ", "))
-	return health.Do(health.Named(found, "accounts disagree, and %d trails wait for kansa repair", len(paths)), "kansa repair, and find out why before --fix")
+	open := s.open()
+	return health.Do(health.Named(open.Err(), "%d messages were acknowledged but never stored", len(open.Unstored)), "%s", remedyOf(rollup.KindUnstored))
+}
+
+// mostNamed is how many trails a finding names.
+const mostNamed = 5
+
+// Blocked says of trails that they are not sealed, why, and what to do.
+func Blocked(blocked []rollup.Block) error {
+	var reasons, remedies []string
+	for i := range blocked {
+		b := &blocked[i]
+		if i < mostNamed {
+			reasons = append(reasons, b.Path()+": "+b.Reason)
+		}
+		if r := remedyOf(b.Kind); !slices.Contains(remedies, r) {
+			remedies = append(remedies, r)
+		}
+	}
+	if more := len(blocked) - mostNamed; more > 0 {
+		reasons = append(reasons, fmt.Sprintf("and %d more", more))
+	}
+	found := fmt.Errorf("%d trails are not sealed and wait for kansa repair: %s", len(blocked), strings.Join(reasons, "; "))
+	return health.Do(health.Named(found, "%d trails are not sealed and wait for kansa repair", len(blocked)), "%s", strings.Join(remedies, "; "))
+}
+
+// remedyOf is what to do about a blocked trail.
+func remedyOf(kind string) string {
+	switch kind {
+	case rollup.KindUnstored:
+		return "kansa repair --fix stores acknowledged messages that were not stored; find out which client settled them"
+	case rollup.KindUnclear:
+		return "kansa repair --fix takes the stream's count in place of the entries that contradict each other; find out who wrote the other"
+	case rollup.KindSwitches:
+		return switchesRemedy
+	case rollup.KindLate, rollup.KindLost:
+		return "kansa repair names the messages, and the command that goes on without them"
+	case rollup.KindChain:
+		return "put the manifest back into the partition store from a backup (deploy/RUNBOOK.md, Disagreement); sealing goes on within a minute"
+	case rollup.KindFailed:
+		return "see to the partition store or ClickHouse, whichever the reason names; sealing goes on within a minute"
+	}
+	return "kansa repair, and find out why before --fix"
+}
+
+const (
+	// failedFor is how long something may fail before it is reported.
+	failedFor = 10 * time.Second
+	// seenWithin is how long ago the last failure may be for it to be one still.
+	seenWithin = 90 * time.Second
+	// sealsWithin is how long one hour may take.
+	sealsWithin = 15 * time.Minute
+)
+
+// sealingSucceeds says why no organization's hours are sealed.
+func (s *System) sealingSucceeds(ctx context.Context, progress *rollup.Progress) error {
+	stopped, err := progress.Stopped(ctx)
+	if err != nil {
+		return err
+	}
+	if stopped != nil {
+		return health.Do(fmt.Errorf("nothing is sealed, of any organization, since %s (the hour of %s): %s", stopped.Since.Format(time.RFC3339), stopped.Hour.Format(time.RFC3339), stopped.Reason),
+			"kansa repair names the messages; if they are gone for good: kansa repair --accept %s --by NAME --reason TEXT", rollup.Runs(stopped.Lost))
+	}
+	if err := s.open().LostErr(); err != nil {
+		return health.Do(fmt.Errorf("no hour can be sealed any more: %w", err), "kansa repair names the messages and the command that goes on without them")
+	}
+	if f := s.Rollup.Failing(); f != nil && time.Since(f.Since) > failedFor {
+		next, err := progress.Next(ctx)
+		if err != nil {
+			return err
+		}
+		if f.Hour.IsZero() || !next.After(f.Hour) { // or another rollup could
+			found := fmt.Errorf("nothing is sealed, of any organization, since %s: %w", f.Since.UTC().Format(time.RFC3339), f.Err)
+			return health.Do(health.Named(found, "nothing is sealed, of any organization, since %s", f.Since.UTC().Format(time.RFC3339)), "%s", sealingRemedy(f.Err))
+		}
+	}
+	if since := s.Rollup.Busy(); since > sealsWithin {
+		return health.Do(fmt.Errorf("one attempt to seal has taken %s: it may hang", since.Round(time.Second)), "see whether ClickHouse and the partition store answer; if they do, restart the rollup: nothing is lost by it")
+	}
+	return nil
+}
+
+// switchesRemedy is for a document that somebody has written past Kansa.
+const switchesRemedy = `put the organization's document back from a backup: nats kv put ` + broker.BucketRecording + ` ORGANIZATION DOCUMENT; {"version":1} says that its trails were never off`
+
+// sealingRemedy is what to do about an error that stops sealing.
+func sealingRemedy(err error) string {
+	switch {
+	case errors.Is(err, jetstream.ErrStreamNotFound), errors.Is(err, jetstream.ErrConsumerNotFound), errors.Is(err, nats.ErrNoResponders), errors.Is(err, jetstream.ErrNoStreamResponse):
+		return "kansa repair --streams makes streams again that are missing and restores their settings; consumers are made again by themselves within writer.ack_wait"
+	case errors.Is(err, keys.ErrMissing), errors.Is(err, keys.ErrMode), errors.Is(err, keys.ErrDamaged), errors.Is(err, keys.ErrForeign), errors.Is(err, fs.ErrPermission):
+		return "put the sealing key back, readable by Kansa's user alone (deploy/RUNBOOK.md, Key rotation); sealing goes on within a minute"
+	case errors.Is(err, recording.ErrUnknown):
+		return switchesRemedy
+	}
+	return "see to what the reason names: the broker, ClickHouse or the partition store; sealing goes on within a minute"
+}
+
+// storingSucceeds says why messages are not stored.
+func (s *System) storingSucceeds(context.Context) error {
+	for _, w := range s.Writer {
+		since, last, err := w.Failing()
+		if err == nil || time.Since(since) < failedFor || time.Since(last) > seenWithin {
+			continue
+		}
+		remedy := "see to what the reason names; the writer tries on, and nothing is lost meanwhile"
+		switch {
+		case errors.Is(err, jetstream.ErrStreamNotFound), errors.Is(err, nats.ErrNoResponders), errors.Is(err, jetstream.ErrNoStreamResponse), isFull(err):
+			remedy = "kansa repair --streams makes streams again that are missing and restores their settings; if the disk is full, make room"
+		case errors.Is(err, recording.ErrUnknown):
+			remedy = sealingRemedy(err)
+		}
+		found := fmt.Errorf("messages are not stored since %s: %w", since.UTC().Format(time.RFC3339), err)
+		return health.Do(health.Named(found, "messages are not stored since %s", since.UTC().Format(time.RFC3339)), "%s", remedy)
+	}
+	return nil
+}
+
+// isFull reports whether a stream refused a message because it is full.
+func isFull(err error) bool {
+	var refused *jetstream.APIError
+	return errors.As(err, &refused) && (refused.ErrorCode == 10077 || refused.ErrorCode == 10047 || refused.ErrorCode == 10023)
 }
 
 func (s *System) deliveriesSucceed(context.Context) error {
@@ -232,16 +367,56 @@ func (s *System) deliveriesSucceed(context.Context) error {
 	return nil
 }
 
-// streamHasRoom says when producers are about to be pushed back.
-func (s *System) streamHasRoom(ctx context.Context) error {
-	stream, err := s.Client.JS.Stream(ctx, broker.StreamAudit)
-	if err != nil {
-		return fmt.Errorf("look up stream %s: %w", broker.StreamAudit, err)
+const (
+	// filling and full are how full a stream or the account may be.
+	filling = 0.8
+	full    = 0.95
+)
+
+// streamsHaveRoom says which streams are about to refuse what is published.
+func (s *System) streamsHaveRoom(ctx context.Context) error { return s.fills(ctx, filling, full) }
+
+// streamsAreNotFull says which streams refuse what is published, or are about to.
+func (s *System) streamsAreNotFull(ctx context.Context) error { return s.fills(ctx, full, math.Inf(1)) }
+
+func (s *System) fills(ctx context.Context, from, below float64) error {
+	var errs []error
+	fills := func(what, remedy string, used uint64, most int64) {
+		if share := float64(used) / float64(most); most > 0 && share >= from && share < below {
+			errs = append(errs, health.Do(fmt.Errorf("%s is %.0f %% full: %s of %s", what, 100*share, health.Size(used), health.Size(uint64(most))), "%s", remedy))
+		}
 	}
-	info := stream.CachedInfo()
-	if most := info.Config.MaxBytes; most > 0 && info.State.Bytes > uint64(most)/10*9 {
-		return health.Do(fmt.Errorf("stream %s is nearly full: %d bytes of %d (streams.audit_max_bytes)", info.Config.Name, info.State.Bytes, most),
-			"see to the writers if they are behind; or raise streams.audit_max_bytes, or lower streams.audit_max_age")
+	list := s.Client.JS.ListStreams(ctx)
+	for info := range list.Info() {
+		if !slices.Contains(broker.Streams(), info.Config.Name) {
+			continue
+		}
+		remedy := "kansa repair --streams, if the bound was changed from outside; otherwise raise max_bytes of the stream"
+		switch info.Config.Name {
+		case broker.StreamAudit:
+			remedy = "see to the writers if they are behind; or raise streams.audit_max_bytes, or lower streams.audit_max_age"
+		case broker.StreamDeadLetter:
+			remedy = "kansa deadletter list; fix the producer, then kansa deadletter replay"
+		}
+		fills("stream "+info.Config.Name, remedy, info.State.Bytes, info.Config.MaxBytes)
+	}
+	if err := list.Err(); err != nil {
+		return fmt.Errorf("list the streams: %w", err)
+	}
+	if account, err := s.Client.JS.AccountInfo(ctx); err == nil { // whether the broker answers is another check's
+		fills("JetStream's storage", "give the account, or jetstream, more max_file_store", account.Store, account.Limits.MaxStore)
+	}
+	return errors.Join(errs...)
+}
+
+// noDeadLetters says how many dead letters wait.
+func (s *System) noDeadLetters(ctx context.Context) error {
+	stream, err := s.Client.JS.Stream(ctx, broker.StreamDeadLetter)
+	if err != nil {
+		return nil //nolint:nilerr // that it is missing is another check's
+	}
+	if n := stream.CachedInfo().State.Msgs; n > 0 {
+		return health.Do(fmt.Errorf("%d dead letters wait", n), "kansa deadletter list; fix the producer, then kansa deadletter replay")
 	}
 	return nil
 }

@@ -6,6 +6,8 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"maps"
+	"time"
 
 	"github.com/kansa-audit/kansa/consumers"
 	"github.com/kansa-audit/kansa/consumers/recording"
@@ -40,51 +42,78 @@ func (s *System) startRollup(ctx context.Context) error {
 		return err
 	}
 	log := s.log.With(slog.String("part", "rollup"))
-	s.Rollup, err = rollup.New(s.Store, tally.Ledger{JS: s.Client.JS}, s.floor, *progress, s.Bucket, s.Keys, s.Client.JS, rollup.Config{
-		Hour: s.Config.Rollup.Hour, Parallel: s.Config.Rollup.Parallel, Recording: recording.New(s.Client.JS), Logger: log, Alarm: s.alarm, Tracing: s.tracing,
+	damaged := func(seq uint64, err error) {
+		log.Error("a message of the ledger cannot be read and is passed over; the messages it was about have no entry now: kansa repair names them", slog.Uint64("ledger_seq", seq), slog.Any("error", err))
+	}
+	s.Rollup, err = rollup.New(s.Store, tally.Ledger{JS: s.Client.JS, Damaged: damaged}, s.floor, *progress, s.Bucket, s.Keys, s.Client.JS, rollup.Config{
+		Hour: s.Config.Rollup.Hour, Parallel: s.Config.Rollup.Parallel, Recording: recording.New(s.Client.JS), Logger: log, Alarm: s.alarm, Resumed: s.resumed, Tracing: s.tracing,
 	})
 	if err != nil {
 		return err
 	}
+	restorer, err := s.restorer(stream)
+	if err != nil {
+		return err
+	}
 	mender := repair.Repairer{
-		Store: s.Store, Client: s.Client, Progress: *progress, Hour: s.Config.Rollup.Hour, Retention: s.retentions.Expires,
+		Store: s.Store, Client: s.Client, Progress: *progress, Rollup: s.Rollup, Writer: restorer, Hour: s.Config.Rollup.Hour, Retention: s.retentions.Expires,
 	}
 	s.roles.Go(func() error { return mender.Serve(s.ended, s.Client.NC, log) })
 	s.auditor = &reconcile.Auditor{
 		Bucket: s.Bucket, Table: s.Store.InBackground(), Progress: *progress, Findings: &s.findings, Hour: s.Config.Rollup.Hour, Share: float64(s.Config.Rollup.ComparePercent) / 100,
 		Expires: s.retentions.Expires, Record: s.own.Record, Logger: s.log.With(slog.String("part", "reconcile")),
 	}
-	restorer := &reconcile.Restorer{Auditor: s.auditor}
+	fromPartitions := &reconcile.Restorer{Auditor: s.auditor}
 	s.roles.Go(func() error { return s.auditor.Run(s.ended) })
-	s.roles.Go(func() error { return restorer.Run(s.ended) })
-	s.roles.Go(func() error { return restorer.Serve(s.ended, s.Client.NC, log) })
+	s.roles.Go(func() error { return fromPartitions.Run(s.ended) })
+	s.roles.Go(func() error { return fromPartitions.Serve(s.ended, s.Client.NC, log) })
 	keeper := retention.Keeper{
 		Bucket: s.Bucket, Settings: s.openSettings(), Rows: s.Store, Sealer: s.Keys, Stream: stream, Hour: s.Config.Rollup.Hour, Record: s.own.Record,
 		Logger: s.log.With(slog.String("part", "retention")),
 	}
 	s.roles.Go(func() error { return keeper.Run(s.ended, s.Config.Retention.Every) })
+	s.roles.Go(func() error { s.keepTicking(s.ended, progress); return nil })
+	s.roles.Go(func() error { s.watchLedger(s.ended); return nil })
 	// Hours may have closed while nobody was here; the next tick may be an hour away.
 	if err := s.Client.Tick(ctx); err != nil {
 		return err
 	}
-	return s.work(ctx, RoleRollup, broker.StreamHours, broker.ConsumerRollup, consumers.Work{Handle: s.Rollup.Tick, Logger: log})
+	return s.work(ctx, RoleRollup, broker.StreamHours, broker.ConsumerRollup, consumers.Work{
+		Handle: s.Rollup.Tick, Logger: log,
+		Backoff: func(tried uint64) time.Duration { return min(consumers.Backoff(tried), time.Minute) },
+	})
 }
 
-// alarm makes an hour that can't be sealed an event of the operator's trail: it is the operator who mends it, and the
-// organization's own is what is not sealed.
+// alarm makes an event of the operator's trail of an hour that cannot be sealed: the operator repairs it, and the
+// organization's own trail is what is not sealed. It is one event when that begins and one when it ends.
 func (s *System) alarm(ctx context.Context, p schema.Partition, err error) {
-	code := "hour.disagreed"
-	if errors.Is(err, rollup.ErrLost) {
+	code := "sealing.blocked"
+	switch {
+	case errors.Is(err, rollup.ErrLost):
 		code = "messages.lost"
+	case errors.Is(err, rollup.ErrUnstored):
+		code = "messages.unstored"
+	case errors.Is(err, rollup.ErrDisagree):
+		code = "hour.disagreed"
 	}
-	data, jsonErr := json.Marshal(map[string]any{"organization": p.Organization, "trail": p.Trail, "hour": p.Hour})
-	if jsonErr != nil {
-		s.log.Error("alarm has no data", slog.Any("error", jsonErr))
+	s.recordSealing(ctx, p, schema.Event{Event: code, Outcome: schema.Failure, Description: err.Error()}, nil)
+}
+
+// resumed makes an event of the end of what alarm recorded.
+func (s *System) resumed(ctx context.Context, p schema.Partition, since time.Time) {
+	s.recordSealing(ctx, p, schema.Event{Event: "sealing.resumed", Outcome: schema.Success, Description: "sealing goes on from this hour"}, map[string]any{"blocked_since": since})
+}
+
+func (s *System) recordSealing(ctx context.Context, p schema.Partition, e schema.Event, more map[string]any) {
+	all := map[string]any{"organization": p.Organization, "trail": p.Trail, "hour": p.Hour}
+	maps.Copy(all, more)
+	data, err := json.Marshal(all)
+	if err != nil {
+		s.log.Error("an event of sealing has no data", slog.Any("error", err))
 	}
-	s.own.Record(ctx, schema.Event{
-		Event: code, Action: "seal", Outcome: schema.Failure, Target: schema.Target{Type: "partition", ID: p.Path()}, Description: err.Error(),
-		Data: data, DataType: "kansa." + code + ".v1", Attributes: map[string]string{"organization": p.Organization},
-	})
+	e.Action, e.Target, e.Data, e.DataType = "seal", schema.Target{Type: "partition", ID: p.Path()}, data, "kansa."+e.Event+".v1"
+	e.Attributes = map[string]string{"organization": p.Organization}
+	s.own.Record(ctx, e)
 }
 
 // reportDamage makes an event of what the embedded broker had to drop.

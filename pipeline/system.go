@@ -95,13 +95,16 @@ type System struct {
 	// verifications are what was verified last.
 	verifications jetstream.KeyValue
 	measured      atomic.Pointer[metrics.Sources] // set when all roles have started
-	checks        atomic.Pointer[[]health.Check]  // set when all roles have started
+	checks        health.List
+	started       atomic.Bool // all roles have started
 	registry      *metrics.Registry
 	tracing       oteltrace.TracerProvider // nil if there is none
 	endTracing    func(context.Context) error
 	lately        lately
 	certificates  *health.Certificates
 	watched       map[Role][]*watchdog.Queue
+	drift         *drift
+	unaccounted   atomic.Pointer[rollup.Open] // what watchLedger found
 	floor         *floor.Floor
 	shards        []*health.Floor // of the writer; none if the role is not here
 	shared        chan error      // that the stream is shared out anew
@@ -186,6 +189,8 @@ func Start(ctx context.Context, o Options) (_ *System, err error) {
 		return nil, err
 	}
 	s.roles.Go(func() error { return s.retentions.Follow(s.ended) })
+	s.drift = &drift{client: s.Client, record: s.own.Record, log: s.log.With(slog.String("part", "drift"))}
+	s.roles.Go(func() error { s.drift.run(s.ended); return nil })
 	s.certificates = s.certificatesOf()
 	names := make([]string, len(o.Roles))
 	for i, r := range o.Roles {
@@ -269,8 +274,8 @@ func Start(ctx context.Context, o Options) (_ *System, err error) {
 		measured.Keys = &s.Access
 	}
 	s.measured.Store(measured)
-	checks := s.allChecks(o.Roles, progress)
-	s.checks.Store(&checks)
+	s.addChecks(o.Roles, progress)
+	s.started.Store(true)
 	return s, nil
 }
 

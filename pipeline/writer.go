@@ -18,6 +18,7 @@ import (
 	"github.com/kansa-audit/kansa/consumers/writer"
 	"github.com/kansa-audit/kansa/pipeline/broker"
 	"github.com/kansa-audit/kansa/pipeline/health"
+	"github.com/kansa-audit/kansa/schema"
 )
 
 // writers are the writers of this process: one for each lane of the stream, so that a backlog in one does not delay the other. They
@@ -77,18 +78,10 @@ func (s *System) startWriter(ctx context.Context) error {
 		s.shards = append(s.shards, progress)
 		queues[shard.Lane] = append(queues[shard.Lane], s.watch(RoleWriter, consumer, c.AckWait, s.restoreWriter(stream, shard.Consumer, progress)))
 	}
-	settled := func(ctx context.Context) (time.Time, error) {
-		until, _, err := s.floor.Closed(ctx)
-		return until, err
-	}
 	s.Writer = &writers{}
 	for lane := range floor.Lanes {
-		cfg := writer.Config{
-			MaxRows: c.MaxRows, MaxBytes: c.MaxBytes, Linger: c.Linger, MaxLinger: c.MaxLinger, Inserts: c.Inserts, Memory: c.Memory,
-			AckWait: c.AckWait, InsertTimeout: c.InsertTimeout, Retention: s.retentions.Expires, Server: s.serverOf(stream),
-			Recording: recording.New(s.Client.JS), Window: stream.CachedInfo().Config.Duplicates, Settled: settled, Tracing: s.tracing,
-			Logger: s.log.With(slog.String("part", "writer"), slog.String("lane", lane.String())),
-		}
+		cfg := s.writerConfig(stream)
+		cfg.Logger = cfg.Logger.With(slog.String("lane", lane.String()))
 		table := s.Store
 		if lane == floor.Bulk { // it leaves half of the processors, and more of the engine, to the other one
 			cfg.Inserts, cfg.Memory, cfg.MaxBytes = max(1, c.Inserts-1), c.Memory/2, min(c.MaxBytes, int(c.Memory/4))
@@ -136,6 +129,28 @@ func (s *System) startWriter(ctx context.Context) error {
 		s.roles.Go(func() error { return w.Run(s.ended) })
 	}
 	return nil
+}
+
+// writerConfig is what all writers of this process have in common.
+func (s *System) writerConfig(stream jetstream.Stream) writer.Config {
+	c := s.Config.Writer
+	return writer.Config{
+		MaxRows: c.MaxRows, MaxBytes: c.MaxBytes, Linger: c.Linger, MaxLinger: c.MaxLinger, Inserts: c.Inserts, Memory: c.Memory,
+		AckWait: c.AckWait, InsertTimeout: c.InsertTimeout, Retention: s.retentions.Expires, Server: s.serverOf(stream),
+		Recording: recording.New(s.Client.JS), Window: stream.CachedInfo().Config.Duplicates, Tracing: s.tracing,
+		Settled: func(ctx context.Context) (time.Time, error) {
+			until, _, err := s.floor.Closed(ctx)
+			return until, err
+		},
+		Logger: s.log.With(slog.String("part", "writer")),
+	}
+}
+
+// restorer is a writer that takes nothing from the stream by itself: repairs store by it.
+func (s *System) restorer(stream jetstream.Stream) (*writer.Writer, error) {
+	cfg := s.writerConfig(stream)
+	cfg.Memory = max(cfg.Memory/4, 4*schema.MaxMessageBytes)
+	return writer.New(nil, s.Client.NC, s.Store, tally.Ledger{JS: s.Client.JS}, consumers.DeadLetters{JS: s.Client.JS}, cfg)
 }
 
 // restoreWriter makes a consumer of the writer's again. It begins where the old one had come to, as far as that is known.

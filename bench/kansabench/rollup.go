@@ -12,6 +12,7 @@ import (
 	"github.com/ClickHouse/clickhouse-go/v2"
 	"github.com/klauspost/compress/gzip"
 
+	"github.com/kansa-audit/kansa/consumers/floor"
 	"github.com/kansa-audit/kansa/consumers/rollup"
 	"github.com/kansa-audit/kansa/consumers/tally"
 	"github.com/kansa-audit/kansa/pipeline/broker"
@@ -32,8 +33,12 @@ type closed time.Time
 
 func (c closed) Closed(context.Context) (time.Time, uint64, error) { return time.Time(c), 0, nil }
 
-func (c closed) Recorded(context.Context, uint64) (time.Time, bool, error) {
-	return time.Time{}, false, nil
+func (c closed) Messages(context.Context, uint64, uint64, func(floor.Message) error) error {
+	return nil
+}
+
+func (c closed) Since(context.Context, time.Time) (floor.Message, bool, error) {
+	return floor.Message{}, false, nil
 }
 
 // ledger stands for the writer's account, as there was no writer: the table was filled without.

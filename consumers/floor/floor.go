@@ -15,6 +15,7 @@ import (
 	"github.com/nats-io/nats.go/jetstream"
 	"golang.org/x/sync/errgroup"
 
+	"github.com/kansa-audit/kansa/consumers"
 	"github.com/kansa-audit/kansa/schema"
 )
 
@@ -315,14 +316,86 @@ func (f *Floor) Lag(ctx context.Context) (shards []Info, age time.Duration, err 
 	return shards, age, nil
 }
 
-// Recorded returns when the stream stored a message, and false if it does not have it.
-func (f *Floor) Recorded(ctx context.Context, seq uint64) (time.Time, bool, error) {
-	msg, err := f.Stream.GetMsg(ctx, seq)
-	if errors.Is(err, jetstream.ErrMsgNotFound) {
-		return time.Time{}, false, nil
+// Message is a message of the stream without its data.
+type Message struct {
+	Seq      uint64
+	Recorded time.Time
+	Subject  string
+}
+
+// few is how many messages are looked at one by one; more are read in order, without their data.
+const few = 64
+
+// reader is a stream that can be read in order, as jetstream.Stream is.
+type reader interface {
+	CreateConsumer(ctx context.Context, cfg jetstream.ConsumerConfig) (jetstream.Consumer, error)
+	DeleteConsumer(ctx context.Context, consumer string) error
+}
+
+// Messages visits the messages that the stream still has from one place to another, both included, in order.
+func (f *Floor) Messages(ctx context.Context, first, last uint64, visit func(Message) error) error {
+	if r, ok := f.Stream.(reader); ok && last-first >= few {
+		return f.read(ctx, r, jetstream.ConsumerConfig{DeliverPolicy: jetstream.DeliverByStartSequencePolicy, OptStartSeq: first}, func(m Message) (bool, error) {
+			if m.Seq > last {
+				return false, nil
+			}
+			return m.Seq < last, visit(m)
+		})
 	}
+	for seq := first; seq <= last; {
+		msg, err := f.Stream.GetMsg(ctx, seq, jetstream.WithGetMsgSubject(">"))
+		if errors.Is(err, jetstream.ErrMsgNotFound) {
+			return nil
+		}
+		if err != nil {
+			return fmt.Errorf("look at message %d: %w", seq, err)
+		}
+		if msg.Sequence > last {
+			return nil
+		}
+		if err := visit(Message{msg.Sequence, msg.Time, msg.Subject}); err != nil {
+			return err
+		}
+		seq = msg.Sequence + 1
+	}
+	return nil
+}
+
+// Since returns the first message that the stream stored at an instant or later, and false if there is none.
+func (f *Floor) Since(ctx context.Context, at time.Time) (first Message, ok bool, err error) {
+	r, can := f.Stream.(reader)
+	if !can {
+		return first, false, nil
+	}
+	err = f.read(ctx, r, jetstream.ConsumerConfig{DeliverPolicy: jetstream.DeliverByStartTimePolicy, OptStartTime: &at}, func(m Message) (bool, error) {
+		first, ok = m, true
+		return false, nil
+	})
+	return first, ok, err
+}
+
+// read visits messages in order until visit says that it has enough, or there are no more.
+func (f *Floor) read(ctx context.Context, stream reader, cfg jetstream.ConsumerConfig, visit func(Message) (more bool, err error)) error {
+	cfg.AckPolicy, cfg.HeadersOnly, cfg.InactiveThreshold, cfg.MemoryStorage, cfg.Replicas = jetstream.AckNonePolicy, true, 30*time.Second, true, 1
+	consumer, err := stream.CreateConsumer(ctx, cfg)
 	if err != nil {
-		return time.Time{}, false, fmt.Errorf("look at message %d: %w", seq, err)
+		return fmt.Errorf("read the stream of events: %w", err)
 	}
-	return msg.Time, true, nil
+	info := consumer.CachedInfo()
+	defer func() { _ = stream.DeleteConsumer(context.WithoutCancel(ctx), info.Name) }() // or it goes by itself
+	p := consumers.Pulled{Consumer: consumer}
+	for range info.NumPending {
+		msg, err := p.Next(ctx)
+		if err != nil {
+			return fmt.Errorf("read the stream of events: %w", err)
+		}
+		meta, err := msg.Metadata()
+		if err != nil {
+			return fmt.Errorf("read the stream of events: %w", err)
+		}
+		if more, err := visit(Message{meta.Sequence.Stream, meta.Timestamp, msg.Subject()}); !more || err != nil {
+			return err
+		}
+	}
+	return nil
 }

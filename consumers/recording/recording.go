@@ -28,6 +28,22 @@ var ErrUnknown = errors.New("the switches of the trails can not be read")
 // State is what was switched off up to a moment. The zero value says that nothing was.
 type State struct {
 	of map[string]*schema.Recording
+	// unknown are the organizations whose switches cannot be read.
+	unknown map[string]error
+}
+
+// Unknown returns why it is not known what is switched off of an organization, or nil. Nothing of it is to be stored or sealed until that is
+// known again; the others are not concerned.
+func (s State) Unknown(organization string) error { return s.unknown[organization] }
+
+// Complete reports whether the switches of every organization can be read.
+func (s State) Complete() bool { return len(s.unknown) == 0 }
+
+// AnyUnknown visits the organizations whose switches cannot be read.
+func (s State) AnyUnknown(visit func(organization string, err error)) {
+	for organization, err := range s.unknown {
+		visit(organization, err)
+	}
 }
 
 // Off tells whether what the broker stored of a trail at a time is left out.
@@ -97,17 +113,21 @@ func (r *Reader) Now(ctx context.Context) (State, error) {
 		if !copied { // those who have a state keep it
 			of := make(map[string]*schema.Recording, len(r.state.of)+1)
 			maps.Copy(of, r.state.of)
-			r.state.of, copied = of, true
+			unknown := make(map[string]error, len(r.state.unknown))
+			maps.Copy(unknown, r.state.unknown)
+			r.state.of, r.state.unknown, copied = of, unknown, true
 		}
 		organization, ok := strings.CutPrefix(m.Subject, schema.RecordingKeys+".")
 		if !ok {
 			return State{}, fmt.Errorf("%w: there is a message on %s", ErrUnknown, m.Subject)
 		}
 		of, err := schema.ParseRecording(m.Data, m.Time)
-		if err != nil {
-			return State{}, fmt.Errorf("%w: %s: %w", ErrUnknown, organization, err)
+		if r.seq = m.Seq; err != nil {
+			r.state.unknown[organization] = fmt.Errorf("%w: %s: %w", ErrUnknown, organization, err)
+			continue
 		}
-		r.state.of[organization], r.seq = of, m.Seq
+		delete(r.state.unknown, organization)
+		r.state.of[organization] = of
 	}
 }
 

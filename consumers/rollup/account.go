@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"iter"
-	"slices"
 	"time"
 
 	"github.com/kansa-audit/kansa/consumers/tally"
@@ -18,9 +17,9 @@ import (
 // and trail until it is repaired.
 var ErrDisagree = errors.New("the accounts of an hour disagree")
 
-// ErrLost means that the stream has lost messages that the writer did not get, or that the writer did not
-// account for some it got. Whose events were in them is not known, so that nobody's hour is signed.
-var ErrLost = errors.New("messages of the stream are not accounted for")
+// ErrLost means that the stream has lost messages and the ledger has no entry of them. Whose events were in them is not
+// known, so nobody's hour is signed until somebody accepts the loss.
+var ErrLost = errors.New("messages of the stream are lost")
 
 // Ledger is the writer's account of the messages of AUDIT.
 type Ledger interface {
@@ -34,9 +33,9 @@ type hour struct {
 	start    time.Time
 	length   time.Duration
 	accounts map[series]account
-	lastSeq  uint64                // of the messages in it, or before it if it has none
-	gaps     []seal.Gap            // in which messages were lost, of whom is not known
 	off      map[series][]seal.Gap // in which they were switched off
+	unclear  map[series]error      // entries of the ledger that contradict each other, or switches that cannot be read
+	accounting
 }
 
 // series visits those that there is something to say of, some of them twice.
@@ -49,6 +48,11 @@ func (h *hour) series() iter.Seq[series] {
 		}
 		for s := range h.off {
 			if !yield(s) {
+				return
+			}
+		}
+		for i := range h.unstored {
+			if u := &h.unstored[i]; !u.Late && !yield(series{u.Organization, u.Trail}) {
 				return
 			}
 		}
@@ -75,27 +79,45 @@ func (a account) disagree(file *seal.Digest) error {
 		ErrDisagree, a.stream, a.table.Digest, says)
 }
 
+// err is what holds up a series before anything is made of the hour, or nil.
+func (h *hour) err(s series) error {
+	if err := h.unclear[s]; errors.Is(err, tally.ErrContradiction) {
+		return fmt.Errorf("%w; kansa repair --fix takes the stream's count", err)
+	} else if err != nil {
+		return err
+	}
+	return h.accounting.err(s)
+}
+
 // account asks the ledger and the table about the hour at a position. floor is the place in the stream up to
 // which all is acknowledged.
 func (r *Rollup) account(ctx context.Context, at position, floor uint64) (*hour, error) {
-	h := &hour{start: at.next, length: r.cfg.Hour, accounts: map[series]account{}, lastSeq: at.seq}
+	h := &hour{start: at.next, length: r.cfg.Hour, accounts: map[series]account{}, unclear: map[series]error{}}
 	end := at.next.Add(r.cfg.Hour)
 	tallies, after, err := r.ledger.Between(ctx, at.next, end)
 	if err != nil {
 		return nil, err
 	}
+	missing, err := r.unaccounted(ctx, at, end, floor, tallies, after)
+	if err != nil {
+		return nil, err
+	}
+	h.accounting = *missing
 	for i := range tallies {
 		t := &tallies[i]
 		h.lastSeq = max(h.lastSeq, t.StreamSeq)
+		s := series{t.Organization, t.Trail}
+		if i > 0 {
+			if err := tally.Contradicts(&tallies[i-1], t); err != nil {
+				h.unclear[s] = err
+				continue
+			}
+		}
 		if t.Rows > 0 {
-			s := series{t.Organization, t.Trail}
 			a := h.accounts[s]
 			a.stream.Merge(seal.Digest{Rows: t.Rows, Sum: t.Sum})
 			h.accounts[s] = a
 		}
-	}
-	if h.gaps, err = r.unbroken(ctx, at, end, floor, tallies, after); err != nil {
-		return nil, err
 	}
 	if err := r.off(ctx, h); err != nil {
 		return nil, err
@@ -126,71 +148,6 @@ func (r *Rollup) ask(ctx context.Context, h *hour, final bool) error {
 		}
 	}
 	return nil
-}
-
-// most bounds how many messages are looked for one by one.
-const most = 1000
-
-// unbroken sees to it that every message of the hour has a tally: they are numbered without a gap. It returns
-// the gaps that somebody has accepted.
-func (r *Rollup) unbroken(ctx context.Context, at position, end time.Time, floor uint64, tallies []tally.Tally, after *tally.Tally) ([]seal.Gap, error) {
-	losses, err := r.progress.Losses(ctx)
-	if err != nil {
-		return nil, err
-	}
-	var gaps []seal.Gap
-	last, lastTime := at.seq, at.next
-	between := func(next uint64, nextTime time.Time) error {
-		// Beyond the floor, messages of one lane are stored before earlier ones of the other.
-		next = min(next, floor+1)
-		if last == 0 || next <= last+1 {
-			return nil
-		}
-		for seq := last + 1; seq < next; seq++ {
-			if i := slices.IndexFunc(losses, func(l Loss) bool { return l.First <= seq && seq <= l.Last }); i >= 0 {
-				l := losses[i]
-				if lastTime.Before(end) {
-					gaps = lossGap(gaps, l, lastTime.UTC(), minTime(nextTime, end).UTC())
-				}
-				seq = l.Last
-				continue
-			}
-			if seq-last > most {
-				return fmt.Errorf("%w: %d to %d", ErrLost, last+1, next-1)
-			}
-			recorded, ok, err := r.floor.Recorded(ctx, seq)
-			switch {
-			case err != nil:
-				return err
-			case !ok:
-				return fmt.Errorf("%w: message %d is neither in the stream nor in the writer's account (from %d to %d none is); "+
-					"kansa repair says more", ErrLost, seq, last+1, next-1)
-			case recorded.Before(at.next) && seq > at.seq:
-				return fmt.Errorf("%w: message %d came after the hour was sealed that its time, %s, is in: the clocks of the broker's servers are "+
-					"further apart than rollup.grace. Its events are in the table and in no partition; kansa repair --accept goes on",
-					ErrLost, seq, recorded.Format(time.RFC3339Nano))
-			case !recorded.Before(at.next) && recorded.Before(end):
-				return fmt.Errorf("%w: message %d was acknowledged, and the writer's account does not have it; kansa repair says more", ErrLost, seq)
-			}
-		}
-		return nil
-	}
-	if after != nil {
-		tallies = append(slices.Clip(tallies), *after)
-	}
-	for i := range tallies {
-		t := &tallies[i]
-		if err := between(t.StreamSeq, t.RecordedAt); err != nil {
-			return nil, err
-		}
-		last, lastTime = t.StreamSeq, t.RecordedAt
-	}
-	if after == nil {
-		if err := between(floor+1, end); err != nil {
-			return nil, err
-		}
-	}
-	return gaps, nil
 }
 
 // lossGap adds the gap of a loss. Where it leaves no time between the messages beside it, it is stated

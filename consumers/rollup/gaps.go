@@ -20,6 +20,11 @@ func (r *Rollup) off(ctx context.Context, h *hour) error {
 	if err != nil {
 		return err
 	}
+	now.AnyUnknown(func(organization string, err error) {
+		for _, t := range schema.Trails {
+			h.unclear[series{organization, t}] = err
+		}
+	})
 	h.off = map[series][]seal.Gap{}
 	now.Each(h.start, h.start.Add(h.length), func(organization string, trail schema.Trail, g schema.RecordingGap) {
 		s := series{organization, trail}
@@ -33,7 +38,7 @@ func (r *Rollup) off(ctx context.Context, h *hour) error {
 // the gap that it is in.
 func (h *hour) gapsOf(s series) []seal.Gap {
 	all := slices.Clone(h.off[s])
-	for _, loss := range h.gaps {
+	for _, loss := range together(slices.Concat(h.gaps, h.gapsBy[s])) {
 		within, apart, left := -1, false, loss.From
 		beside := func(to time.Time) {
 			if left.Before(to) {
@@ -52,4 +57,26 @@ func (h *hour) gapsOf(s series) []seal.Gap {
 	}
 	slices.SortFunc(all, func(a, b seal.Gap) int { return a.From.Compare(b.From) })
 	return all
+}
+
+// together makes one gap of losses that overlap.
+func together(all []seal.Gap) []seal.Gap {
+	slices.SortStableFunc(all, func(a, b seal.Gap) int { return a.From.Compare(b.From) })
+	var apart []seal.Gap
+	for _, g := range all {
+		n := len(apart)
+		if n == 0 || !g.From.Before(apart[n-1].To) {
+			apart = append(apart, g)
+			continue
+		}
+		before := &apart[n-1]
+		before.Reason += "; " + g.Reason
+		if g.By != before.By {
+			before.Reason += " (" + g.By + ")"
+		}
+		if g.To.After(before.To) {
+			before.To = g.To
+		}
+	}
+	return apart
 }

@@ -6,7 +6,6 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -33,6 +32,7 @@ type Progress struct {
 const (
 	keyNext       = "next"
 	keyLost       = "lost"
+	keyStopped    = "stopped"
 	prefixKnown   = "known."
 	prefixBlocked = "blocked."
 )
@@ -122,9 +122,9 @@ func (p Progress) First(ctx context.Context, organization string, trail schema.T
 
 // Stuck is the hour of an organization's trail that could not be sealed because its accounts disagree; false if there is none.
 func (p Progress) Stuck(ctx context.Context, organization string, trail schema.Trail) (time.Time, bool, error) {
-	blocked, err := p.blocked(ctx)
-	hour, ok := blocked[series{organization, trail}]
-	return hour, ok, err
+	blocked, err := p.blocks(ctx)
+	b, ok := blocked[series{organization, trail}]
+	return b.Hour, ok, err
 }
 
 // learn keeps a series together with the first hour it has a partition for.
@@ -136,25 +136,39 @@ func (p Progress) learn(ctx context.Context, s series, first time.Time) error {
 	return nil
 }
 
-// list reads the hour that is kept for each series under keys of a prefix. Which keys there are is asked of the server
+// list reads the hour that is kept for each series under keys of a prefix.
+func (p Progress) list(ctx context.Context, prefix string, have map[series]time.Time) (map[series]time.Time, error) {
+	all := map[series]time.Time{}
+	err := p.each(ctx, prefix, func(s series) bool {
+		hour, ok := have[s]
+		if ok {
+			all[s] = hour
+		}
+		return !ok
+	}, func(s series, value []byte) (err error) {
+		all[s], err = time.Parse(time.RFC3339, string(value))
+		return err
+	})
+	return all, err
+}
+
+// each visits what is kept for each series under keys of a prefix, if it is wanted. Which keys there are is asked of the server
 // that leads the bucket, not of a consumer: in a cluster, that may be with a server that lags behind, and a series that
 // is missing there would miss an hour.
-func (p Progress) list(ctx context.Context, prefix string, have map[series]time.Time) (map[series]time.Time, error) {
+func (p Progress) each(ctx context.Context, prefix string, want func(series) bool, visit func(s series, value []byte) error) error {
 	stream, err := p.JS.Stream(ctx, "KV_"+p.KV.Bucket())
 	if err != nil {
-		return nil, err
+		return err
 	}
 	subject := "$KV." + p.KV.Bucket() + "." + prefix
 	info, err := stream.Info(ctx, jetstream.WithSubjectFilter(subject+">"))
 	if err != nil {
-		return nil, err
+		return err
 	}
-	all := map[series]time.Time{}
 	for key := range info.State.Subjects {
 		org, trail, _ := strings.Cut(strings.TrimPrefix(key, subject), ".")
 		s := series{org, schema.Trail(trail)}
-		if hour, ok := have[s]; ok {
-			all[s] = hour
+		if !want(s) {
 			continue
 		}
 		entry, err := p.KV.Get(ctx, prefix+s.key())
@@ -162,37 +176,24 @@ func (p Progress) list(ctx context.Context, prefix string, have map[series]time.
 			continue
 		}
 		if err != nil {
-			return nil, err
+			return err
 		}
-		if all[s], err = time.Parse(time.RFC3339, string(entry.Value())); err != nil {
-			return nil, fmt.Errorf("read %s: %w", prefix+s.key(), err)
+		if err := visit(s, entry.Value()); err != nil {
+			return fmt.Errorf("read %s: %w", prefix+s.key(), err)
 		}
 	}
-	return all, nil
-}
-
-// blocked lists the first hour of each series that could not be sealed, because its counts disagreed.
-func (p Progress) blocked(ctx context.Context) (map[series]time.Time, error) {
-	all, err := p.list(ctx, prefixBlocked, nil)
-	if err != nil {
-		return nil, fmt.Errorf("list the blocked series: %w", err)
-	}
-	return all, nil
+	return nil
 }
 
 // Blocked lists, for each organization and trail that waits for somebody to repair it, the first hour that
-// could not be sealed because its counts disagreed.
+// could not be sealed.
 func (p Progress) Blocked(ctx context.Context, length time.Duration) ([]schema.Partition, error) {
-	all, err := p.blocked(ctx)
-	if err != nil {
-		return nil, err
+	all, err := p.Blocks(ctx, length)
+	list := make([]schema.Partition, 0, len(all))
+	for i := range all {
+		list = append(list, all[i].Partition)
 	}
-	var list []schema.Partition
-	for s, hour := range all {
-		list = append(list, schema.Partition{Organization: s.organization, Trail: s.trail, Hour: hour, Length: length})
-	}
-	slices.SortFunc(list, func(a, b schema.Partition) int { return strings.Compare(a.Path(), b.Path()) })
-	return list, nil
+	return list, err
 }
 
 // Sealed is the instant up to which every hour of an organization's trails is rolled up.
@@ -201,13 +202,13 @@ func (p Progress) Sealed(ctx context.Context, organization string, trails []sche
 	if err != nil {
 		return time.Time{}, err
 	}
-	blocked, err := p.blocked(ctx)
+	blocked, err := p.blocks(ctx)
 	if err != nil {
 		return time.Time{}, err
 	}
 	for _, t := range trails {
-		if hour, ok := blocked[series{organization, t}]; ok && hour.Before(until) {
-			until = hour
+		if b, ok := blocked[series{organization, t}]; ok && b.Hour.Before(until) {
+			until = b.Hour
 		}
 	}
 	return until, nil
@@ -234,27 +235,16 @@ func (p Progress) Began(ctx context.Context, organization string, trails []schem
 	return began, nil
 }
 
-func (p Progress) block(ctx context.Context, s series, hour time.Time) error {
-	if _, err := p.KV.PutString(ctx, prefixBlocked+s.key(), hour.UTC().Format(time.RFC3339)); err != nil {
-		return fmt.Errorf("block the series %s: %w", s.key(), err)
-	}
-	return nil
-}
-
-func (p Progress) unblock(ctx context.Context, s series) error {
-	if err := p.KV.Delete(ctx, prefixBlocked+s.key()); err != nil {
-		return fmt.Errorf("unblock the series %s: %w", s.key(), err)
-	}
-	return nil
-}
-
 // Loss is a run of messages that the stream has lost, and who answers for it.
 type Loss struct {
-	First  uint64    `json:"first"`
-	Last   uint64    `json:"last"`
-	By     string    `json:"by"`
-	Reason string    `json:"reason"`
-	At     time.Time `json:"at"`
+	First uint64 `json:"first"`
+	Last  uint64 `json:"last"`
+	// Organization and Trail are those that the messages were of, if that is known. Only their manifests state the loss then.
+	Organization string       `json:"organization,omitempty"`
+	Trail        schema.Trail `json:"trail,omitempty"`
+	By           string       `json:"by"`
+	Reason       string       `json:"reason"`
+	At           time.Time    `json:"at"`
 }
 
 // Losses lists what was accepted.

@@ -2,6 +2,7 @@ package rollup_test
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -12,13 +13,14 @@ import (
 	"testing"
 	"time"
 
-	"github.com/google/go-cmp/cmp"
+	gocmp "github.com/google/go-cmp/cmp"
 	"github.com/klauspost/compress/gzip"
 	"github.com/nats-io/nats.go/jetstream"
 	"go.uber.org/goleak"
 	"gocloud.dev/blob"
 	"gocloud.dev/blob/memblob"
 
+	"github.com/kansa-audit/kansa/consumers/floor"
 	"github.com/kansa-audit/kansa/consumers/recording"
 	"github.com/kansa-audit/kansa/consumers/rollup"
 	"github.com/kansa-audit/kansa/consumers/tally"
@@ -41,6 +43,7 @@ type table struct {
 	rows map[string]map[int]int // organization → hour → rows
 	// breakAfter makes CSV fail after so many bytes; lie makes it give one row more.
 	breakAfter int
+	breakOf    string // of this organization alone
 	lie        bool
 	double     bool // some rows are stored twice
 	gone       bool // the second hour of acme is not there
@@ -140,7 +143,7 @@ func (f *table) CSV(_ context.Context, p schema.Partition, final bool) (io.ReadC
 		n++
 	}
 	text := csvText(p, n, f.rows[p.Organization][hourOf(p.Hour)])
-	if f.breakAfter > 0 {
+	if f.breakAfter > 0 && (f.breakOf == "" || f.breakOf == p.Organization) {
 		return io.NopCloser(io.MultiReader(bytes.NewReader(text[:min(f.breakAfter, len(text))]), broken{})), nil
 	}
 	return io.NopCloser(bytes.NewReader(text)), nil
@@ -167,6 +170,9 @@ type until struct {
 	mu       sync.Mutex
 	t        time.Time
 	recorded time.Time // of any message that is asked for; zero if the stream has none
+	subject  string    // of any
+	gone     map[uint64]bool
+	since    uint64 // the first message that is not before the first hour; 0: not known
 }
 
 func (u *until) Closed(ctx context.Context) (time.Time, uint64, error) {
@@ -179,19 +185,32 @@ func (u *until) Closed(ctx context.Context) (time.Time, uint64, error) {
 	return u.t, min(u.most, tallies[len(tallies)-1].StreamSeq), nil
 }
 
-func (u *until) Recorded(context.Context, uint64) (time.Time, bool, error) {
-	return u.recorded, !u.recorded.IsZero(), nil
+func (u *until) Messages(_ context.Context, first, last uint64, visit func(floor.Message) error) error {
+	for seq := first; seq <= last && !u.recorded.IsZero(); seq++ {
+		if u.gone[seq] {
+			continue
+		}
+		if err := visit(floor.Message{Seq: seq, Recorded: u.recorded, Subject: cmp.Or(u.subject, "audit.events.acme.activity.0")}); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (u *until) Since(context.Context, time.Time) (floor.Message, bool, error) {
+	return floor.Message{Seq: u.since}, u.since > 0, nil
 }
 
 type fixture struct {
-	table  *table
-	ledger *ledger
-	floor  *until
-	bucket *blob.Bucket
-	client *broker.Client
-	keys   *keys.Keys
-	rollup *rollup.Rollup
-	alarms []schema.Partition
+	table   *table
+	ledger  *ledger
+	floor   *until
+	bucket  *blob.Bucket
+	client  *broker.Client
+	keys    *keys.Keys
+	rollup  *rollup.Rollup
+	alarms  []schema.Partition
+	resumed []schema.Partition
 }
 
 func newFixture(t *testing.T) *fixture {
@@ -210,6 +229,7 @@ func newFixture(t *testing.T) *fixture {
 	if f.rollup, err = rollup.New(f.table, f.ledger, f.floor, rollup.Progress{JS: f.client.JS, KV: kv}, f.bucket, f.keys, f.client.JS, rollup.Config{
 		Recording: recording.New(f.client.JS),
 		Alarm:     func(_ context.Context, p schema.Partition, _ error) { f.alarms = append(f.alarms, p) },
+		Resumed:   func(_ context.Context, p schema.Partition, _ time.Time) { f.resumed = append(f.resumed, p) },
 	}); err != nil {
 		t.Fatal(err)
 	}
@@ -527,16 +547,26 @@ func TestMessagesThatAreLost(t *testing.T) {
 	f := newFixture(t)
 	f.table.rows["acme"] = map[int]int{0: 3, 1: 5, 2: 2}
 	f.ledger.lost = 2
-	if _, err := f.advance(t, 3); !errors.Is(err, rollup.ErrLost) {
-		t.Fatalf("got %v, want a loss", err)
+	for range 3 {
+		if _, err := f.advance(t, 3); !errors.Is(err, rollup.ErrLost) || !strings.Contains(err.Error(), "kansa repair --accept 2 goes on") {
+			t.Fatalf("got %v, want a loss", err)
+		}
 	}
 	if f.manifest(t, "acme", 1) != nil || len(f.alarms) != 1 {
 		t.Errorf("sealed over a loss, or without an alarm: %v", f.alarms)
 	}
 	progress := rollup.Progress{JS: f.client.JS, KV: f.kv(t)}
+	if stop, err := progress.Stopped(t.Context()); err != nil || stop == nil || len(stop.Lost) != 1 || stop.Lost[0].First != 2 {
+		t.Errorf("stopped: %+v, %v", stop, err)
+	}
 	if err := progress.Accept(t.Context(), rollup.Loss{First: 2, Last: 2, By: "auditor", Reason: "disk failure, ticket 17"}); err != nil {
 		t.Fatal(err)
 	}
+	defer func() {
+		if stop, err := progress.Stopped(t.Context()); err != nil || stop != nil || len(f.resumed) != 1 {
+			t.Errorf("still stopped: %+v, %v; resumed %v", stop, err, f.resumed)
+		}
+	}()
 	if _, err := f.advance(t, 3); err != nil {
 		t.Fatal(err)
 	}
@@ -578,11 +608,118 @@ func TestMessageThatCameAfterItsHour(t *testing.T) {
 		t.Fatal(err)
 	}
 	f.ledger.lost, f.floor.recorded = 2, start.Add(59*time.Minute) // its tally is not among those of the second hour
-	if _, err := f.advance(t, 3); !errors.Is(err, rollup.ErrLost) || !strings.Contains(err.Error(), "rollup.grace") {
-		t.Fatalf("got %v, want a loss", err)
+	f.table.rows["globex"] = map[int]int{2: 1}
+	if _, err := f.advance(t, 3); !errors.Is(err, rollup.ErrLate) || !strings.Contains(err.Error(), "rollup.grace") {
+		t.Fatalf("got %v, want a late message", err)
 	}
 	if f.manifest(t, "acme", 1) != nil || len(f.alarms) != 1 {
 		t.Errorf("sealed over a message that came too late, or without an alarm: %v", f.alarms)
+	}
+	if f.manifest(t, "globex", 2) == nil {
+		t.Error("globex waits for acme")
+	}
+	progress := rollup.Progress{JS: f.client.JS, KV: f.kv(t)}
+	if err := progress.Accept(t.Context(), rollup.Loss{First: 2, Last: 2, By: "auditor", Reason: "clocks", Organization: "acme", Trail: schema.Activity}); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := f.advance(t, 4); err != nil {
+		t.Fatal(err)
+	}
+	if m := f.manifest(t, "acme", 1); m == nil || len(m.Gaps) != 1 || m.Gaps[0].By != "auditor" {
+		t.Errorf("%+v", m)
+	}
+	if m := f.manifest(t, "globex", 3); m == nil || len(m.Gaps) != 0 {
+		t.Errorf("the loss of acme is stated for globex: %+v", m)
+	}
+	if len(f.resumed) != 1 || f.resumed[0].Organization != "acme" {
+		t.Errorf("resumed: %v", f.resumed)
+	}
+}
+
+// A message that was acknowledged and has no ledger entry holds up its organization's trail and no other, and is one alarm
+// however often it is tried.
+func TestUnstoredMessageBlocksItsOrganizationOnly(t *testing.T) {
+	t.Parallel()
+	for name, c := range map[string]struct {
+		lost    uint64
+		subject string
+		hour    int
+		blocked string
+	}{
+		"within an hour":             {lost: 3, hour: 1, subject: "audit.events.acme.activity.7", blocked: "acme/activity/2026/11/20/01"},
+		"first of the first hour":    {lost: 1, hour: 0, subject: "audit.events.acme.activity.bulk.7", blocked: "acme/activity/2026/11/20/00"},
+		"of an unknown organization": {lost: 3, hour: 1, subject: "audit.events.initech.access.7", blocked: "initech/access/2026/11/20/01"},
+		"on a subject of nobody's":   {lost: 3, hour: 1, subject: "audit.events.!.?", blocked: "kansa/activity/2026/11/20/01"},
+		"of the other trail":         {lost: 3, hour: 1, subject: "audit.events.acme.access.7", blocked: "acme/access/2026/11/20/01"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			f := newFixture(t)
+			f.table.rows["acme"] = map[int]int{0: 3, 1: 5, 2: 2}
+			f.table.rows["globex"] = map[int]int{0: 1, 1: 1, 2: 1}
+			f.ledger.lost, f.floor.recorded, f.floor.subject, f.floor.since = c.lost, start.Add(time.Duration(c.hour)*time.Hour+30*time.Second), c.subject, 1
+			for range 3 {
+				if _, err := f.advance(t, 3); !errors.Is(err, rollup.ErrUnstored) || !strings.Contains(err.Error(), fmt.Sprintf("message %d of ", c.lost)) {
+					t.Fatalf("got %v, want an unstored message", err)
+				}
+			}
+			if f.manifest(t, "globex", 2) == nil {
+				t.Error("globex waits")
+			}
+			if len(f.alarms) != 1 || f.alarms[0].Path() != c.blocked || f.rollup.Stats().Alarms != 1 {
+				t.Errorf("alarms: %v", f.alarms)
+			}
+			progress := rollup.Progress{JS: f.client.JS, KV: f.kv(t)}
+			blocks, err := progress.Blocks(t.Context(), time.Hour)
+			if err != nil || len(blocks) != 1 || blocks[0].Path() != c.blocked || blocks[0].Kind != rollup.KindUnstored || len(blocks[0].Messages) != 1 || blocks[0].Messages[0].First != c.lost {
+				t.Errorf("blocked: %+v, %v", blocks, err)
+			}
+			if n, err := progress.Waiting(t.Context()); n != 1 || err != nil {
+				t.Errorf("%d wait, %v", n, err)
+			}
+			open, err := f.rollup.Unaccounted(t.Context())
+			if err != nil || len(open.Unstored) != 1 || open.Unstored[0].Seq != c.lost || len(open.Lost) != 0 {
+				t.Errorf("unaccounted: %+v, %v", open, err)
+			}
+			f.ledger.lost = 0 // its entry is there now
+			f.floor.recorded = time.Time{}
+			if _, err := f.advance(t, 4); err != nil {
+				t.Fatal(err)
+			}
+			for hour := range 4 {
+				if m := f.manifest(t, "acme", hour); m == nil || m.Number != uint64(hour+1) {
+					t.Errorf("hour %d after the repair: %+v", hour, m)
+				}
+			}
+			if len(f.resumed) != 1 || f.resumed[0].Path() != c.blocked || len(f.alarms) != 1 {
+				t.Errorf("resumed: %v, alarms: %v", f.resumed, f.alarms)
+			}
+		})
+	}
+}
+
+// Of one organization the partition store fails; the others are sealed, and it is caught up with when the store works.
+func TestStoreThatFailsForOneOrganization(t *testing.T) {
+	t.Parallel()
+	f := newFixture(t)
+	f.table.rows["acme"] = map[int]int{0: 300, 1: 5}
+	f.table.rows["globex"] = map[int]int{0: 1, 1: 1}
+	f.table.breakOf = "acme"
+	f.table.breakAfter = 5000
+	for n := range 3 {
+		if _, err := f.advance(t, 2); !errors.Is(err, errBroken) {
+			t.Fatalf("attempt %d: %v", n, err)
+		}
+		if failing := f.rollup.Failing(); (failing != nil) != (n < 2) {
+			t.Errorf("attempt %d: %v", n, failing)
+		}
+	}
+	if f.manifest(t, "globex", 1) == nil || f.manifest(t, "acme", 0) != nil || len(f.alarms) != 1 {
+		t.Errorf("globex is not sealed, or acme is; alarms: %v", f.alarms)
+	}
+	f.table.breakAfter = 0
+	if _, err := f.advance(t, 2); err != nil || f.manifest(t, "acme", 1) == nil || len(f.resumed) != 1 {
+		t.Errorf("%v; resumed: %v", err, f.resumed)
 	}
 }
 
@@ -675,7 +812,7 @@ func TestHoursInWhichATrailWasOff(t *testing.T) {
 		return all
 	}
 	early, late := seal(false), seal(true)
-	if diff := cmp.Diff(early, late); diff != "" {
+	if diff := gocmp.Diff(early, late); diff != "" {
 		t.Errorf("who sealed earlier says something else:\n%s", diff)
 	}
 	var text strings.Builder

@@ -40,6 +40,7 @@ func (w *Writer) settleAll(ctx context.Context, items []*item, out chan<- *item)
 	}
 	if len(letters) > 0 {
 		if err := w.dead.Put(ctx, letters); err != nil {
+			w.settles.note(w.cfg.Now(), err)
 			w.cfg.Logger.Warn("failed to dead-letter rejected events; their messages will be redelivered", slog.Int("messages", len(items)), slog.Any("error", err))
 			for _, it := range items {
 				w.release(it)
@@ -65,7 +66,8 @@ func (w *Writer) settleAll(ctx context.Context, items []*item, out chan<- *item)
 	if len(done) == 0 {
 		return
 	}
-	if err := w.ledger.Put(ctx, tallies); err != nil {
+	err := w.ledger.Put(ctx, tallies)
+	if w.settles.note(w.cfg.Now(), err); err != nil {
 		w.cfg.Logger.Warn("failed to write the ledger; the messages will be redelivered", slog.Int("messages", len(done)), slog.Any("error", err))
 	} else {
 		for _, it := range done {

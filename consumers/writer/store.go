@@ -34,6 +34,7 @@ func (w *Writer) store(ctx context.Context, items []*item) {
 			return
 		}
 		stored, err := w.insertInTime(ctx, items, again, giveBack)
+		w.inserts.note(w.cfg.Now(), err)
 		if errors.Is(err, errStuck) {
 			ours = false
 			return
@@ -119,6 +120,9 @@ func (w *Writer) insert(ctx context.Context, items []*item, again bool) (_ []*it
 	recorded, err := w.cfg.Recording.Now(ctx)
 	if err != nil {
 		return nil, err
+	}
+	if items = w.withKnownSwitches(recorded, items); len(items) == 0 {
+		return nil, nil
 	}
 	// The broker has answered, so that it is known by now if it was started again since it gave the items.
 	server := w.cfg.Server()

@@ -194,8 +194,10 @@ type Writer struct {
 	// awaited is the run of the server since whose begin the table was waited for: what inserts of another run left, is there.
 	awaited atomic.Value // string
 	settled settled
-	stats   stats
-	tracer  trace.Tracer // nil if there is none
+	// Why the last insert failed, dead letters or messages without events could not be settled, and messages wait for switches.
+	inserts, settles, switches trouble
+	stats                      stats
+	tracer                     trace.Tracer // nil if there is none
 }
 
 // suspects are the messages that may have been delivered before, whatever they say of themselves: after a crash the
@@ -273,7 +275,9 @@ type item struct {
 	until   time.Time // the end of the lease; zero when it is not ours any more
 	scratch []byte    // what the block's memory is, if the message was compressed
 	letters []consumers.DeadLetter
-	span    trace.SpanContext
+	// rejected is how many dead letters it had, if it was restored.
+	rejected int
+	span     trace.SpanContext
 }
 
 // Run fetches until ctx ends, then stores and acknowledges what it has fetched, and returns.
@@ -388,6 +392,7 @@ func (w *Writer) decode(ctx context.Context, in <-chan *item, out, settle chan<-
 		}
 		it.size = schema.MaxMessageBytes
 		if err := w.decodeOne(ctx, it); err != nil {
+			w.settles.note(w.cfg.Now(), err)
 			w.cfg.Logger.Warn("what can not be stored is not settled, the message will come again", slog.Any("error", err))
 			w.release(it)
 			continue
@@ -514,6 +519,9 @@ func (w *Writer) off(ctx context.Context, t *tally.Tally) (bool, error) {
 		return false, nil
 	}
 	now, err := w.cfg.Recording.Now(ctx)
+	if err == nil {
+		err = now.Unknown(t.Organization)
+	}
 	return now.Off(t.Organization, t.Trail, t.RecordedAt), err
 }
 

@@ -56,6 +56,8 @@ type Client struct {
 
 	mu        sync.Mutex
 	consumers map[string]jetstream.ConsumerConfig // as they were set up, by name
+	owned     map[string]ownedConsumer            // the same, with what the server made of it
+	streams   map[string]jetstream.StreamConfig   // as they were set up, by name
 }
 
 // Connect connects, and reconnects for as long as the process lives. It fails if there is no answer
@@ -116,7 +118,7 @@ func Connect(ctx context.Context, o Options) (*Client, error) {
 		nc.Close()
 		return nil, fmt.Errorf("connect to NATS: %w", err)
 	}
-	return &Client{NC: nc, JS: js, consumers: map[string]jetstream.ConsumerConfig{}}, nil
+	return &Client{NC: nc, JS: js, consumers: map[string]jetstream.ConsumerConfig{}, owned: map[string]ownedConsumer{}, streams: map[string]jetstream.StreamConfig{}}, nil
 }
 
 // Close sends what is buffered and closes the connection.

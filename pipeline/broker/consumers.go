@@ -23,9 +23,25 @@ func (c *Client) setConsumer(ctx context.Context, stream string, cfg jetstream.C
 	case !errors.Is(err, jetstream.ErrConsumerNotFound):
 		return err
 	}
-	if _, err = c.JS.CreateOrUpdateConsumer(ctx, stream, cfg); err != nil {
+	made, err := c.JS.CreateOrUpdateConsumer(ctx, stream, stamp(cfg))
+	if err != nil {
 		return fmt.Errorf("set up consumer %s of stream %s: %w", cfg.Durable, stream, err)
 	}
+	info := made.CachedInfo()
+	if info.Paused { // a pause outlives an update
+		st, err := c.JS.Stream(ctx, stream)
+		if err == nil {
+			_, err = st.ResumeConsumer(ctx, cfg.Durable)
+		}
+		if err != nil {
+			return fmt.Errorf("resume consumer %s of stream %s: %w", cfg.Durable, stream, err)
+		}
+	}
+	as := info.Config
+	as.PauseUntil = nil
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.owned[cfg.Durable] = ownedConsumer{stream: stream, want: cfg, have: as}
 	return nil
 }
 
@@ -68,7 +84,7 @@ func (c *Client) RestoreConsumer(ctx context.Context, stream, name string, after
 	if info := st.CachedInfo(); after.Seq > 0 && info.Created.Equal(after.Created) && after.Seq <= info.State.LastSeq {
 		cfg.DeliverPolicy, cfg.OptStartSeq = jetstream.DeliverByStartSequencePolicy, after.Seq+1
 	}
-	_, err = st.CreateConsumer(ctx, cfg)
+	_, err = st.CreateConsumer(ctx, stamp(cfg))
 	if err != nil && !errors.Is(err, jetstream.ErrConsumerExists) { // another process was first
 		return fmt.Errorf("restore consumer %s of stream %s: %w", cfg.Durable, stream, err)
 	}

@@ -237,7 +237,7 @@ func (c *Client) SetShards(ctx context.Context, shards int) error {
 			return err
 		}
 	}
-	return c.setWriters(ctx, 0)
+	return c.finishWriters(ctx)
 }
 
 // Replay has all that the stream holds given to the writers once more, after ClickHouse has lost what they stored: what they
@@ -251,7 +251,66 @@ func (c *Client) Replay(ctx context.Context) error {
 	if err := c.keepLayout(ctx, info.Config, next); err != nil {
 		return err
 	}
-	return c.setWriters(ctx, 0)
+	return c.finishWriters(ctx)
+}
+
+// ErrUnfinished means that the broker went away before the consumers were made. How the stream is shared out is kept: the next
+// Setup makes them.
+var ErrUnfinished = errors.New("the broker went away before the writers' consumers were made; the next start of Kansa makes them")
+
+// awayFor is how long the broker may be away while the consumers are made: an embedded one ends with its writers, and is there again
+// when a service manager has started it.
+const awayFor = 20 * time.Second
+
+// finishWriters makes the consumers of the shards, also if the broker is started again meanwhile.
+func (c *Client) finishWriters(ctx context.Context) error {
+	for {
+		away, err := c.whileConnected(ctx, func(ctx context.Context) error { return c.setWriters(ctx, 0) })
+		if err == nil || ctx.Err() != nil || !away && !errors.Is(err, context.DeadlineExceeded) && !errors.Is(err, nats.ErrNoResponders) {
+			return err
+		}
+		for end := time.Now().Add(awayFor); !c.NC.IsConnected(); {
+			if time.Now().After(end) {
+				return fmt.Errorf("%w (%w)", ErrUnfinished, err)
+			}
+			if err := pause(ctx, reachedEvery); err != nil {
+				return err
+			}
+		}
+		if err := pause(ctx, time.Second); err != nil { // JetStream is a little later there than the server
+			return err
+		}
+	}
+}
+
+const reachedEvery = 200 * time.Millisecond
+
+// whileConnected ends do when the connection is lost, and reports whether it was.
+func (c *Client) whileConnected(ctx context.Context, do func(context.Context) error) (away bool, err error) {
+	ctx, cancel := context.WithCancel(ctx)
+	done := make(chan error, 1)
+	go func() { done <- do(ctx) }()
+	for {
+		select {
+		case err := <-done:
+			cancel()
+			return away, err
+		case <-time.After(reachedEvery):
+			if !c.NC.IsConnected() {
+				away = true
+				cancel()
+			}
+		}
+	}
+}
+
+func pause(ctx context.Context, d time.Duration) error {
+	select {
+	case <-ctx.Done():
+		return ctx.Err()
+	case <-time.After(d):
+		return nil
+	}
 }
 
 func (c *Client) keepLayout(ctx context.Context, cfg jetstream.StreamConfig, l layout) error {

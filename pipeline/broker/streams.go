@@ -144,6 +144,11 @@ func (c *Client) Setup(ctx context.Context, s Settings) error {
 		if _, err := c.JS.CreateOrUpdateKeyValue(ctx, recording); err != nil {
 			return fmt.Errorf("set up bucket %s: %w", BucketRecording, err)
 		}
+		st, err := c.JS.Stream(ctx, schema.RecordingStream)
+		if err != nil {
+			return fmt.Errorf("look up bucket %s: %w", BucketRecording, err)
+		}
+		c.keepStream(st.CachedInfo())
 		return c.Schedule(ctx, Schedule{Subject: subjectTickSchedule, Target: subjectTick, Every: s.Hour})
 	})
 }
@@ -175,9 +180,17 @@ func (c *Client) ensureBucket(ctx context.Context, bucket string, replicas int) 
 	if err := checkStream(cfg); err != nil {
 		return err
 	}
-	if alone := replicas == 1; cfg.Replicas != replicas || cfg.AllowDirect != alone {
-		cfg.Replicas, cfg.AllowDirect = replicas, alone
-		_, err = c.JS.UpdateStream(ctx, cfg)
+	// Nothing in a bucket ends by itself.
+	want := cfg
+	want.Replicas, want.AllowDirect = replicas, replicas == 1
+	want.MaxAge, want.MaxBytes, want.MaxMsgs, want.Discard = 0, -1, -1, jetstream.DiscardNew
+	if cfg.Replicas == want.Replicas && cfg.AllowDirect == want.AllowDirect && cfg.MaxAge == 0 && cfg.MaxBytes <= 0 && cfg.MaxMsgs <= 0 && cfg.Discard == want.Discard {
+		c.keepStream(st.CachedInfo())
+		return nil
+	}
+	info, err := c.JS.UpdateStream(ctx, want)
+	if err == nil {
+		c.keepStream(info.CachedInfo())
 	}
 	return err
 }
@@ -193,9 +206,11 @@ func (c *Client) ensureStream(ctx context.Context, cfg jetstream.StreamConfig) e
 	} else if !errors.Is(err, jetstream.ErrStreamNotFound) {
 		return fmt.Errorf("look up stream %s: %w", cfg.Name, err)
 	}
-	if _, err := c.JS.CreateOrUpdateStream(ctx, cfg); err != nil {
+	st, err := c.JS.CreateOrUpdateStream(ctx, cfg)
+	if err != nil {
 		return fmt.Errorf("set up stream %s: %w", cfg.Name, err)
 	}
+	c.keepStream(st.CachedInfo())
 	return nil
 }
 

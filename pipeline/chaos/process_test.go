@@ -280,7 +280,7 @@ func faultsIn(path string) error {
 		}
 	}
 	for _, bad := range []string{
-		"panic:", "fatal error:", "an hour can not be sealed", "task given up", "stored in part", "a spooled message is lost",
+		"panic:", "fatal error:", "an hour cannot be sealed", "task given up", "stored in part", "a spooled message is lost",
 	} {
 		if i := strings.Index(string(data), bad); i >= 0 {
 			errs = append(errs, fmt.Errorf("%s says: %.500s", filepath.Base(path), data[i:]))

@@ -179,6 +179,9 @@ func processesAreThere(_ context.Context, p *patient) error {
 			continue
 		}
 		for _, f := range s.Status.Health.Findings {
+			if f.Check == "dead letters" || f.Check == "room" || f.Check == "full" {
+				continue // the doctor's own check has more of it
+			}
 			where := s.Name()
 			if f.Role != "kansa" {
 				where += " " + f.Role
@@ -298,9 +301,17 @@ func accountsAgree(ctx context.Context, p *patient) error {
 	if p.Config != nil {
 		hour = p.Config.Rollup.Hour
 	}
-	blocked, err := rollup.Progress{JS: p.Client.JS, KV: kv}.Blocked(ctx, hour)
+	progress := rollup.Progress{JS: p.Client.JS, KV: kv}
+	stopped, err := progress.Stopped(ctx)
+	if stopped != nil {
+		p.find(health.Failing, "rollup", "sealing", "kansa run rollup, then kansa repair", "nothing is sealed, of any organization, since %s: %s", stopped.Since.Format(time.RFC3339), stopped.Reason)
+	}
+	if err != nil {
+		return err
+	}
+	blocked, err := progress.Blocks(ctx, hour)
 	for _, b := range blocked {
-		p.find(health.Failing, "partition "+b.Path(), "agreement", "kansa run rollup, then kansa repair", "its accounts disagree: neither it nor what follows it is sealed")
+		p.find(health.Failing, "partition "+b.Path(), "agreement", "kansa run rollup, then kansa repair", "neither it nor what follows it is sealed: its %s", b.Reason)
 	}
 	return err
 }

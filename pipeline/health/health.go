@@ -32,8 +32,41 @@ type Check struct {
 	Role     string
 	Name     string
 	Severity Severity // of what it finds
+	// Part says that what it finds concerns some organizations only: the role works for the others, and the process is ready.
+	Part bool
 	// Look says what is wrong, or nothing. It returns when ctx ends.
 	Look func(ctx context.Context) error
+}
+
+// List is all checks of a process: what /readyz, doctor, top, the metrics and the console report. It is safe for concurrent use.
+type List struct {
+	mu     sync.Mutex
+	checks []Check
+}
+
+// Add adds a check.
+func (l *List) Add(c Check) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.checks = append(l.checks, c)
+}
+
+// All returns the checks, in the order in which they were added.
+func (l *List) All() []Check {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return slices.Clone(l.checks)
+}
+
+// State is how one check is doing. Several of one role and name are one.
+type State struct {
+	Role  string `json:"role"`
+	Check string `json:"check"`
+	// Severity is what it is if it finds something.
+	Severity Severity `json:"severity"`
+	OK       bool     `json:"ok"`
+	Reason   string   `json:"reason,omitempty"`
+	Remedy   string   `json:"remedy,omitempty"`
 }
 
 // Finding is what a check found.
@@ -78,6 +111,7 @@ func (r Report) WithoutNames() Report {
 			f.Reason = f.bare + "; kansa doctor names them"
 		}
 	}
+	r.Checks = states(r.Checks, r.Findings)
 	return r
 }
 
@@ -107,6 +141,8 @@ func remedyOf(err error) string {
 type Report struct {
 	Ready    bool      `json:"ready"` // nothing is failing
 	Findings []Finding `json:"findings"`
+	// Checks are all of them, those that found nothing, too.
+	Checks []State `json:"checks"`
 	// Roles are those that were looked at, each with the worst that was found of it.
 	Roles []Role `json:"roles"`
 }
@@ -137,24 +173,49 @@ func Run(ctx context.Context, checks []Check) Report {
 		})
 	}
 	all.Wait()
-	r := Report{Ready: true, Findings: []Finding{}, Roles: []Role{}}
+	r := Report{Ready: true, Findings: []Finding{}, Checks: []State{}, Roles: []Role{}}
 	for i, c := range checks {
 		at := slices.IndexFunc(r.Roles, func(o Role) bool { return o.Role == c.Role })
 		if at < 0 {
 			at = len(r.Roles)
 			r.Roles = append(r.Roles, Role{c.Role, "ok"})
 		}
+		if !slices.ContainsFunc(r.Checks, func(o State) bool { return o.Role == c.Role && o.Check == c.Name }) {
+			r.Checks = append(r.Checks, State{Role: c.Role, Check: c.Name, Severity: c.Severity})
+		}
 		if errs[i] == nil {
 			continue
 		}
-		if r.Roles[at].State != string(Failing) {
-			r.Roles[at].State = string(c.Severity)
+		if failing := c.Severity == Failing && !c.Part; failing {
+			r.Roles[at].State, r.Ready = string(Failing), false
+		} else if r.Roles[at].State == "ok" {
+			r.Roles[at].State = string(Warning)
 		}
-		r.Ready = r.Ready && c.Severity != Failing
 		r.Findings = append(r.Findings, c.finding(errs[i]))
 	}
 	slices.SortStableFunc(r.Findings, func(a, b Finding) int { return strings.Compare(string(a.Severity), string(b.Severity)) })
+	r.Checks = states(r.Checks, r.Findings)
 	return r
+}
+
+// states says of each check what was found.
+func states(all []State, findings []Finding) []State {
+	all = slices.Clone(all)
+	for i := range all {
+		s := &all[i]
+		var reasons, remedies []string
+		for _, f := range findings {
+			if f.Role != s.Role || f.Check != s.Check {
+				continue
+			}
+			reasons = append(reasons, f.Reason)
+			if f.Remedy != "" && !slices.Contains(remedies, f.Remedy) {
+				remedies = append(remedies, f.Remedy)
+			}
+		}
+		s.OK, s.Reason, s.Remedy = len(reasons) == 0, strings.Join(reasons, "; "), strings.Join(remedies, "; ")
+	}
+	return all
 }
 
 // finding is what the check found. A reason is one line, whoever wrote it.
@@ -184,7 +245,7 @@ func (r Report) Text() string {
 // Ready answers whether the process works, and not why: 503 if anything is failing.
 func Ready(report func(context.Context) Report) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, req *http.Request) {
-		(Report{Ready: report(req.Context()).Ready, Findings: []Finding{}, Roles: []Role{}}).write(w, req)
+		(Report{Ready: report(req.Context()).Ready, Findings: []Finding{}, Checks: []State{}, Roles: []Role{}}).write(w, req)
 	})
 }
 

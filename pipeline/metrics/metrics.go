@@ -175,8 +175,9 @@ var (
 	engineUsed     = desc("engine_slots_used", "Requests that the embedded ClickHouse runs for a purpose.", "purpose")
 	engineWaiting  = desc("engine_requests_waiting", "Requests that wait for a slot of the embedded ClickHouse.", "purpose")
 
-	roleReady = desc("role_ready", "1 while a role of this process does its work, 0 while a check of it is failing: what /readyz says.", "role")
-	diskBytes = desc("disk_bytes", "Bytes of the disk of a directory that this process writes to.", "directory")
+	roleReady   = desc("role_ready", "1 while a role of this process does its work, 0 while a check of it is failing: what /readyz says.", "role")
+	healthCheck = desc("health_check", "1 while a check finds nothing, 0 while it finds something: what /readyz, kansa doctor and kansa top report. Severity is that of what it finds.", "role", "check", "severity")
+	diskBytes   = desc("disk_bytes", "Bytes of the disk of a directory that this process writes to.", "directory")
 
 	certificateEnds = desc("certificate_expiry_timestamp_seconds", "When a certificate expires that this process shows, is shown or trusts.", "certificate")
 	keyEnds         = desc("api_key_expiry_timestamp_seconds", "When an API key expires, by the key's id.", "key")
@@ -195,7 +196,7 @@ func (c *collector) Describe(out chan<- *prometheus.Desc) {
 	for _, d := range []*prometheus.Desc{
 		streamMessages, streamBytes, streamLimit, lagMessages, lagSeconds, redelivered, deadLetters, stored, skipped, rejected, inserts,
 		insertErrors, rolledUpUntil, rollupLag, partitions, alarms, blocked, deliveries, floorAge, restarts, diskFree, unrecorded, gatewayUnrecorded,
-		trailsOff, deliveryAge, paused, deadReasons, gatewayRequests, gatewayEvents, rollupHours, rollupSpent, rollupLast, engineRestarts, engineSlots, engineUsed, engineWaiting, roleReady,
+		trailsOff, deliveryAge, paused, deadReasons, gatewayRequests, gatewayEvents, rollupHours, rollupSpent, rollupLast, engineRestarts, engineSlots, engineUsed, engineWaiting, roleReady, healthCheck,
 		diskBytes, certificateEnds, keyEnds, refused, panics,
 	} {
 		out <- d
@@ -284,7 +285,15 @@ func (c *collector) Collect(out chan<- prometheus.Metric) {
 		}
 	}
 	if s.Report != nil {
-		for _, r := range s.Report(ctx).Roles {
+		report := s.Report(ctx)
+		for _, c := range report.Checks {
+			well := 0.0
+			if c.OK {
+				well = 1
+			}
+			gauge(healthCheck, well, c.Role, c.Check, string(c.Severity))
+		}
+		for _, r := range report.Roles {
 			works := 1.0
 			if r.State == string(health.Failing) {
 				works = 0
@@ -404,10 +413,10 @@ func (s *Sources) rollup(ctx context.Context, gauge gauger) error {
 		gauge(rolledUpUntil, float64(next.Unix()))
 		gauge(rollupLag, max(0, time.Since(next).Seconds()))
 	}
-	waiting, err := s.Progress.Blocked(ctx, s.Hour)
+	waiting, err := s.Progress.Waiting(ctx)
 	if err != nil {
 		return err
 	}
-	gauge(blocked, float64(len(waiting)))
+	gauge(blocked, float64(waiting))
 	return nil
 }

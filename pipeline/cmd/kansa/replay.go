@@ -1,6 +1,11 @@
 package main
 
-import "fmt"
+import (
+	"errors"
+	"fmt"
+
+	"github.com/kansa-audit/kansa/pipeline/broker"
+)
 
 type replayCmd struct {
 	natsFlags
@@ -10,7 +15,7 @@ type replayCmd struct {
 func (*replayCmd) Help() string {
 	return `For when ClickHouse has lost events: restore its backup first, if there is one. All that the stream still holds (streams.audit_max_age)
 is given to the writers once more; what they find in the table they leave out, so nothing is stored twice. Writers end when they
-notice, and have to be started again, as a service manager does. Nothing is stored for as long as writer.ack_wait. Hours that
+notice, and have to be started again, as a service manager does; kansa up ends with them. Nothing is stored for as long as writer.ack_wait. Hours that
 are sealed stay as they are. Dead letters appear once more.
 
   kansa replay --yes`
@@ -32,7 +37,17 @@ func (c *replayCmd) Run(e *env) error {
 		fmt.Fprintln(e.stdout, "kansa replay --yes gives them to the writers once more")
 		return nil
 	}
-	if err := client.Replay(e.ctx); err != nil {
+	return finished(e, client, client.Replay(e.ctx))
+}
+
+// finished reports how the stream is shared out now. That the broker ended before all was done is no failure: kansa up ends with its
+// writers, and does the rest when it starts.
+func finished(e *env, client *broker.Client, err error) error {
+	if errors.Is(err, broker.ErrUnfinished) {
+		fmt.Fprintln(e.stdout, "It is decided and kept. The broker has ended, as kansa up does with its writers: start it again, if no service manager does, and it does the rest.")
+		return nil
+	}
+	if err != nil {
 		return err
 	}
 	return printShards(e.ctx, e, client)

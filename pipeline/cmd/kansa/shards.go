@@ -28,9 +28,7 @@ func (c *shardsCmd) Run(e *env) error {
 	}
 	defer client.Close()
 	if c.Shards != 0 {
-		if err := client.SetShards(e.ctx, c.Shards); err != nil {
-			return err
-		}
+		return finished(e, client, client.SetShards(e.ctx, c.Shards))
 	}
 	return printShards(e.ctx, e, client)
 }

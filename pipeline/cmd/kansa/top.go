@@ -354,6 +354,9 @@ func (t *top) print(w io.Writer, o order) error {
 	}
 	for _, f := range t.Findings {
 		fmt.Fprintf(w, "%s: %s: %s: %s\n", f.Severity, f.Role, f.Check, f.Reason)
+		if f.Remedy != "" {
+			fmt.Fprintf(w, "  what to do: %s\n", f.Remedy)
+		}
 	}
 	return nil
 }

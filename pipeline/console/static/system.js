@@ -31,7 +31,7 @@ export async function render(main, { signal, who, admin }) {
     const rate = before && stored !== undefined ? Math.max(0, (stored - before.stored) / ((now - before.now) / 1000)) : undefined;
     before = { stored, now };
     fill(state, h('h2', {}, t('system.health'), ' ', badge(!ready.ready ? 'bad' : ready.findings.length ? 'warn' : 'ok', t(!ready.ready ? 'system.failing' : ready.findings.length ? 'system.warning' : 'system.ok'))),
-      ready.findings.length ? h('ul', { class: 'stack plainlist' }, ready.findings.map((f) => h('li', {}, badge(f.severity === 'failing' ? 'bad' : 'warn', word('severity', f.severity)), ' ', h('b', {}, `${f.role} · ${f.check}`), ' ', f.reason))) : h('p', { class: 'muted' }, t('system.nothing')));
+      ready.findings.length ? h('ul', { class: 'stack plainlist' }, ready.findings.map((f) => h('li', {}, badge(f.severity === 'failing' ? 'bad' : 'warn', word('severity', f.severity)), ' ', h('b', {}, `${f.role} · ${f.check}`), ' ', f.reason, f.remedy && h('div', { class: 'muted' }, t('system.remedy'), ' ', f.remedy)))) : h('p', { class: 'muted' }, t('system.nothing')));
     const queue = by('kansa_consumer_lag_messages', 'consumer');
     const doing = {
       writer: [rate !== undefined && t('system.per.second', { n: number(rate) }), one('kansa_writer_lag_seconds') !== undefined && t('system.behind', { n: duration(one('kansa_writer_lag_seconds')) })],

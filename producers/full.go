@@ -10,7 +10,7 @@ import (
 )
 
 // ErrStreamFull means that the broker refused events because their stream has no room: it holds as many bytes or messages as it may.
-// What was refused is not stored. It is taken again when older messages have aged out or the bound is raised.
+// A refused event is not stored. It is taken again when older messages have aged out or the bound is raised.
 var ErrStreamFull = errors.New("the stream of events is full")
 
 // StreamFull wraps err so that it answers to [ErrStreamFull], if it is JetStream's answer that a stream or its account has no room.

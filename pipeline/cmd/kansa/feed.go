@@ -25,7 +25,7 @@ const (
 	windowBytes   = 16 << 20 // of the lines
 )
 
-// What is read from a pipe is sent when nothing more has come for pipeIdle, or when it has waited for pipeDelay.
+// Lines of a pipe are sent when nothing more has come for pipeIdle, or when it has waited for pipeDelay.
 const (
 	pipeIdle  = 50 * time.Millisecond
 	pipeDelay = 500 * time.Millisecond

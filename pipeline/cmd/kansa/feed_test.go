@@ -211,7 +211,7 @@ func TestPipeIsPublishedWithoutItsEnd(t *testing.T) {
 	wantEach(t, b, 3)
 }
 
-// What was read from a pipe before a signal is sent, even if it waits for others.
+// A signal has lines sent that were read from a pipe and wait for others.
 func TestPipeFlushesOnSignal(t *testing.T) {
 	t.Parallel()
 	b := startBroker(t, 0)

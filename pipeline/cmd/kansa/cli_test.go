@@ -15,7 +15,7 @@ import (
 
 func TestHelpIsWorthReading(t *testing.T) {
 	t.Parallel()
-	for _, args := range []string{"", "up", "run", "publish", "export start", "export list", "export status", "deadletter list", "deadletter replay", "check-config", "demo", "verify", "prove", "key show", "key rotate", "doctor", "top", "trail list", "trail on", "trail off"} {
+	for _, args := range []string{"", "up", "run", "publish", "export start", "export list", "export status", "deadletter list", "deadletter replay", "deadletter discard", "check-config", "demo", "verify", "prove", "key show", "key rotate", "doctor", "top", "trail list", "trail on", "trail off"} {
 		code, out, errs := kansa(t, "", append(strings.Fields(args), "--help")...)
 		if code != 0 || !strings.Contains(out, "Usage: kansa") || errs != "" || len(strings.Split(out, "\n")) < 8 {
 			t.Errorf("kansa %s --help: exit code %d\n%s%s", args, code, out, errs)
@@ -50,7 +50,7 @@ func TestWrongUse(t *testing.T) {
 		{[]string{"demo", "--input", file("x.ndjson", "{}\n"), "--exit"}, exitFailed, []string{"holds no event", "--mapping"}},
 		{[]string{"export", "start", "-o", "acme", "--from", "yesterday", "-d", "x"}, exitFailed, []string{"--from", "2026-11-22"}},
 		{[]string{"export", "start", "-o", "acme", "--from", "2026-11-22", "--to", "2026-11-21", "-d", "x"}, exitFailed, []string{"is not before"}},
-		{[]string{"deadletter", "replay"}, exitFailed, []string{"their numbers, or --all"}},
+		{[]string{"deadletter", "replay"}, exitFailed, []string{"their numbers, --all, or --like"}},
 	} {
 		code, out, errs := kansa(t, "", c.args...)
 		if code != c.code {

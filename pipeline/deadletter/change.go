@@ -51,7 +51,8 @@ type outgoing struct {
 }
 
 // apply makes of a letter what is published. Organization and trail are those of the change; or of events that a person has changed; or of
-// the subject. An event as its publisher made it decides only if the subject names none: it could say whatever organization it liked.
+// the subject. An event as its publisher made it decides only if the subject names none: otherwise one
+// organization could plant events in the trail of another through a replay.
 func (c *Change) apply(l *Letter) (*outgoing, error) {
 	out := &outgoing{subject: l.Subject, contentType: l.ContentType, encoding: l.ContentEncoding, data: l.Data, changed: c.Changes()}
 	organization, trail, invalid := schema.ParseEventSubject(l.Subject)

@@ -54,7 +54,7 @@ type kindCount struct {
 	letters uint64
 }
 
-// Bounds are those of each organization's letters; 0 is no bound.
+// Bounds are those of each organization's letters; 0 removes the bound.
 type Bounds struct {
 	MaxAge   time.Duration
 	MaxBytes int64
@@ -82,7 +82,8 @@ func (x *Index) now() time.Time {
 	return time.Now()
 }
 
-// Update reads what has changed. If another call does so already, it returns at once. What was read before an error stays.
+// Update reads what has changed. If another call does so already, it returns at once. After an error, the next call goes on where this one
+// stopped.
 func (x *Index) Update(ctx context.Context) error {
 	if !x.updating.TryLock() {
 		return nil
@@ -268,7 +269,7 @@ type excess struct {
 	newest              time.Time
 }
 
-// Bound drops the oldest letters of organizations that exceed a bound. Letters of other organizations stay. What is dropped is counted and
+// Bound drops the oldest letters of organizations that exceed a bound. Letters of other organizations stay. Dropped letters are counted and
 // logged.
 func (x *Index) Bound(ctx context.Context, b Bounds, log *slog.Logger) error {
 	x.updating.Lock()

@@ -88,7 +88,7 @@ func TestIndexReadsEachLetterOnce(t *testing.T) {
 	wantKinds(t, x, map[string]uint64{})
 }
 
-// An organization whose bad events exceed a bound loses its oldest letters, and no other organization does. What is dropped is counted and
+// An organization whose bad events exceed a bound loses its oldest letters, and no other organization does. Dropped letters are counted and
 // logged.
 func TestLettersAreBoundedByOrganization(t *testing.T) {
 	t.Parallel()

@@ -22,7 +22,7 @@ type Outcome struct {
 	// CameBack are those that could not be stored and are dead letters again, and Causes why.
 	CameBack int     `json:"came_back"`
 	Causes   []Cause `json:"causes" nullable:"false"`
-	// Unsettled says that the writer has not come to all of them in time, so that more may come back.
+	// Unsettled says that the writer did not come to all of them in time, so that more may come back.
 	Unsettled bool `json:"unsettled,omitempty"`
 }
 

@@ -115,6 +115,10 @@ func (c *Change) apply(l *Letter) (*outgoing, error) {
 		if err != nil {
 			return nil, unfit(l, err.Error(), "replay it to one organization and trail, or give the events by --data")
 		}
+		chosen := c.Data != nil || c.Mapping != nil || c.Set["organization"] != "" || c.Organization != ""
+		if said := organizationIn(l.Subject); !chosen && said != "" && org != said {
+			return nil, unfit(l, fmt.Sprintf("its subject is of organization %q, and its event of %q", said, org), "name the organization by --organization")
+		}
 		if org != "" {
 			organization = org
 		}
@@ -141,6 +145,16 @@ func (c *Change) apply(l *Letter) (*outgoing, error) {
 		out.subject, out.changed = schema.EventSubject(organization, trail), true
 	}
 	return out, nil
+}
+
+// organizationIn is the organization in a subject, which need not be valid otherwise; empty if there is none.
+func organizationIn(subject string) string {
+	rest, _ := strings.CutPrefix(subject, schema.SubjectEvents+".")
+	organization, _, _ := strings.Cut(rest, ".")
+	if schema.CheckOrganization(organization) != nil {
+		return ""
+	}
+	return organization
 }
 
 func isJSON(contentType string) bool {

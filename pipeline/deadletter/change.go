@@ -104,7 +104,7 @@ func (c *Change) apply(l *Letter) (*outgoing, error) {
 				}
 			}
 		}
-		if out.data, err = join(events, out.data, out.contentType); err != nil {
+		if out.data, err = join(events, out.data); err != nil {
 			return nil, err
 		}
 	case err != nil && len(c.Set) > 0:
@@ -214,7 +214,7 @@ func objects(out *outgoing) ([]map[string]any, error) {
 }
 
 // join writes events in the form that they had.
-func join(events []map[string]any, was []byte, contentType string) ([]byte, error) {
+func join(events []map[string]any, was []byte) ([]byte, error) {
 	var out []byte
 	array := bytes.HasPrefix(bytes.TrimSpace(was), []byte("["))
 	for i, e := range events {

@@ -81,7 +81,7 @@ type published struct {
 }
 
 // publishFile publishes a file until ctx ends.
-func publishFile(t *testing.T, ctx context.Context, b *brokertest.Restartable, args ...string) (code int, p published, errs string) {
+func publishFile(ctx context.Context, t *testing.T, b *brokertest.Restartable, args ...string) (code int, p published, errs string) {
 	t.Helper()
 	var out, said bytes.Buffer
 	code = run(ctx, append([]string{"publish", "--json", "--nats", b.URL()}, args...), strings.NewReader(""), &out, &said)
@@ -113,7 +113,7 @@ func TestInterruptedFileStoresNothingTwice(t *testing.T) {
 			var errs string
 			go func() {
 				defer close(done)
-				code, first, errs = publishFile(t, ctx, b, whole)
+				code, first, errs = publishFile(ctx, t, b, whole)
 			}()
 			untilMessages(t, b, 1)
 			cancel()
@@ -124,7 +124,7 @@ func TestInterruptedFileStoresNothingTwice(t *testing.T) {
 			if first.Acked == 0 || first.Acked >= lines || first.NextLine > lines || first.NextLine%windowLines != 1 {
 				t.Errorf("stopped with %+v", first)
 			}
-			code, second, errs := publishFile(t, t.Context(), b, again(first.NextLine)...)
+			code, second, errs := publishFile(t.Context(), t, b, again(first.NextLine)...)
 			if code != 0 || second.NextLine != lines+1 {
 				t.Errorf("exit code %d, %+v: %s", code, second, errs)
 			}
@@ -142,11 +142,11 @@ func TestInterruptedFileStoresNothingTwice(t *testing.T) {
 		if err := w.Close(); err != nil {
 			t.Fatal(err)
 		}
-		code, first, errs := publishFile(t, t.Context(), b, writeFile(t, "cut.ndjson.gz", zipped.Bytes()[:zipped.Len()/2]))
+		code, first, errs := publishFile(t.Context(), t, b, writeFile(t, "cut.ndjson.gz", zipped.Bytes()[:zipped.Len()/2]))
 		if code != exitFailed || !strings.Contains(errs, "unexpected EOF") || !strings.Contains(errs, fmt.Sprintf("--from-line %d", first.NextLine)) {
 			t.Errorf("exit code %d: %s", code, errs)
 		}
-		if code, _, errs := publishFile(t, t.Context(), b, writeFile(t, "whole.ndjson.gz", zipped.Bytes())); code != 0 {
+		if code, _, errs := publishFile(t.Context(), t, b, writeFile(t, "whole.ndjson.gz", zipped.Bytes())); code != 0 {
 			t.Errorf("exit code %d: %s", code, errs)
 		}
 		wantEach(t, b, lines)
@@ -154,8 +154,8 @@ func TestInterruptedFileStoresNothingTwice(t *testing.T) {
 	t.Run("grown", func(t *testing.T) {
 		t.Parallel()
 		b := startBroker(t, 0)
-		_, first, _ := publishFile(t, t.Context(), b, writeFile(t, "short.ndjson", manyLines(0, 30_000)))
-		if code, _, errs := publishFile(t, t.Context(), b, "--from-line", fmt.Sprint(first.NextLine), whole); code != 0 {
+		_, first, _ := publishFile(t.Context(), t, b, writeFile(t, "short.ndjson", manyLines(0, 30_000)))
+		if code, _, errs := publishFile(t.Context(), t, b, "--from-line", fmt.Sprint(first.NextLine), whole); code != 0 {
 			t.Errorf("exit code %d: %s", code, errs)
 		}
 		wantEach(t, b, lines)

@@ -7,6 +7,7 @@ import (
 	"encoding/hex"
 	"encoding/json"
 	"fmt"
+	"io"
 	"math/rand/v2"
 	"net/http"
 	"net/url"
@@ -178,6 +179,16 @@ func TestDeadLettersByTheAPI(t *testing.T) {
 		t.Errorf("causes: %+v", census)
 	}
 	kind := census.Causes[0].Kind
+	pipelinetest.Until(t, time.Minute, func() (bool, any) {
+		res, err := http.Get(s.Health.URL() + "/metrics")
+		if err != nil {
+			return false, err
+		}
+		defer res.Body.Close()
+		text, err := io.ReadAll(res.Body)
+		return strings.Contains(string(text), fmt.Sprintf("kansa_dead_letters_by_reason{reason=%q} 5", kind)) &&
+			strings.Contains(string(text), `kansa_dead_letters_dropped_total{bound="size"} 0`), []any{string(text), err}
+	})
 	var first, rest page
 	acme.json(t, "/api/v1/deadletters?limit=2", &first)
 	acme.json(t, fmt.Sprintf("/api/v1/deadletters?from=%d&reason=%s", first.Next, url.QueryEscape(kind)), &rest)

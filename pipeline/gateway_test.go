@@ -137,7 +137,8 @@ func TestGatewayDrains(t *testing.T) {
 	}
 }
 
-// The gateway answers a request at once while the stream is full, and takes it again when there is room.
+// The gateway answers a request at once while the stream is full, and takes it again when there is
+// room.
 func TestGatewayAnswersFullStreamAtOnce(t *testing.T) {
 	t.Parallel()
 	c := pipelinetest.Config(t)

@@ -9,12 +9,13 @@ import (
 	"github.com/nats-io/nats.go/jetstream"
 )
 
-// ErrStreamFull means that the broker refused events because their stream has no room: it holds as many bytes or messages as it may.
-// A refused event is not stored. It is taken again when older messages have aged out or the bound is raised.
+// ErrStreamFull means that the broker refused events because their stream has no room: it holds as
+// many bytes or messages as it may. A refused event is not stored. It is taken again when older
+// messages have aged out or the bound is raised.
 var ErrStreamFull = errors.New("the stream of events is full")
 
-// StreamFull wraps err so that it answers to [ErrStreamFull], if it is JetStream's answer that a stream or its account has no room.
-// It returns any other error unchanged.
+// StreamFull wraps err so that it answers to [ErrStreamFull], if it is JetStream's answer that a
+// stream or its account has no room. It returns any other error unchanged.
 func StreamFull(err error) error {
 	var api *jetstream.APIError
 	if !errors.As(err, &api) || errors.Is(err, ErrStreamFull) || !IsFull(api) {
@@ -49,7 +50,8 @@ func (e *fullError) Error() string {
 
 func (e *fullError) Unwrap() []error { return []error{ErrStreamFull, e.api} }
 
-// trouble is why events wait that are not acknowledged yet: the broker's last answer, if it was an error.
+// trouble is why events wait that are not acknowledged yet: the broker's last answer, if it was an
+// error.
 type trouble struct{ last atomic.Pointer[error] }
 
 func (t *trouble) is(err error) { t.last.Store(&err) }

@@ -105,12 +105,13 @@ func New(js jetstream.JetStream, cfg Config) (*Publisher, error) {
 	return p, nil
 }
 
-// Publish stores e and returns nil when it is on the broker's disk, or in the spool, if the publisher has one and
-// the broker does not answer. An event that breaks a rule is
-// refused with an error that answers to schema.ErrInvalid and lists every fault. If ctx ends first,
-// whether e was stored is not known: publish it again with the same id. While the stream is full, publishing is tried
-// again for Config.RetryFor; the error that ends it, or that reports the end of ctx, answers to [ErrStreamFull]. An event of a trail that is switched off
-// is not sent, which is no error: see Config.Unrecorded.
+// Publish stores e and returns nil when it is on the broker's disk, or in the spool, if the
+// publisher has one and the broker does not answer. An event that breaks a rule is refused with an
+// error that answers to schema.ErrInvalid and lists every fault. If ctx ends first, whether e was
+// stored is not known: publish it again with the same id. While the stream is full, publishing is
+// tried again for Config.RetryFor; the error that ends it, or that reports the end of ctx, answers
+// to [ErrStreamFull]. An event of a trail that is switched off is not sent, which is no error: see
+// Config.Unrecorded.
 func (p *Publisher) Publish(ctx context.Context, e schema.Event) error {
 	ack, err := p.add(ctx, &e, false)
 	if err != nil {

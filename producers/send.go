@@ -136,7 +136,8 @@ func messageID(subject string, payload []byte) string {
 
 // permanent reports whether sending the same message again is of no use.
 func permanent(err error) bool {
-	// The relay and the stream answer 400 to a message that they cannot take: its subject, headers or size.
+	// The relay and the stream answer 400 to a message that they cannot take: its subject, headers
+	// or size.
 	if api := (*jetstream.APIError)(nil); errors.As(err, &api) && api.Code == 400 {
 		return !errors.Is(err, ErrStreamFull)
 	}

@@ -13,14 +13,15 @@ import (
 )
 
 const (
-	// rejectionsEvery is how long rejections of an organization are counted after the first was logged.
+	// rejectionsEvery is how long rejections of an organization are counted after the first was
+	// logged.
 	rejectionsEvery = time.Minute
 	// mostRejecting bounds the organizations that are counted apart.
 	mostRejecting = 1000
 )
 
-// rejections logs the first message of an organization with rejected events, and then counts until a minute has passed. One publisher can
-// have every message rejected, for days.
+// rejections logs the first message of an organization with rejected events, and then counts until
+// a minute has passed. One publisher can have every message rejected, for days.
 type rejections struct {
 	now func() time.Time
 

@@ -12,7 +12,8 @@ import (
 	"github.com/kansa-audit/kansa/consumers"
 )
 
-// An organization whose messages are all rejected has one line a minute, with the count, and another one's first line is not delayed.
+// An organization whose messages are all rejected has one line a minute, with the count, and
+// another one's first line is not delayed.
 func TestRejectionsAreLoggedOnceAMinute(t *testing.T) {
 	t.Parallel()
 	now := time.Date(2026, 11, 28, 4, 0, 0, 0, time.UTC)

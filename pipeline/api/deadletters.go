@@ -60,7 +60,8 @@ type Letters struct {
 // Replayed is what became of a replay.
 type Replayed struct {
 	deadletter.Outcome
-	// Unfit are those that cannot be replayed so; they stay. Problem is why the first of them cannot.
+	// Unfit are those that cannot be replayed so; they stay. Problem is why the first of them
+	// cannot.
 	Unfit   int    `json:"unfit"`
 	Problem string `json:"problem,omitempty"`
 	// More tells that there are others like them: ask again.

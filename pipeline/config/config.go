@@ -106,8 +106,8 @@ type Streams struct {
 	// filled again, and when producers are pushed back. 0 is no bound.
 	AuditMaxAge   time.Duration `yaml:"audit_max_age"`
 	AuditMaxBytes int64         `yaml:"audit_max_bytes"`
-	// DeadLetterMaxAge and DeadLetterMaxBytes bound the dead letters of each organization. The oldest beyond them are
-	// dropped, which is counted and logged. 0 is no bound.
+	// DeadLetterMaxAge and DeadLetterMaxBytes bound the dead letters of each organization. The
+	// oldest beyond them are dropped, which is counted and logged. 0 is no bound.
 	DeadLetterMaxAge   time.Duration `yaml:"dead_letter_max_age"`
 	DeadLetterMaxBytes int64         `yaml:"dead_letter_max_bytes"`
 	// DuplicateWindow is how long a message that is published again is known by its id.

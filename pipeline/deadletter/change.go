@@ -15,15 +15,18 @@ import (
 	"github.com/kansa-audit/kansa/schema/codec"
 )
 
-// Change is what is done to a letter before it is published again. The zero value publishes its bytes where they came from.
+// Change is what is done to a letter before it is published again. The zero value publishes its
+// bytes where they came from.
 type Change struct {
 	// Data is published in place of the letter's bytes.
 	Data []byte
 	// Mapping makes an event of the bytes, as kansa publish --mapping does.
 	Mapping *mapping.Mapping
-	// Set gives fields of the events a value, by their names in JSON with dots: actor.id. An empty value removes the field.
+	// Set gives fields of the events a value, by their names in JSON with dots: actor.id. An empty
+	// value removes the field.
 	Set map[string]string
-	// Organization and Trail are published to, in place of those of the subject, and replace those of the events.
+	// Organization and Trail are published to, in place of those of the subject, and replace those
+	// of the events.
 	Organization string
 	Trail        schema.Trail
 	// Only, if set, is the organization that may be published to.
@@ -50,9 +53,10 @@ type outgoing struct {
 	changed               bool // it is not what its publisher published
 }
 
-// apply makes of a letter what is published. Organization and trail are those of the change; or of events that a person has changed; or of
-// the subject. An event as its publisher made it decides only if the subject names none: otherwise one
-// organization could plant events in the trail of another through a replay.
+// apply makes of a letter what is published. Organization and trail are those of the change; or of
+// events that a person has changed; or of the subject. An event as its publisher made it decides
+// only if the subject names none: otherwise one organization could plant events in the trail of
+// another through a replay.
 func (c *Change) apply(l *Letter) (*outgoing, error) {
 	out := &outgoing{subject: l.Subject, contentType: l.ContentType, encoding: l.ContentEncoding, data: l.Data, changed: c.Changes()}
 	organization, trail, invalid := schema.ParseEventSubject(l.Subject)
@@ -147,7 +151,8 @@ func (c *Change) apply(l *Letter) (*outgoing, error) {
 	return out, nil
 }
 
-// organizationIn is the organization in a subject, which need not be valid otherwise; empty if there is none.
+// organizationIn is the organization in a subject, which need not be valid otherwise; empty if
+// there is none.
 func organizationIn(subject string) string {
 	rest, _ := strings.CutPrefix(subject, schema.SubjectEvents+".")
 	organization, _, _ := strings.Cut(rest, ".")

@@ -9,7 +9,8 @@ import (
 	"github.com/kansa-audit/kansa/schema/codec"
 )
 
-// Where a letter goes, with which bytes, and whether that counts as the work of the person who replays it.
+// Where a letter goes, with which bytes, and whether that counts as the work of the person who
+// replays it.
 func TestChangeOfLetters(t *testing.T) {
 	t.Parallel()
 	const event = `{"organization":"acme","trail":"activity","data":{"n":12345678901234567890}}`

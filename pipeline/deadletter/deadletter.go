@@ -121,14 +121,16 @@ type Replayed struct {
 	Letter  Letter
 	Seq     uint64 // on AUDIT
 	Subject string
-	// Changed says that it is not what its publisher published; it is recorded under the person who changed it.
+	// Changed says that it is not what its publisher published; it is recorded under the person who
+	// changed it.
 	Changed bool
 }
 
-// Replay publishes a letter again, changed by c, and removes it when that is on disk. If it still cannot be stored, it comes back as a new
-// letter: see [Outcome]. A letter that is replayed unchanged is recorded under the credential that published it first, and any other under
-// by. The error answers to ErrUnfit if the change does not fit the letter, and to producers.ErrStreamFull if the stream is full; in both
-// cases the letter stays.
+// Replay publishes a letter again, changed by c, and removes it when that is on disk. If it still
+// cannot be stored, it comes back as a new letter: see [Outcome]. A letter that is replayed
+// unchanged is recorded under the credential that published it first, and any other under by. The
+// error answers to ErrUnfit if the change does not fit the letter, and to producers.ErrStreamFull
+// if the stream is full; in both cases the letter stays.
 func Replay(ctx context.Context, js jetstream.JetStream, l Letter, c Change, by string) (*Replayed, error) {
 	out, err := c.apply(&l)
 	if err != nil {
@@ -171,8 +173,9 @@ func remove(ctx context.Context, js jetstream.JetStream, seq uint64) error {
 	return nil
 }
 
-// Discard removes a letter that is not wanted, after record has taken the event that says who did so and why, with the digest of its
-// bytes. If record fails, the letter stays. e has the actor and the organization.
+// Discard removes a letter that is not wanted, after record has taken the event that says who did
+// so and why, with the digest of its bytes. If record fails, the letter stays. e has the actor and
+// the organization.
 func Discard(ctx context.Context, js jetstream.JetStream, l Letter, why string, e schema.Event, record func(context.Context, schema.Event) error) error {
 	if strings.TrimSpace(why) == "" {
 		return fmt.Errorf("discard dead letter %d: the reason is empty: say why it is not wanted", l.Seq)

@@ -18,8 +18,9 @@ import (
 	"github.com/kansa-audit/kansa/schema"
 )
 
-// Index counts dead letters by organization and kind, and keeps them within their bounds. It reads each letter's headers once, and those of
-// an organization again only after some of its letters were removed. It is safe for concurrent use.
+// Index counts dead letters by organization and kind, and keeps them within their bounds. It reads
+// each letter's headers once, and those of an organization again only after some of its letters
+// were removed. It is safe for concurrent use.
 type Index struct {
 	JS  jetstream.JetStream
 	Now func() time.Time // default time.Now
@@ -71,7 +72,8 @@ const (
 	recountEvery = 15 * time.Second
 	// overhead is what a letter takes besides its reason and its bytes.
 	overhead = 512
-	// roomLeft is the part of MaxBytes that is left when letters are dropped, so that they are dropped many at once.
+	// roomLeft is the part of MaxBytes that is left when letters are dropped, so that they are
+	// dropped many at once.
 	roomLeft = 0.9
 )
 
@@ -82,8 +84,8 @@ func (x *Index) now() time.Time {
 	return time.Now()
 }
 
-// Update reads what has changed. If another call does so already, it returns at once. After an error, the next call goes on where this one
-// stopped.
+// Update reads what has changed. If another call does so already, it returns at once. After an
+// error, the next call goes on where this one stopped.
 func (x *Index) Update(ctx context.Context) error {
 	if !x.updating.TryLock() {
 		return nil
@@ -269,8 +271,8 @@ type excess struct {
 	newest              time.Time
 }
 
-// Bound drops the oldest letters of organizations that exceed a bound. Letters of other organizations stay. Dropped letters are counted and
-// logged.
+// Bound drops the oldest letters of organizations that exceed a bound. Letters of other
+// organizations stay. Dropped letters are counted and logged.
 func (x *Index) Bound(ctx context.Context, b Bounds, log *slog.Logger) error {
 	x.updating.Lock()
 	defer x.updating.Unlock()
@@ -327,7 +329,8 @@ func (x *Index) exceeding(b Bounds) (all []excess) {
 	return all
 }
 
-// purge removes an organization's letters before a number, and returns how many the stream removed: others may do the same.
+// purge removes an organization's letters before a number, and returns how many the stream removed:
+// others may do the same.
 func (x *Index) purge(ctx context.Context, organization string, before uint64) (uint64, error) {
 	question, err := json.Marshal(map[string]any{"filter": schema.SubjectDeadLetter + "." + organization, "seq": before})
 	if err != nil {

@@ -88,8 +88,8 @@ func TestIndexReadsEachLetterOnce(t *testing.T) {
 	wantKinds(t, x, map[string]uint64{})
 }
 
-// An organization whose bad events exceed a bound loses its oldest letters, and no other organization does. Dropped letters are counted and
-// logged.
+// An organization whose bad events exceed a bound loses its oldest letters, and no other
+// organization does. Dropped letters are counted and logged.
 func TestLettersAreBoundedByOrganization(t *testing.T) {
 	t.Parallel()
 	c := brokertest.SetUp(t)

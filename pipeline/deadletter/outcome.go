@@ -22,11 +22,13 @@ type Outcome struct {
 	// CameBack are those that could not be stored and are dead letters again, and Causes why.
 	CameBack int     `json:"came_back"`
 	Causes   []Cause `json:"causes" nullable:"false"`
-	// Unsettled says that the writer did not come to all of them in time, so that more may come back.
+	// Unsettled says that the writer did not come to all of them in time, so that more may come
+	// back.
 	Unsettled bool `json:"unsettled,omitempty"`
 }
 
-// Last returns the number of the newest letter. Those that come back from a later replay have higher ones.
+// Last returns the number of the newest letter. Those that come back from a later replay have
+// higher ones.
 func Last(ctx context.Context, js jetstream.JetStream) (uint64, error) {
 	s, err := js.Stream(ctx, broker.StreamDeadLetter)
 	if err != nil {
@@ -38,8 +40,8 @@ func Last(ctx context.Context, js jetstream.JetStream) (uint64, error) {
 // settleLookAgain is how often the writers are asked.
 const settleLookAgain = 50 * time.Millisecond
 
-// OutcomeOf waits until the writer has settled what was replayed, for as long as patience, and returns what came back since last, which
-// was [Last] before the replay.
+// OutcomeOf waits until the writer has settled what was replayed, for as long as patience, and
+// returns what came back since last, which was [Last] before the replay.
 func OutcomeOf(ctx context.Context, js jetstream.JetStream, writers Writers, replayed []Replayed, last uint64, patience time.Duration) (*Outcome, error) {
 	o := &Outcome{Replayed: len(replayed), Causes: []Cause{}}
 	if len(replayed) == 0 {

@@ -11,7 +11,8 @@ import (
 	"time"
 )
 
-// Of one message, most records are written in a window, and while it repeats more often than that, mostAgain in each window after it.
+// Of one message, most records are written in a window, and while it repeats more often than that,
+// mostAgain in each window after it.
 const (
 	most      = 20
 	mostAgain = 1

@@ -9,7 +9,8 @@ import (
 // mostReasons bounds the values of the label.
 const mostReasons = 20
 
-// reasons are the dead letters by reason. The index reads those that are new, and counts the others without reading them again.
+// reasons are the dead letters by reason. The index reads those that are new, and counts the others
+// without reading them again.
 func (s *Sources) reasons(ctx context.Context, gauge gauger, count func(bound string, n uint64)) error {
 	if s.DeadLetters == nil {
 		return nil

@@ -56,7 +56,8 @@ func toOperator(e *schema.Event) {
 // hold up what it is about. A failure is logged.
 func (t Trail) Record(ctx context.Context, e schema.Event) { t.publish(ctx, complete(ctx, e)) }
 
-// RecordNow is Record, and returns nil when the event is on the broker's disk: for what must not be done without a record of it.
+// RecordNow is Record, and returns nil when the event is on the broker's disk: for what must not be
+// done without a record of it.
 func (t Trail) RecordNow(ctx context.Context, e schema.Event) error {
 	e = complete(ctx, e)
 	ack, err := t.Publisher.PublishAsync(ctx, e)

@@ -147,7 +147,8 @@ func (rq *request) answer(w http.ResponseWriter) error {
 // retryAfter is in how many seconds a broker that failed may be there again.
 const retryAfter = 2
 
-// retryWhenFull is in how many seconds a stream that is full may have room: when messages age out, or an operator makes room.
+// retryWhenFull is in how many seconds a stream that is full may have room: when messages age out,
+// or an operator makes room.
 const retryWhenFull = 10
 
 // seconds is a wait as Retry-After has it.

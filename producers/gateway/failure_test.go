@@ -48,7 +48,8 @@ func TestBombs(t *testing.T) {
 	wantStatus(t, "afterwards", s.post(t, "", codec.ContentJSON, []byte(line())), http.StatusAccepted, "")
 }
 
-// A full stream is answered at once with 503 and a type of its own, and works again when there is room; nothing is lost or twice.
+// A full stream is answered at once with 503 and a type of its own, and works again when there is
+// room; nothing is lost or twice.
 func TestFullStream(t *testing.T) {
 	t.Parallel()
 	const limit = 128 << 10

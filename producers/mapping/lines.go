@@ -39,7 +39,8 @@ type Options struct {
 	Organization string
 	Trail        schema.Trail
 	Now          func() time.Time // default time.Now
-	// From is the number of the first line to yield; lines before it are read, and skipped. Default 1.
+	// From is the number of the first line to yield; lines before it are read, and skipped. Default
+	// 1.
 	From int
 }
 
@@ -91,7 +92,8 @@ func Lines(input io.Reader, o Options) iter.Seq2[Line, error] {
 	}
 }
 
-// readLine returns the next line and its size; of one that is too long it keeps the beginning and drops the rest.
+// readLine returns the next line and its size; of one that is too long it keeps the beginning and
+// drops the rest.
 func readLine(r *bufio.Reader) (line []byte, size int64, long bool, err error) {
 	for {
 		chunk, err := r.ReadSlice('\n')

@@ -150,7 +150,8 @@ func TestRelay(t *testing.T) {
 	}
 }
 
-// The stream's answer that it is full reaches a publisher behind the relay at once, as JetStream gives it; so does the relay's own refusal.
+// The stream's answer that it is full reaches a publisher behind the relay at once, as JetStream
+// gives it; so does the relay's own refusal.
 func TestFullStreamIsAnsweredAtOnce(t *testing.T) {
 	t.Parallel()
 	c := brokertest.SetUp(t)

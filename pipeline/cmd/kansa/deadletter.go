@@ -30,6 +30,7 @@ type deadletterCmd struct {
 type deadletterListCmd struct {
 	natsFlags
 	Organization string `short:"o" help:"Only those of this organization; _invalid for subjects that name none."`
+	Like         string `placeholder:"TEXT" help:"Only those whose reason contains this, or is of this kind."`
 	Limit        int    `short:"n" default:"50" help:"At most so many (${default}); 0 for all."`
 	JSON         bool   `name:"json" help:"One JSON object a line, with the bytes whole (base64)."`
 }
@@ -47,6 +48,9 @@ func (c *deadletterListCmd) Run(e *env) error {
 	}
 	n := 0
 	err = deadletter.Each(e.ctx, client.JS, c.Organization, func(l deadletter.Letter) bool {
+		if !l.Like(c.Like) {
+			return true
+		}
 		n++
 		if c.JSON {
 			err = enc.Encode(l)

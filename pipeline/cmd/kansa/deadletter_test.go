@@ -12,8 +12,8 @@ import (
 	"github.com/kansa-audit/kansa/schema"
 )
 
-// Dead letters are replayed to another subject, many are corrected at once, those that come back are reported, and what is not wanted is
-// discarded with a record of it.
+// Dead letters are replayed to another subject, many are corrected at once, those that come back
+// are reported, and what is not wanted is discarded with a record of it.
 func TestDeadLettersAreResolved(t *testing.T) {
 	t.Parallel()
 	s := startServers(t)

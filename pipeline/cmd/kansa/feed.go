@@ -16,8 +16,9 @@ import (
 	"github.com/kansa-audit/kansa/schema/codec"
 )
 
-// A message ends with the first of these. They are part of what makes a file that is published again the same messages: changing them
-// has a file that was published before an update stored twice.
+// A message ends with the first of these. They are part of what makes a file that is published
+// again the same messages: changing them has a file that was published before an update stored
+// twice.
 const (
 	messageEvents = 5000
 	messageBytes  = 1 << 20 // of the columns
@@ -25,7 +26,8 @@ const (
 	windowBytes   = 16 << 20 // of the lines
 )
 
-// Lines of a pipe are sent when nothing more has come for pipeIdle, or when it has waited for pipeDelay.
+// Lines of a pipe are sent when nothing more has come for pipeIdle, or when it has waited for
+// pipeDelay.
 const (
 	pipeIdle  = 50 * time.Millisecond
 	pipeDelay = 500 * time.Millisecond
@@ -48,9 +50,10 @@ type place struct {
 
 // feed publishes the lines of files.
 //
-// It cuts the input into windows of a fixed number of lines, and ends every message with its window. So the messages of a window depend
-// only on its lines, and a file that is published again, from its beginning or from the start of a window, makes the same messages,
-// which the broker knows. Of a file that ends early, the window that is not complete is not sent.
+// It cuts the input into windows of a fixed number of lines, and ends every message with its
+// window. So the messages of a window depend only on its lines, and a file that is published again,
+// from its beginning or from the start of a window, makes the same messages, which the broker
+// knows. Of a file that ends early, the window that is not complete is not sent.
 type feed struct {
 	options            mapping.Options
 	publisher          *producers.Publisher
@@ -95,7 +98,8 @@ type openBlock struct {
 type sentBlock struct {
 	ack producers.Ack
 	err error // it was not sent
-	// again is where to read again to send the same message: the start of its window or, in a pipe, its first line.
+	// again is where to read again to send the same message: the start of its window or, in a pipe,
+	// its first line.
 	again place
 }
 
@@ -139,7 +143,8 @@ func outlive(ctx context.Context, by time.Duration) (context.Context, context.Ca
 // maxShownRejects is how many refused lines are explained one by one.
 const maxShownRejects = 20
 
-// one publishes an input. It returns nil if all of its events are acknowledged or, of a pipe that was interrupted, all that were read.
+// one publishes an input. It returns nil if all of its events are acknowledged or, of a pipe that
+// was interrupted, all that were read.
 func (f *feed) one(e *env, name string) error {
 	input, size := e.stdin, int64(0)
 	if name != "-" {
@@ -201,7 +206,8 @@ func (f *feed) read(ctx context.Context, source io.Reader, progress func(publish
 	return nil
 }
 
-// finish ends an input: it sends what may be sent, waits for the outcome of what was, and reports where the input stopped.
+// finish ends an input: it sends what may be sent, waits for the outcome of what was, and reports
+// where the input stopped.
 func (f *feed) finish(e *env, err error) error {
 	signalled := e.ctx.Err() != nil && (errors.Is(err, errInterrupted) || errors.Is(err, context.Canceled))
 	if signalled {
@@ -286,7 +292,8 @@ func (f *feed) take(line mapping.Line) error {
 	return nil
 }
 
-// flush ends the window: all of its messages are sent, in the order of their first events. f.mu is held.
+// flush ends the window: all of its messages are sent, in the order of their first events. f.mu is
+// held.
 func (f *feed) flush() error {
 	w := &f.window
 	for _, key := range w.order {
@@ -301,7 +308,8 @@ func (f *feed) flush() error {
 	return nil
 }
 
-// drop forgets the events of the window that are not sent, and returns where it begins; nil if nothing is open.
+// drop forgets the events of the window that are not sent, and returns where it begins; nil if
+// nothing is open.
 func (f *feed) drop() *place {
 	w := &f.window
 	if w.lines == 0 {
@@ -332,7 +340,8 @@ func (f *feed) send(key lane) error {
 	return err
 }
 
-// outcome removes messages that are acknowledged, and returns the error of the first that failed. f.mu is held.
+// outcome removes messages that are acknowledged, and returns the error of the first that failed.
+// f.mu is held.
 func (f *feed) outcome() error {
 	for f.failed == nil && len(f.sent) > 0 {
 		known, good := f.sent[0].settled()
@@ -406,8 +415,8 @@ func (c *countingReader) Read(p []byte) (int, error) {
 
 // pipeReader reads a pipe until ctx ends; then it returns what was read, and errInterrupted.
 //
-// Nothing can interrupt a read of standard input, so the goroutine that reads is not waited for: it ends with its read, or with the
-// process.
+// Nothing can interrupt a read of standard input, so the goroutine that reads is not waited for: it
+// ends with its read, or with the process.
 type pipeReader struct {
 	ctx    context.Context
 	done   chan struct{}

@@ -91,8 +91,8 @@ func publishFile(ctx context.Context, t *testing.T, b *brokertest.Restartable, a
 	return code, p, said.String()
 }
 
-// A file whose publishing was interrupted reports where it stopped. Publishing it again, from its beginning, from that place, or when it
-// was only read in part, stores nothing twice.
+// A file whose publishing was interrupted reports where it stopped. Publishing it again, from its
+// beginning, from that place, or when it was only read in part, stores nothing twice.
 func TestInterruptedFileStoresNothingTwice(t *testing.T) {
 	t.Parallel()
 	const lines = 100_000
@@ -162,7 +162,8 @@ func TestInterruptedFileStoresNothingTwice(t *testing.T) {
 	})
 }
 
-// From a pipe, events are sent while it stays open. SIGTERM has what was read sent, and ends the command with 0.
+// From a pipe, events are sent while it stays open. SIGTERM has what was read sent, and ends the
+// command with 0.
 func TestPipeIsPublishedWithoutItsEnd(t *testing.T) {
 	t.Parallel()
 	b := startBroker(t, 0)

@@ -144,7 +144,8 @@ func (c *publishCmd) Run(e *env) error {
 		return err
 	}
 	defer client.Close()
-	f := feed{options: o, stderr: e.stderr}
+	stderr := &lockedWriter{w: e.stderr} // retries are reported by other goroutines
+	f := feed{options: o, stderr: stderr}
 	if c.Rejects != "" {
 		file, err := os.OpenFile(c.Rejects, os.O_APPEND|os.O_CREATE|os.O_WRONLY, 0o600)
 		if err != nil {
@@ -154,7 +155,8 @@ func (c *publishCmd) Run(e *env) error {
 		f.rejects = file
 	}
 	bar := newProgress(e.stderr)
-	retries := retryNotice{bar: bar, w: e.stderr, now: time.Now}
+	bar.w = stderr
+	retries := retryNotice{bar: bar, w: stderr, now: time.Now}
 	p, err := producers.New(client.JS, producers.Config{RetryFor: publishRetryFor, Retrying: retries.show})
 	if err != nil {
 		return err
@@ -181,15 +183,27 @@ func (c *publishCmd) Run(e *env) error {
 		fmt.Fprintf(e.stdout, `{"published":%d,"acked":%d,"rejected":%d,"not_recorded":%d,"next_line":%d,"next_byte":%d,"seconds":%.3f}`+"\n",
 			f.published, acked, f.refused, unrecorded, f.next.line, f.next.offset, time.Since(f.started).Seconds())
 	} else {
-		fmt.Fprintf(e.stderr, "%s events published, %s acknowledged, %s refused in %.1f s\n", grouped(f.published), grouped(acked), grouped(f.refused), time.Since(f.started).Seconds())
+		fmt.Fprintf(stderr, "%s events published, %s acknowledged, %s refused in %.1f s\n", grouped(f.published), grouped(acked), grouped(f.refused), time.Since(f.started).Seconds())
 		if unrecorded > 0 {
-			fmt.Fprintf(e.stderr, "%s events were left out, because their trail is switched off: see kansa trail list\n", grouped(unrecorded))
+			fmt.Fprintf(stderr, "%s events were left out, because their trail is switched off: see kansa trail list\n", grouped(unrecorded))
 		}
 	}
 	if err == nil && f.refused > 0 {
 		return errFailed
 	}
 	return err
+}
+
+// lockedWriter is a writer for several goroutines.
+type lockedWriter struct {
+	mu sync.Mutex
+	w  io.Writer
+}
+
+func (l *lockedWriter) Write(p []byte) (int, error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.w.Write(p)
 }
 
 // publishRetryFor is how long a message is sent again. It is less than the duplicate window.

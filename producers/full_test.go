@@ -48,7 +48,7 @@ func TestFullStreamIsNamed(t *testing.T) {
 					t.Errorf("%s: %v", what, err)
 				}
 			}
-			short := s.publisher(t, producers.Config{Compression: producers.NoCompression, RetryFor: 200 * time.Millisecond})
+			short := s.publisher(t, producers.Config{Compression: producers.NoCompression, RetryFor: 3 * time.Second})
 			big := large(all[1])
 			named("after RetryFor", short.Publish(t.Context(), big))
 

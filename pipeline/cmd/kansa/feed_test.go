@@ -10,6 +10,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"strings"
+	"sync/atomic"
 	"syscall"
 	"testing"
 	"time"
@@ -107,17 +108,7 @@ func TestInterruptedFileStoresNothingTwice(t *testing.T) {
 			b := startBroker(t, 0)
 			ctx, cancel := context.WithCancel(t.Context())
 			defer cancel()
-			done := make(chan struct{})
-			var code int
-			var first published
-			var errs string
-			go func() {
-				defer close(done)
-				code, first, errs = publishFile(ctx, t, b, whole)
-			}()
-			untilMessages(t, b, 1)
-			cancel()
-			<-done
+			code, first, errs := publishFile(&signalled{Context: ctx, after: lines / 2, cancel: cancel}, t, b, whole)
 			if code != exitFailed || !strings.Contains(errs, fmt.Sprintf("stopped at line %d (byte ", first.NextLine)) || !strings.Contains(errs, "by a signal") {
 				t.Fatalf("exit code %d, %+v: %s", code, first, errs)
 			}
@@ -160,6 +151,21 @@ func TestInterruptedFileStoresNothingTwice(t *testing.T) {
 		}
 		wantEach(t, b, lines)
 	})
+}
+
+// signalled ends after so many lines, each of which asks for its error.
+type signalled struct {
+	context.Context
+	lines  atomic.Int64
+	after  int64
+	cancel func()
+}
+
+func (s *signalled) Err() error {
+	if s.lines.Add(1) == s.after {
+		s.cancel()
+	}
+	return s.Context.Err()
 }
 
 // From a pipe, events are sent while it stays open. SIGTERM has what was read sent, and ends the

@@ -98,7 +98,7 @@ func (s *System) newGateway() (*producers.Publisher, error) {
 	c, log := s.Config.Gateway, s.log.With(slog.String("part", "gateway"))
 	publisher, err := producers.New(s.Client.JS, producers.Config{
 		Spread: true, MaxInFlight: gatewayInFlight, MaxInFlightEach: gatewayInFlightEach, Bulk: s.fair.bulk,
-		Tracing: s.tracing, RetryFor: c.RetryFor, AckTimeout: min(5*time.Second, c.RetryFor), Logger: log,
+		FailWhenFull: true, Tracing: s.tracing, RetryFor: c.RetryFor, AckTimeout: min(5*time.Second, c.RetryFor), Logger: log,
 	})
 	if err != nil {
 		return nil, err

@@ -38,7 +38,7 @@ func (s *System) audit(ctx context.Context) (*api.Audit, error) {
 		Ask:      func(by string) operator.Client { return operator.Client{NC: s.Client.NC, By: by} },
 		Analysts: func(by string) analyst.Client { return analyst.Client{NC: s.Client.NC, By: by} },
 		Secure:   strings.HasPrefix(s.Config.Exports.PublicURL, "https://"),
-		Record:   s.own.Record, Logger: s.log.With(slog.String("part", "api")),
+		Record:   s.own.Record, RecordNow: s.own.RecordNow, Writers: s.Client, Logger: s.log.With(slog.String("part", "api")),
 	}, nil
 }
 

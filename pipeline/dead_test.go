@@ -2,8 +2,12 @@ package pipeline_test
 
 import (
 	"bytes"
+	"crypto/sha256"
 	"encoding/base64"
+	"encoding/hex"
+	"encoding/json"
 	"fmt"
+	"io"
 	"math/rand/v2"
 	"net/http"
 	"net/url"
@@ -128,7 +132,7 @@ func TestDeadLetterIsReplayed(t *testing.T) {
 		err := deadletter.Each(t.Context(), s.Client.JS, "acme", func(l deadletter.Letter) bool { letter, found = l, true; return false })
 		return found, err
 	})
-	if err := deadletter.Replay(t.Context(), s.Client.JS, letter, []byte(line(1)), "test"); err != nil {
+	if _, err := deadletter.Replay(t.Context(), s.Client.JS, letter, deadletter.Change{Data: []byte(line(1))}, "test"); err != nil {
 		t.Fatal(err)
 	}
 	pipelinetest.UntilStored(t, s.Store, 1, time.Minute)
@@ -175,6 +179,16 @@ func TestDeadLettersByTheAPI(t *testing.T) {
 		t.Errorf("causes: %+v", census)
 	}
 	kind := census.Causes[0].Kind
+	pipelinetest.Until(t, time.Minute, func() (bool, any) {
+		res, err := http.Get(s.Health.URL() + "/metrics")
+		if err != nil {
+			return false, err
+		}
+		defer res.Body.Close()
+		text, err := io.ReadAll(res.Body)
+		return strings.Contains(string(text), fmt.Sprintf("kansa_dead_letters_by_reason{reason=%q} 5", kind)) &&
+			strings.Contains(string(text), `kansa_dead_letters_dropped_total{bound="size"} 0`), []any{string(text), err}
+	})
 	var first, rest page
 	acme.json(t, "/api/v1/deadletters?limit=2", &first)
 	acme.json(t, fmt.Sprintf("/api/v1/deadletters?from=%d&reason=%s", first.Next, url.QueryEscape(kind)), &rest)
@@ -218,7 +232,15 @@ func TestDeadLettersByTheAPI(t *testing.T) {
 	post(acme, http.StatusNotFound, one, "")
 	pipelinetest.UntilStored(t, s.Store, 1, time.Minute)
 	last := all.Letters[len(all.Letters)-1].Seq
-	post(acme, http.StatusOK, "/api/v1/deadletters/replay", `{"reason":`+strconv.Quote(kind)+`}`)
+	var outcome struct {
+		Replayed int
+		CameBack int `json:"came_back"`
+		Causes   []deadletter.Cause
+	}
+	res, data = acme.do(t, http.MethodPost, "/api/v1/deadletters/replay", `{"reason":`+strconv.Quote(kind)+`}`)
+	if err := json.Unmarshal(data, &outcome); err != nil || res.StatusCode != http.StatusOK || outcome.Replayed != 4 || outcome.CameBack != 4 || len(outcome.Causes) != 1 || outcome.Causes[0].Kind != kind {
+		t.Errorf("%d %s: %v", res.StatusCode, data, err)
+	}
 	pipelinetest.Until(t, time.Minute, func() (bool, any) {
 		var again page
 		acme.json(t, "/api/v1/deadletters", &again)
@@ -235,4 +257,32 @@ func TestDeadLettersByTheAPI(t *testing.T) {
 		acme.json(t, "/api/v1/audit/events?event=deadletter.replayed&trail=activity", &told)
 		return len(told.Events) == 5 && told.Events[0].Source == owntrail.Source && told.Events[0].Actor.ID == "acme-admin", told
 	})
+
+	// All of them are corrected at once; one that would go to another organization is refused.
+	post(acme, http.StatusOK, "/api/v1/deadletters/replay", `{"reason":`+strconv.Quote(kind)+`,"to_organization":"globex"}`)
+	acme.json(t, "/api/v1/deadletters", &rest)
+	if len(rest.Letters) != 4 {
+		t.Fatalf("%d letters are left after a replay to another organization, want 4", len(rest.Letters))
+	}
+	post(acme, http.StatusUnprocessableEntity, fmt.Sprintf("/api/v1/deadletters/%d/replay", rest.Letters[0].Seq), `{"data":"`+base64.StdEncoding.EncodeToString([]byte(line(7, "acme", "globex")))+`"}`)
+	post(acme, http.StatusOK, "/api/v1/deadletters/replay", `{"reason":`+strconv.Quote(kind)+`,"set":{"action":"do"}}`)
+	pipelinetest.Until(t, time.Minute, func() (bool, any) {
+		var stored struct{ Events []schema.Event }
+		acme.json(t, "/api/v1/audit/events?event=thing.done&trail=activity", &stored)
+		return len(stored.Events) == 5, stored
+	})
+	post(acme, http.StatusNotFound, fmt.Sprintf("/api/v1/deadletters/%d/discard", foreign.Seq), `{"why":"not mine"}`)
+	post(auditor, http.StatusForbidden, "/api/v1/deadletters/discard", `{"reason":"x","why":"y"}`)
+	post(operator, http.StatusUnprocessableEntity, fmt.Sprintf("/api/v1/deadletters/%d/discard", foreign.Seq), `{"why":""}`)
+	post(operator, http.StatusOK, fmt.Sprintf("/api/v1/deadletters/%d/discard", foreign.Seq), `{"why":"noise of a scanner"}`)
+	pipelinetest.Until(t, time.Minute, func() (bool, any) {
+		var told struct{ Events []schema.Event }
+		operator.json(t, "/api/v1/audit/events?event=deadletter.discarded&trail=activity&organization=globex", &told)
+		sum := sha256.Sum256(noise)
+		return len(told.Events) == 1 && told.Events[0].Actor.ID == "operator" && told.Events[0].Attributes["why"] == "noise of a scanner" &&
+			told.Events[0].Attributes["sha256"] == hex.EncodeToString(sum[:]), told
+	})
+	if n, err := deadletter.Count(t.Context(), s.Client.JS); n != 0 || err != nil {
+		t.Errorf("%d letters are left, %v", n, err)
+	}
 }

@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"github.com/kansa-audit/kansa/pipeline"
+	"github.com/kansa-audit/kansa/pipeline/broker"
 	"github.com/kansa-audit/kansa/pipeline/pipelinetest"
 	"github.com/kansa-audit/kansa/producers/gateway"
 	"github.com/kansa-audit/kansa/schema/codec"
@@ -134,4 +135,47 @@ func TestGatewayDrains(t *testing.T) {
 	if err := <-closed; err != nil {
 		t.Error(err)
 	}
+}
+
+// The gateway answers a request at once while the stream is full, and takes it again when there is
+// room.
+func TestGatewayAnswersFullStreamAtOnce(t *testing.T) {
+	t.Parallel()
+	c := pipelinetest.Config(t)
+	c.Gateway.Anonymous, c.Gateway.RetryFor, c.Gateway.Timeout = "loopback", time.Minute, 2*time.Minute
+	s := pipelinetest.Start(t, c, pipeline.RoleWriter, pipeline.RoleGateway)
+	if status, _ := post(t, s.API.URL()+gateway.Path, []byte(line(1))); status != http.StatusAccepted {
+		t.Fatalf("%d", status)
+	}
+	limit := func(bytes int64) {
+		t.Helper()
+		st, err := s.Client.JS.Stream(t.Context(), broker.StreamAudit)
+		if err != nil {
+			t.Fatal(err)
+		}
+		cfg := st.CachedInfo().Config
+		cfg.MaxBytes = bytes
+		if _, err := s.Client.JS.UpdateStream(t.Context(), cfg); err != nil {
+			t.Fatal(err)
+		}
+	}
+	limit(1)
+	began := time.Now()
+	res, err := http.Post(s.API.URL()+gateway.Path, codec.ContentJSON, strings.NewReader(line(2)))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer res.Body.Close()
+	raw, err := io.ReadAll(res.Body)
+	if err != nil || res.StatusCode != http.StatusServiceUnavailable || !strings.Contains(string(raw), `"urn:kansa:problem:stream-full"`) || res.Header.Get("Retry-After") == "" {
+		t.Errorf("%d %s, %v", res.StatusCode, raw, err)
+	}
+	if took := time.Since(began); took > c.Gateway.RetryFor/2 {
+		t.Errorf("it took %s: the gateway tried again", took)
+	}
+	limit(-1)
+	if status, _ := post(t, s.API.URL()+gateway.Path, []byte(line(2))); status != http.StatusAccepted {
+		t.Errorf("with room: %d", status)
+	}
+	pipelinetest.UntilStored(t, s.Store, 2, time.Minute)
 }

@@ -25,6 +25,7 @@ import (
 	"github.com/kansa-audit/kansa/pipeline/broker"
 	"github.com/kansa-audit/kansa/pipeline/config"
 	"github.com/kansa-audit/kansa/pipeline/control"
+	"github.com/kansa-audit/kansa/pipeline/deadletter"
 	"github.com/kansa-audit/kansa/pipeline/engine"
 	"github.com/kansa-audit/kansa/pipeline/health"
 	"github.com/kansa-audit/kansa/pipeline/keys"
@@ -87,6 +88,7 @@ type System struct {
 	refused     rate.Refused // by limits
 	fair        *fair
 	own         owntrail.Trail
+	letters     *deadletter.Index
 	settings    jetstream.KeyValue
 	switches    jetstream.KeyValue // of the trails
 	// findings are the sealed hours from which the table differs.
@@ -175,6 +177,7 @@ func Start(ctx context.Context, o Options) (_ *System, err error) {
 		return nil, err
 	}
 	s.own = owntrail.Trail{Publisher: publisher, Logger: o.Logger}
+	s.letters = &deadletter.Index{JS: s.Client.JS}
 	s.reportDamage(ctx)
 	run, stop := context.WithCancel(context.Background())
 	s.stop = stop
@@ -258,7 +261,7 @@ func Start(ctx context.Context, o Options) (_ *System, err error) {
 	measured := &metrics.Sources{
 		JS: s.Client.JS, Floor: s.floor, Rollup: s.Rollup, Exporter: s.Exporter, Progress: progress, Hour: o.Config.Rollup.Hour,
 		Gateway: s.Gateway, Recording: recording.New(s.Client.JS), Shards: s.shards, Disks: s.disks(), Restarts: s.restarts(),
-		Refused: s.refusals, Panics: s.panics,
+		Refused: s.refusals, Panics: s.panics, DeadLetters: s.letters,
 		Certificates: s.certificates, Report: func(ctx context.Context) health.Report { return s.lately.run(ctx, s.currentChecks()) },
 	}
 	if s.Engine != nil {

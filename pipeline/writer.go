@@ -17,6 +17,7 @@ import (
 	"github.com/kansa-audit/kansa/consumers/tally"
 	"github.com/kansa-audit/kansa/consumers/writer"
 	"github.com/kansa-audit/kansa/pipeline/broker"
+	"github.com/kansa-audit/kansa/pipeline/deadletter"
 	"github.com/kansa-audit/kansa/pipeline/health"
 	"github.com/kansa-audit/kansa/schema"
 )
@@ -113,6 +114,10 @@ func (s *System) startWriter(ctx context.Context) error {
 				}
 			}
 		}
+	})
+	s.roles.Go(func() error {
+		bounds := deadletter.Bounds{MaxAge: s.Config.Streams.DeadLetterMaxAge, MaxBytes: s.Config.Streams.DeadLetterMaxBytes}
+		return s.letters.Keep(s.ended, bounds, s.log.With(slog.String("part", "dead letters")))
 	})
 	for _, progress := range s.shards {
 		s.roles.Go(func() error { progress.Run(s.ended); return nil })

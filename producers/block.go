@@ -40,7 +40,7 @@ func (p *Publisher) PublishBlock(ctx context.Context, b Block) (Ack, error) {
 	if !p.buffer.TryAcquire(size) {
 		if err := p.waitForRoom(ctx, size); err != nil {
 			b.Events.GiveBack()
-			return Ack{}, fmt.Errorf("wait for room in the publisher's buffer: %w", err)
+			return Ack{}, because(fmt.Errorf("wait for room in the publisher's buffer: %w", err), &p.trouble)
 		}
 	}
 	key := lane{b.Organization, b.Trail, cmp.Or(b.RecordedBy, p.cfg.RecordedBy)}
@@ -52,7 +52,7 @@ func (p *Publisher) PublishBlock(ctx context.Context, b Block) (Ack, error) {
 		return Ack{}, ErrClosed
 	}
 	l := p.laneLocked(key)
-	own := &batch{lane: key, block: b.Events, held: size, waited: true, alone: b.Alone, done: make(chan struct{})}
+	own := &batch{lane: key, block: b.Events, held: size, waited: true, alone: b.Alone, of: &p.trouble, done: make(chan struct{})}
 	if p.tracer != nil {
 		own.calledBy(ctx)
 	}

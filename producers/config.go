@@ -35,6 +35,13 @@ type Config struct {
 	// before its events are given up and their publishers are told. Default 1 minute: less than the
 	// stream's duplicate window, after which sending again could store twice.
 	RetryFor time.Duration
+	// FailWhenFull ends the attempts as soon as the broker answers that the stream is full: the
+	// events are not stored, and their publishers get [ErrStreamFull] at once. Default: a message
+	// is sent again for RetryFor.
+	FailWhenFull bool
+	// Retrying is called with the reason each time that a message has to be sent again. It must
+	// return soon. Default: none.
+	Retrying func(reason error)
 	// AckTimeout is how long one attempt waits for the broker. Default 5 s.
 	AckTimeout time.Duration
 	// Compression of messages: codec.EncodingSnappy (default), codec.EncodingZstd, which is smaller and

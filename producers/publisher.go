@@ -46,8 +46,9 @@ type Publisher struct {
 
 	switches *recording.Follower
 
-	spool  *spool.Spool // nil if there is none
-	tracer trace.Tracer // nil if there is none
+	spool   *spool.Spool // nil if there is none
+	trouble trouble      // of any message
+	tracer  trace.Tracer // nil if there is none
 }
 
 // lane is what the events of one message have in common.
@@ -74,6 +75,8 @@ type batch struct {
 	alone  bool  // no other events may join
 	// callers are the spans in which its events were published.
 	callers []trace.SpanContext
+	trouble trouble  // of this message
+	of      *trouble // of the publisher
 	done    chan struct{}
 	err     error // valid once done is closed
 }
@@ -102,11 +105,13 @@ func New(js jetstream.JetStream, cfg Config) (*Publisher, error) {
 	return p, nil
 }
 
-// Publish stores e and returns nil when it is on the broker's disk, or in the spool, if the publisher has one and
-// the broker does not answer. An event that breaks a rule is
-// refused with an error that answers to schema.ErrInvalid and lists every fault. If ctx ends first,
-// whether e was stored is not known: publish it again with the same id. An event of a trail that is switched off
-// is not sent, which is no error: see Config.Unrecorded.
+// Publish stores e and returns nil when it is on the broker's disk, or in the spool, if the
+// publisher has one and the broker does not answer. An event that breaks a rule is refused with an
+// error that answers to schema.ErrInvalid and lists every fault. If ctx ends first, whether e was
+// stored is not known: publish it again with the same id. While the stream is full, publishing is
+// tried again for Config.RetryFor; the error that ends it, or that reports the end of ctx, answers
+// to [ErrStreamFull]. An event of a trail that is switched off is not sent, which is no error: see
+// Config.Unrecorded.
 func (p *Publisher) Publish(ctx context.Context, e schema.Event) error {
 	ack, err := p.add(ctx, &e, false)
 	if err != nil {
@@ -130,7 +135,7 @@ func (a Ack) Unrecorded() bool { return a.b == unrecorded }
 
 // unrecorded is the batch of all events that are left out.
 var unrecorded = func() *batch {
-	b := &batch{done: make(chan struct{})}
+	b := &batch{of: &trouble{}, done: make(chan struct{})}
 	close(b.done)
 	return b
 }()
@@ -156,7 +161,7 @@ func (a Ack) Wait(ctx context.Context) error {
 	case <-a.b.done:
 		return a.b.err
 	case <-ctx.Done():
-		return fmt.Errorf("wait for the broker's acknowledgement: %w", ctx.Err())
+		return because(fmt.Errorf("wait for the broker's acknowledgement: %w", ctx.Err()), &a.b.trouble, a.b.of)
 	}
 }
 
@@ -191,7 +196,7 @@ func (p *Publisher) add(ctx context.Context, e *schema.Event, async bool) (Ack, 
 	size := int64(eventSize(e))
 	if !p.buffer.TryAcquire(size) {
 		if err := p.waitForRoom(ctx, size); err != nil {
-			return Ack{}, fmt.Errorf("wait for room in the publisher's buffer: %w", err)
+			return Ack{}, because(fmt.Errorf("wait for room in the publisher's buffer: %w", err), &p.trouble)
 		}
 	}
 	key := lane{e.Organization, e.Trail, p.cfg.RecordedBy}
@@ -206,7 +211,7 @@ func (p *Publisher) add(ctx context.Context, e *schema.Event, async bool) (Ack, 
 		p.seal(key, l)
 	}
 	if l.open == nil {
-		l.open = &batch{lane: key, block: codec.TakeBlock(), waited: !async, done: make(chan struct{})}
+		l.open = &batch{lane: key, block: codec.TakeBlock(), waited: !async, of: &p.trouble, done: make(chan struct{})}
 		p.lingerLocked(key, l)
 	}
 	b := l.open
@@ -374,7 +379,7 @@ func (p *Publisher) Flush(ctx context.Context) error {
 		select {
 		case <-b.done:
 		case <-ctx.Done():
-			return fmt.Errorf("flush: %w", ctx.Err())
+			return because(fmt.Errorf("flush: %w", ctx.Err()), &b.trouble, &p.trouble)
 		}
 	}
 	p.mu.Lock()

@@ -40,6 +40,7 @@ func (p *Publisher) send(b *batch) (err error) {
 	pause := 50 * time.Millisecond
 	for attempt := 1; ; attempt++ {
 		err := p.attempt(ctx, msg)
+		p.note(b, err)
 		if err == nil {
 			// Acknowledged, so that the connection has done with it. After an error it may have not.
 			*buf = msg.Data
@@ -51,8 +52,11 @@ func (p *Publisher) send(b *batch) (err error) {
 				return nil
 			}
 		}
-		if permanent(err) || ctx.Err() != nil {
-			return fmt.Errorf("publish %d events on %s, attempt %d: %w", rows, msg.Subject, attempt, errors.Join(err, unkept))
+		if permanent(err) || ctx.Err() != nil || p.cfg.FailWhenFull && errors.Is(err, ErrStreamFull) {
+			return fmt.Errorf("publish %d events on %s, attempt %d: %w", rows, msg.Subject, attempt, errors.Join(because(err, &b.trouble), unkept))
+		}
+		if p.cfg.Retrying != nil {
+			p.cfg.Retrying(err)
 		}
 		p.cfg.Logger.Warn("publish failed, trying again", slog.String("subject", msg.Subject),
 			slog.Int("events", rows), slog.Int("attempt", attempt), slog.Any("error", errors.Join(err, unkept)))
@@ -68,7 +72,19 @@ func (p *Publisher) attempt(ctx context.Context, msg *nats.Msg) error {
 	ctx, cancel := context.WithTimeout(ctx, p.cfg.AckTimeout)
 	defer cancel()
 	_, err := p.js.PublishMsg(ctx, msg)
-	return err
+	return StreamFull(err)
+}
+
+// note keeps why a message is not acknowledged. Without an answer, the last one stays.
+func (p *Publisher) note(b *batch, err error) {
+	switch {
+	case err == nil:
+		b.trouble.over()
+		p.trouble.over()
+	case answered(err):
+		b.trouble.is(err)
+		p.trouble.is(err)
+	}
 }
 
 // payloads of messages, before and after they are compressed, are used again.
@@ -120,6 +136,11 @@ func messageID(subject string, payload []byte) string {
 
 // permanent reports whether sending the same message again is of no use.
 func permanent(err error) bool {
+	// The relay and the stream answer 400 to a message that they cannot take: its subject, headers
+	// or size.
+	if api := (*jetstream.APIError)(nil); errors.As(err, &api) && api.Code == 400 {
+		return !errors.Is(err, ErrStreamFull)
+	}
 	return errors.Is(err, nats.ErrMaxPayload) || errors.Is(err, nats.ErrPermissionViolation) ||
 		errors.Is(err, nats.ErrAuthorization) || errors.Is(err, nats.ErrConnectionClosed) ||
 		errors.Is(err, nats.ErrBadSubject) || errors.Is(err, jetstream.ErrInvalidOption)

@@ -8,7 +8,6 @@ import (
 	"time"
 
 	"github.com/nats-io/nats.go"
-	"github.com/nats-io/nats.go/jetstream"
 	"golang.org/x/sync/errgroup"
 
 	"github.com/kansa-audit/kansa/producers/spool"
@@ -136,9 +135,12 @@ func (p *Publisher) drainSome() error {
 func (p *Publisher) republish(name string, msg *nats.Msg) error {
 	err := p.attempt(p.ctx, msg)
 	if err == nil {
+		p.trouble.over()
 		return p.spool.Remove(name)
 	}
-	if full := (*jetstream.APIError)(nil); p.connected() && p.ctx.Err() == nil && !errors.As(err, &full) {
+	if answered(err) {
+		p.trouble.is(err)
+	} else if p.connected() && p.ctx.Err() == nil {
 		p.spool.Postpone(name)
 	}
 	return fmt.Errorf("publish a spooled message on %s: %w", msg.Subject, err)
@@ -159,7 +161,7 @@ func (p *Publisher) emptied(ctx context.Context) {
 func (p *Publisher) closeSpool() error {
 	var left error
 	if n, bytes := p.spool.Stats(); n > 0 {
-		left = fmt.Errorf("%w: %d of %d bytes in %s", ErrSpooled, n, bytes, p.cfg.Spool)
+		left = because(fmt.Errorf("%w: %d of %d bytes in %s", ErrSpooled, n, bytes, p.cfg.Spool), &p.trouble)
 	}
 	return errors.Join(left, p.spool.Close())
 }

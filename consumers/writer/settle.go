@@ -14,7 +14,9 @@ const mostSettled = 256
 
 // settle puts dead letters in safety, acknowledges the messages of which nothing is left, and hands on the others.
 func (w *Writer) settle(ctx context.Context, in <-chan *item, out chan<- *item) {
+	defer w.rejections.flush(true, w.cfg.Logger)
 	for it := range in {
+		w.rejections.flush(false, w.cfg.Logger)
 		items := []*item{it}
 	more:
 		for len(items) < mostSettled {
@@ -53,8 +55,7 @@ func (w *Writer) settleAll(ctx context.Context, items []*item, out chan<- *item)
 	for _, it := range items {
 		if n := len(it.letters); n > 0 {
 			w.stats.rejected.Add(uint64(n))
-			w.cfg.Logger.Warn("events rejected", slog.Int("count", n), slog.String("subject", it.letters[0].Subject),
-				slog.Uint64("stream_seq", it.letters[0].StreamSeq), slog.Any("reason", it.letters[0].Reason))
+			w.rejections.note(it.letters, w.cfg.Logger)
 			it.letters = nil
 		}
 		if it.part.Block != nil {

@@ -184,7 +184,9 @@ type Writer struct {
 	table  Table
 	ledger Ledger
 	dead   DeadLetters
-	memory *semaphore.Weighted
+	// rejections are logged by organization.
+	rejections rejections
+	memory     *semaphore.Weighted
 	// pressure says that a message waits for memory.
 	pressure chan struct{}
 	// inserting counts the inserts under way; inserted says that one has ended.
@@ -229,7 +231,7 @@ func New(shards []Stream, acks Acks, table Table, ledger Ledger, dead DeadLetter
 	if err != nil {
 		return nil, err
 	}
-	w := &Writer{cfg: cfg, shards: shards, acks: acks, table: table, ledger: ledger, dead: dead, memory: semaphore.NewWeighted(cfg.Memory), pressure: make(chan struct{}, 1), inserted: make(chan struct{}, 1)}
+	w := &Writer{cfg: cfg, shards: shards, acks: acks, table: table, ledger: ledger, dead: dead, memory: semaphore.NewWeighted(cfg.Memory), pressure: make(chan struct{}, 1), inserted: make(chan struct{}, 1), rejections: rejections{now: time.Now}}
 	if cfg.Tracing != nil {
 		w.tracer = cfg.Tracing.Tracer("github.com/kansa-audit/kansa/consumers/writer")
 	}

@@ -24,6 +24,7 @@ import (
 	"github.com/kansa-audit/kansa/consumers/exporter"
 	"github.com/kansa-audit/kansa/pipeline/access"
 	"github.com/kansa-audit/kansa/pipeline/analyst"
+	"github.com/kansa-audit/kansa/pipeline/deadletter"
 	"github.com/kansa-audit/kansa/pipeline/integrity"
 	"github.com/kansa-audit/kansa/pipeline/operator"
 	"github.com/kansa-audit/kansa/pipeline/rate"
@@ -63,7 +64,11 @@ type Audit struct {
 	// Secure tells that browsers reach us by https only.
 	Secure bool
 	Record func(ctx context.Context, e schema.Event)
-	Logger *slog.Logger
+	// RecordNow returns nil when the event is on the broker's disk.
+	RecordNow func(ctx context.Context, e schema.Event) error
+	// Writers reports how far the writers have come.
+	Writers deadletter.Writers
+	Logger  *slog.Logger
 }
 
 type audit struct {

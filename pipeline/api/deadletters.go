@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"net/http"
 	"strconv"
+	"time"
 	"unicode/utf8"
 
 	"github.com/danielgtaylor/huma/v2"
@@ -58,10 +59,46 @@ type Letters struct {
 
 // Replayed is what became of a replay.
 type Replayed struct {
-	Replayed int `json:"replayed"`
+	deadletter.Outcome
+	// Unfit are those that cannot be replayed so; they stay. Problem is why the first of them
+	// cannot.
+	Unfit   int    `json:"unfit"`
+	Problem string `json:"problem,omitempty"`
 	// More tells that there are others like them: ask again.
 	More bool `json:"more"`
 }
+
+// Discarded is how many letters were removed.
+type Discarded struct {
+	Discarded int `json:"discarded"`
+	// More tells that there are others like them: ask again.
+	More bool `json:"more"`
+}
+
+// ReplayTo is how letters are published again.
+type ReplayTo struct {
+	ToOrganization string            `json:"to_organization,omitempty" maxLength:"64" doc:"Published for this organization; that of a corrected event or of the subject if left out"`
+	ToTrail        string            `json:"to_trail,omitempty" enum:"activity,access" doc:"Published on this trail"`
+	Set            map[string]string `json:"set,omitempty" doc:"Fields of each event to set, by their names with dots; an empty value removes the field"`
+}
+
+// ManyLetters are those of one reason.
+type ManyLetters struct {
+	Organization string `json:"organization,omitempty" maxLength:"64"`
+	Reason       string `json:"reason" minLength:"1" maxLength:"1000" doc:"Those of this kind, or whose reason has these words"`
+}
+
+// DiscardWhy says why letters are removed.
+type DiscardWhy struct {
+	Why string `json:"why" minLength:"1" maxLength:"1000" doc:"Why it is not wanted; recorded in the activity trail, with the digest of its bytes"`
+}
+
+func (r *ReplayTo) change(w *who) deadletter.Change {
+	return deadletter.Change{Organization: r.ToOrganization, Trail: schema.Trail(r.ToTrail), Set: r.Set, Only: w.Organization}
+}
+
+// outcomeWait is how long a replay waits for the writer, to report what comes back.
+const outcomeWait = 10 * time.Second
 
 // adminOf refuses who is no admin of an organization; without one, of all.
 func (a *audit) adminOf(ctx context.Context, organization, what string) (*who, error) {
@@ -179,88 +216,165 @@ func (a *audit) letters() {
 		a.tellRead(ctx, w, "deadletters.read", concerned(l.Organization), "bytes", "seq", seq)
 		return &file{"application/octet-stream", `attachment; filename="deadletter-` + seq + `"`, "nosniff", l.Data}, nil
 	})
-	replay := func(ctx context.Context, w *who, l *deadletter.Letter, data []byte) error {
-		if err := deadletter.Replay(ctx, a.o.JS, *l, data, w.String()); err != nil {
-			return err
+	// replay publishes letters again, and waits for what comes back.
+	replay := func(ctx context.Context, w *who, change deadletter.Change, some []uint64, get func(ctx context.Context, seq uint64) (deadletter.Letter, error)) (*Replayed, error) {
+		r := &Replayed{}
+		last, err := deadletter.Last(ctx, a.o.JS)
+		if err != nil {
+			return nil, err
 		}
-		attributes := map[string]string{"seq": strconv.FormatUint(l.Seq, 10), "subject": l.Subject, "reason": l.Reason}
-		if data != nil {
-			attributes["mended"] = "true"
+		var replayed []deadletter.Replayed
+		for _, seq := range some {
+			l, err := get(ctx, seq)
+			if len(some) > 1 && errors.Is(err, deadletter.ErrNotFound) {
+				continue // somebody else was here
+			}
+			var one *deadletter.Replayed
+			if err == nil {
+				one, err = deadletter.Replay(ctx, a.o.JS, l, change, w.String())
+			}
+			if len(some) > 1 && errors.Is(err, deadletter.ErrUnfit) {
+				if r.Unfit++; r.Problem == "" {
+					r.Problem = err.Error()
+				}
+				continue
+			}
+			if err != nil {
+				return nil, fmt.Errorf("after %d were replayed: %w", len(replayed), err)
+			}
+			a.o.Record(ctx, one.Event(a.event(ctx, w, "deadletter.replayed", "replay", schema.Success, concerned(l.Organization), "", nil)))
+			one.Letter.Data = nil
+			replayed = append(replayed, *one)
 		}
-		a.tell(ctx, w, "deadletter.replayed", "replay", schema.Success, concerned(l.Organization), "", attributes)
-		return nil
+		outcome, err := deadletter.OutcomeOf(ctx, a.o.JS, a.o.Writers, replayed, last, outcomeWait)
+		if err != nil {
+			return nil, fmt.Errorf("%d were replayed: %w", len(replayed), err)
+		}
+		r.Outcome = *outcome
+		return r, nil
+	}
+	// chosen are letters of an organization that a person means by a reason.
+	chosen := func(ctx context.Context, organization, reason string) (some []uint64, more bool, err error) {
+		looked := 0
+		// Those that come back while this is under way come behind.
+		err = deadletter.Heads(ctx, a.o.JS, organization, 0, func(l deadletter.Letter) bool {
+			if len(some) == replaysAtOnce || looked == lettersLooked {
+				more = true
+				return false
+			}
+			if looked++; l.Like(reason) {
+				some = append(some, l.Seq)
+			}
+			return true
+		})
+		return some, more, err
+	}
+	whole := func(ctx context.Context, seq uint64) (deadletter.Letter, error) {
+		return deadletter.Get(ctx, a.o.JS, seq)
 	}
 	type replayBody struct {
 		Data []byte `json:"data,omitempty" doc:"Published in place of its bytes, in base64; as they are if left out"`
+		ReplayTo
 	}
 	type replayInput struct {
 		OneLetter
 		Body *replayBody
 	}
 	register(a, huma.Operation{
-		OperationID: "replay-dead-letter", Method: http.MethodPost, Path: path + "/{seq}/replay", Summary: "Publish one again, as it is or mended",
-		Description: "It is removed when what was published is on disk. If it still can't be stored, it comes back as another one.", Tags: tags, Errors: []int{404, 422}, MaxBodyBytes: 8 << 20,
+		OperationID: "replay-dead-letter", Method: http.MethodPost, Path: path + "/{seq}/replay", Summary: "Publish one again, as it is or corrected",
+		Description: "It is removed when what was published is on disk. If it still cannot be stored, it comes back as another one, which the answer counts.", Tags: tags, Errors: []int{404, 422}, MaxBodyBytes: 8 << 20,
 	}, func(ctx context.Context, in *replayInput) (*struct{ Body Replayed }, error) {
 		l, w, err := find(ctx, in.Seq)
 		if err != nil {
 			return nil, err
 		}
-		var data []byte
-		if in.Body != nil && len(in.Body.Data) > 0 {
-			data = in.Body.Data
+		change := deadletter.Change{Only: w.Organization}
+		if in.Body != nil {
+			change = in.Body.change(w)
+			if len(in.Body.Data) > 0 {
+				change.Data = in.Body.Data
+			}
 		}
-		if len(data) > schema.MaxMessageBytes {
-			return nil, &schema.Fault{Field: "data", Problem: fmt.Sprintf("has %d bytes", len(data)), Remedy: fmt.Sprintf("a message has %d at most", schema.MaxMessageBytes)}
+		if len(change.Data) > schema.MaxMessageBytes {
+			return nil, &schema.Fault{Field: "data", Problem: fmt.Sprintf("has %d bytes", len(change.Data)), Remedy: fmt.Sprintf("a message has %d at most", schema.MaxMessageBytes)}
 		}
-		if err := replay(ctx, w, l, data); err != nil {
+		r, err := replay(ctx, w, change, []uint64{l.Seq}, func(context.Context, uint64) (deadletter.Letter, error) { return *l, nil })
+		if err != nil {
 			return nil, err
 		}
-		return &struct{ Body Replayed }{Replayed{Replayed: 1}}, nil
+		return &struct{ Body Replayed }{*r}, nil
 	})
-	type manyBody struct {
-		Organization string `json:"organization,omitempty" maxLength:"64"`
-		Reason       string `json:"reason" minLength:"1" maxLength:"1000" doc:"Those of this kind, or whose reason has these words"`
+	type replayMany struct {
+		ManyLetters
+		ReplayTo
 	}
 	register(a, huma.Operation{
 		OperationID: "replay-dead-letters", Method: http.MethodPost, Path: path + "/replay", Summary: "Publish those of one reason again, 1,000 at most", Tags: tags, Errors: []int{422},
-	}, func(ctx context.Context, in *struct{ Body manyBody }) (*struct{ Body Replayed }, error) {
+	}, func(ctx context.Context, in *struct{ Body replayMany }) (*struct{ Body Replayed }, error) {
 		organization, w, err := admin(ctx, in.Body.Organization)
 		if err != nil {
 			return nil, err
 		}
-		var some []uint64
-		r := &Replayed{}
-		looked := 0
-		// Those that come back while this is under way come behind.
-		err = deadletter.Heads(ctx, a.o.JS, organization, 0, func(l deadletter.Letter) bool {
-			if len(some) == replaysAtOnce || looked == lettersLooked {
-				r.More = true
-				return false
-			}
-			if looked++; l.Like(in.Body.Reason) {
-				some = append(some, l.Seq)
-			}
-			return true
-		})
-		for _, seq := range some {
-			if err != nil {
-				break
-			}
-			var l deadletter.Letter
-			if l, err = deadletter.Get(ctx, a.o.JS, seq); errors.Is(err, deadletter.ErrNotFound) {
-				err = nil // somebody else was here
-				continue
-			}
-			if err == nil {
-				err = replay(ctx, w, &l, nil)
-			}
-			if err == nil {
-				r.Replayed++
-			}
+		some, more, err := chosen(ctx, organization, in.Body.Reason)
+		if err != nil {
+			return nil, err
+		}
+		r, err := replay(ctx, w, in.Body.change(w), some, whole)
+		if err != nil {
+			return nil, err
+		}
+		r.More = more
+		return &struct{ Body Replayed }{*r}, nil
+	})
+	discard := func(ctx context.Context, w *who, l *deadletter.Letter, why string) error {
+		e := a.event(ctx, w, "deadletter.discarded", "delete", schema.Success, concerned(l.Organization), "", nil)
+		return deadletter.Discard(ctx, a.o.JS, *l, why, e, a.o.RecordNow)
+	}
+	type discardInput struct {
+		OneLetter
+		Body DiscardWhy
+	}
+	register(a, huma.Operation{
+		OperationID: "discard-dead-letter", Method: http.MethodPost, Path: path + "/{seq}/discard", Summary: "Remove one for good, and record who did so and why", Tags: tags, Errors: []int{404, 422},
+	}, func(ctx context.Context, in *discardInput) (*struct{ Body Discarded }, error) {
+		l, w, err := find(ctx, in.Seq)
+		if err == nil {
+			err = discard(ctx, w, l, in.Body.Why)
 		}
 		if err != nil {
-			return nil, fmt.Errorf("after %d were replayed: %w", r.Replayed, err)
+			return nil, err
 		}
-		return &struct{ Body Replayed }{*r}, nil
+		return &struct{ Body Discarded }{Discarded{Discarded: 1}}, nil
+	})
+	type discardMany struct {
+		ManyLetters
+		DiscardWhy
+	}
+	register(a, huma.Operation{
+		OperationID: "discard-dead-letters", Method: http.MethodPost, Path: path + "/discard", Summary: "Remove those of one reason for good, 1,000 at most", Tags: tags, Errors: []int{422},
+	}, func(ctx context.Context, in *struct{ Body discardMany }) (*struct{ Body Discarded }, error) {
+		organization, w, err := admin(ctx, in.Body.Organization)
+		if err != nil {
+			return nil, err
+		}
+		some, more, err := chosen(ctx, organization, in.Body.Reason)
+		if err != nil {
+			return nil, err
+		}
+		d := &Discarded{More: more}
+		for _, seq := range some {
+			l, err := whole(ctx, seq)
+			if errors.Is(err, deadletter.ErrNotFound) {
+				continue // somebody else was here
+			}
+			if err == nil {
+				err = discard(ctx, w, &l, in.Body.Why)
+			}
+			if err != nil {
+				return nil, fmt.Errorf("after %d were discarded: %w", d.Discarded, err)
+			}
+			d.Discarded++
+		}
+		return &struct{ Body Discarded }{*d}, nil
 	})
 }

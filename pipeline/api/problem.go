@@ -20,6 +20,7 @@ import (
 	"github.com/kansa-audit/kansa/pipeline/settings"
 	"github.com/kansa-audit/kansa/pipeline/store"
 	"github.com/kansa-audit/kansa/pipeline/verify"
+	"github.com/kansa-audit/kansa/producers"
 	"github.com/kansa-audit/kansa/schema"
 )
 
@@ -108,9 +109,9 @@ func problem(err error) error {
 		return later(untilMidnight(time.Now()), err.Error())
 	case errors.Is(err, control.ErrBusy):
 		return later(busyFor, err.Error())
-	case errors.As(err, &fault), errors.Is(err, control.ErrRefused), errors.Is(err, integrity.ErrNothing):
+	case errors.As(err, &fault), errors.Is(err, control.ErrRefused), errors.Is(err, integrity.ErrNothing), errors.Is(err, deadletter.ErrUnfit):
 		return huma.Error422UnprocessableEntity(err.Error())
-	case errors.Is(err, control.ErrNobody):
+	case errors.Is(err, control.ErrNobody), errors.Is(err, producers.ErrStreamFull):
 		return huma.Error503ServiceUnavailable(err.Error())
 	case errors.Is(err, context.DeadlineExceeded):
 		return huma.Error503ServiceUnavailable("the question took too long: ask for less, or again later")

@@ -106,6 +106,10 @@ type Streams struct {
 	// filled again, and when producers are pushed back. 0 is no bound.
 	AuditMaxAge   time.Duration `yaml:"audit_max_age"`
 	AuditMaxBytes int64         `yaml:"audit_max_bytes"`
+	// DeadLetterMaxAge and DeadLetterMaxBytes bound the dead letters of each organization. The
+	// oldest beyond them are dropped, which is counted and logged. 0 is no bound.
+	DeadLetterMaxAge   time.Duration `yaml:"dead_letter_max_age"`
+	DeadLetterMaxBytes int64         `yaml:"dead_letter_max_bytes"`
 	// DuplicateWindow is how long a message that is published again is known by its id.
 	DuplicateWindow time.Duration `yaml:"duplicate_window"`
 }
@@ -432,7 +436,7 @@ func Default() *Config {
 		DataDir: "kansa-data",
 		Log:     Log{Level: slog.LevelInfo, Format: "text"},
 		NATS:    NATS{Listen: "127.0.0.1", Port: 4222},
-		Streams: Streams{Replicas: 1, Shards: 1, AuditMaxAge: 7 * 24 * time.Hour, DuplicateWindow: 10 * time.Minute},
+		Streams: Streams{Replicas: 1, Shards: 1, AuditMaxAge: 7 * 24 * time.Hour, DeadLetterMaxAge: 90 * 24 * time.Hour, DeadLetterMaxBytes: 64 << 20, DuplicateWindow: 10 * time.Minute},
 		ClickHouse: ClickHouse{
 			Database: "kansa", Listen: "127.0.0.1:0",
 			Analysts: Analysts{MaxExecutionTime: time.Minute, MaxMemory: 1 << 30, MaxResultRows: 1_000_000, Queries: 2, OrganizationQueries: 2, QueriesPerMinute: 120},
@@ -526,6 +530,12 @@ func (c *Config) Check() error {
 	}
 	if a := c.Streams.AuditMaxAge; a != 0 && a < max(c.Streams.DuplicateWindow, 2*c.Rollup.Hour) {
 		fault("streams.audit_max_age is %s: keep events longer than the duplicate window and two hours of the rollup", a)
+	}
+	if a := c.Streams.DeadLetterMaxAge; a != 0 && a < time.Hour {
+		fault("streams.dead_letter_max_age is %s: give 1h at least, or 0 for no bound", a)
+	}
+	if n := c.Streams.DeadLetterMaxBytes; n != 0 && n < 2*schema.MaxMessageBytes {
+		fault("streams.dead_letter_max_bytes is %d: a letter has up to %d bytes, so give %d at least, or 0 for no bound", n, schema.MaxMessageBytes, 2*schema.MaxMessageBytes)
 	}
 	if c.Writer.InsertTimeout > c.Writer.AckWait/2 {
 		fault("writer.insert_timeout is %s: at most half of writer.ack_wait, which is %s", c.Writer.InsertTimeout, c.Writer.AckWait)

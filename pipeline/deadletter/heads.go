@@ -135,31 +135,50 @@ const (
 	Others = "…"
 )
 
+// tally counts letters by kind.
+type tally struct {
+	causes []Cause
+	at     map[string]int
+}
+
+func (t *tally) add(l *Letter) {
+	if t.at == nil {
+		t.at = map[string]int{}
+	}
+	kind := Kind(l.Reason)
+	i, ok := t.at[kind]
+	if !ok && len(t.at) >= mostCauses {
+		kind = Others
+		i, ok = t.at[kind]
+	}
+	if !ok {
+		i = len(t.causes)
+		t.at[kind] = i
+		t.causes = append(t.causes, Cause{Kind: kind, First: l.Time, Example: l.Reason})
+	}
+	t.causes[i].Letters++
+	t.causes[i].Last = l.Time
+}
+
+// sorted are the causes, the most frequent first.
+func (t *tally) sorted() []Cause {
+	slices.SortStableFunc(t.causes, func(a, b Cause) int { return int(b.Letters) - int(a.Letters) })
+	return append([]Cause{}, t.causes...)
+}
+
 // Causes counts the letters of an organization (all if empty) by kind, the most frequent first.
 func Causes(ctx context.Context, js jetstream.JetStream, organization string) (*Census, error) {
-	c := &Census{Causes: []Cause{}}
-	at := map[string]int{}
+	c := &Census{}
+	var t tally
 	err := Heads(ctx, js, organization, 0, func(l Letter) bool {
 		if c.Looked == mostLooked {
 			c.More = true
 			return false
 		}
 		c.Looked++
-		kind := Kind(l.Reason)
-		i, ok := at[kind]
-		if !ok && len(at) >= mostCauses {
-			kind = Others
-			i, ok = at[kind]
-		}
-		if !ok {
-			i = len(c.Causes)
-			at[kind] = i
-			c.Causes = append(c.Causes, Cause{Kind: kind, First: l.Time, Example: l.Reason})
-		}
-		c.Causes[i].Letters++
-		c.Causes[i].Last = l.Time
+		t.add(&l)
 		return true
 	})
-	slices.SortStableFunc(c.Causes, func(a, b Cause) int { return int(b.Letters) - int(a.Letters) })
+	c.Causes = t.sorted()
 	return c, err
 }

@@ -246,7 +246,7 @@ func deadLettersWait(ctx context.Context, p *patient) error {
 		return err
 	}
 	for _, c := range census.Causes {
-		p.find(health.Warning, "stream "+broker.StreamDeadLetter, "dead letters", "kansa deadletter list; mend the producer, then kansa deadletter replay",
+		p.find(health.Warning, "stream "+broker.StreamDeadLetter, "dead letters", "kansa deadletter list; correct the producer, then kansa deadletter replay or discard",
 			"%d dead letters, since %s: %s", c.Letters, c.First.Format(time.RFC3339), c.Example)
 	}
 	return nil

@@ -11,10 +11,14 @@ import (
 	"time"
 )
 
-// Of one message, most records are written in a window.
+// Of one message, most records are written in a window, and while it repeats more often than that,
+// mostAgain in each window after it.
 const (
-	most   = 20
-	window = 10 * time.Second
+	most      = 20
+	mostAgain = 1
+	window    = 10 * time.Second
+	// windowAgain is the window of a message that repeats.
+	windowAgain = time.Minute
 )
 
 // Handler passes records on to another handler. Those below slog.LevelInfo, which are asked for, are not limited.
@@ -40,6 +44,8 @@ type key struct {
 type count struct {
 	began   time.Time
 	n       int
+	most    int
+	window  time.Duration
 	handler slog.Handler // of the last record that was not written
 }
 
@@ -93,23 +99,25 @@ func (s *state) take(k key, from slog.Handler) (write bool, summaries []summary)
 	if now.Sub(s.swept) >= window {
 		s.swept = now
 		for k, c := range s.of {
-			if now.Sub(c.began) < window {
+			if now.Sub(c.began) < c.window {
 				continue
 			}
-			if c.n > most {
-				r := slog.NewRecord(now, k.level, k.message, 0)
-				r.AddAttrs(slog.Int("not_logged", c.n-most), slog.Time("since", c.began))
-				summaries = append(summaries, summary{c.handler, r})
+			if c.n <= c.most {
+				delete(s.of, k)
+				continue
 			}
-			delete(s.of, k)
+			r := slog.NewRecord(now, k.level, k.message, 0)
+			r.AddAttrs(slog.Int("not_logged", c.n-c.most), slog.Time("since", c.began))
+			summaries = append(summaries, summary{c.handler, r})
+			s.of[k] = &count{began: now, most: mostAgain, window: windowAgain}
 		}
 	}
 	c := s.of[k]
 	if c == nil {
-		c = &count{began: now}
+		c = &count{began: now, most: most, window: window}
 		s.of[k] = c
 	}
-	if c.n++; c.n <= most {
+	if c.n++; c.n <= c.most {
 		return true, summaries
 	}
 	c.handler = from

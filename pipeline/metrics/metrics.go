@@ -25,6 +25,7 @@ import (
 	"github.com/kansa-audit/kansa/consumers/writer"
 	"github.com/kansa-audit/kansa/pipeline/access"
 	"github.com/kansa-audit/kansa/pipeline/broker"
+	"github.com/kansa-audit/kansa/pipeline/deadletter"
 	"github.com/kansa-audit/kansa/pipeline/engine"
 	"github.com/kansa-audit/kansa/pipeline/health"
 	"github.com/kansa-audit/kansa/pipeline/request"
@@ -43,6 +44,8 @@ type Sources struct {
 	// Recording knows which trails are off.
 	Recording *recording.Reader
 	Hour      time.Duration
+	// DeadLetters counts them.
+	DeadLetters *deadletter.Index
 	// Floor knows how far all writers have come.
 	Floor *floor.Floor
 	// Shards are those of this process' writer.
@@ -164,6 +167,7 @@ var (
 	paused      = desc("exporter_destinations_paused", "Destinations that somebody has paused.")
 
 	deadReasons     = desc("dead_letters_by_reason", "Dead letters by what is wrong with them, without the values; rare ones together.", "reason")
+	deadDropped     = desc("dead_letters_dropped_total", "Dead letters that this process removed because their organization had more than streams.dead_letter_max_age or dead_letter_max_bytes, by bound: age or size.", "bound")
 	gatewayRequests = desc("gateway_requests_total", "Requests that this gateway answered, by status.", "code")
 	gatewayEvents   = desc("gateway_events_total", "Events of these requests: accepted, or rejected.", "result")
 
@@ -189,14 +193,13 @@ var (
 type collector struct {
 	sources func() *Sources
 	log     *slog.Logger
-	reasons reasons
 }
 
 func (c *collector) Describe(out chan<- *prometheus.Desc) {
 	for _, d := range []*prometheus.Desc{
 		streamMessages, streamBytes, streamLimit, lagMessages, lagSeconds, redelivered, deadLetters, stored, skipped, rejected, inserts,
 		insertErrors, rolledUpUntil, rollupLag, partitions, alarms, blocked, deliveries, floorAge, restarts, diskFree, unrecorded, gatewayUnrecorded,
-		trailsOff, deliveryAge, paused, deadReasons, gatewayRequests, gatewayEvents, rollupHours, rollupSpent, rollupLast, engineRestarts, engineSlots, engineUsed, engineWaiting, roleReady, healthCheck,
+		trailsOff, deliveryAge, paused, deadReasons, deadDropped, gatewayRequests, gatewayEvents, rollupHours, rollupSpent, rollupLast, engineRestarts, engineSlots, engineUsed, engineWaiting, roleReady, healthCheck,
 		diskBytes, certificateEnds, keyEnds, refused, panics,
 	} {
 		out <- d
@@ -218,7 +221,7 @@ func (c *collector) Collect(out chan<- prometheus.Metric) {
 		out <- prometheus.MustNewConstMetric(d, prometheus.CounterValue, float64(v), labels...)
 	}
 	if err := errors.Join(s.streams(ctx, gauge), s.consumers(ctx, gauge), s.rollup(ctx, gauge), s.trails(ctx, gauge),
-		s.expiries(ctx, gauge), s.paused(ctx, gauge), c.reasons.collect(ctx, s.JS, gauge)); err != nil {
+		s.expiries(ctx, gauge), s.paused(ctx, gauge), s.reasons(ctx, gauge, func(bound string, n uint64) { count(deadDropped, n, bound) })); err != nil {
 		c.log.Warn("metrics are not complete", slog.Any("error", err))
 	}
 	if w := s.Writer; w != nil {

@@ -6,6 +6,7 @@ package owntrail
 
 import (
 	"context"
+	"fmt"
 	"log/slog"
 	"maps"
 	"time"
@@ -53,7 +54,27 @@ func toOperator(e *schema.Event) {
 // Record publishes an event of the system. It fills in who speaks, when, and, where nobody is named, that the system
 // itself acted; an event that names no organization is the operator's, and so is one whose trail is switched off. It does not wait: what is recorded here must not
 // hold up what it is about. A failure is logged.
-func (t Trail) Record(ctx context.Context, e schema.Event) {
+func (t Trail) Record(ctx context.Context, e schema.Event) { t.publish(ctx, complete(ctx, e)) }
+
+// RecordNow is Record, and returns nil when the event is on the broker's disk: for what must not be
+// done without a record of it.
+func (t Trail) RecordNow(ctx context.Context, e schema.Event) error {
+	e = complete(ctx, e)
+	ack, err := t.Publisher.PublishAsync(ctx, e)
+	if err == nil && ack.Unrecorded() && e.Organization != Organization {
+		toOperator(&e)
+		ack, err = t.Publisher.PublishAsync(ctx, e)
+	}
+	if err == nil {
+		err = ack.Wait(ctx)
+	}
+	if err != nil {
+		return fmt.Errorf("record %s: %w", e.Event, err)
+	}
+	return nil
+}
+
+func complete(ctx context.Context, e schema.Event) schema.Event {
 	place(&e)
 	e.OccurredAt, e.Source = time.Now(), Source
 	if e.Actor.ID == "" {
@@ -66,7 +87,7 @@ func (t Trail) Record(ctx context.Context, e schema.Event) {
 		}
 		e.Attributes[request.Attribute] = id
 	}
-	t.publish(ctx, e)
+	return e
 }
 
 func (t Trail) publish(ctx context.Context, e schema.Event) {

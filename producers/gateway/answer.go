@@ -13,6 +13,7 @@ import (
 	"github.com/google/uuid"
 	"github.com/nats-io/nats.go/jetstream"
 
+	"github.com/kansa-audit/kansa/producers"
 	"github.com/kansa-audit/kansa/schema"
 )
 
@@ -125,6 +126,8 @@ func (rq *request) answer(w http.ResponseWriter) error {
 		rq.log(status, "some events were not accepted")
 	}
 	switch {
+	case errors.Is(rq.failure, producers.ErrStreamFull):
+		w.Header().Set("Retry-After", strconv.Itoa(retryWhenFull))
 	case rq.failure != nil:
 		w.Header().Set("Retry-After", strconv.Itoa(retryAfter))
 	case rq.limited > 0:
@@ -144,13 +147,21 @@ func (rq *request) answer(w http.ResponseWriter) error {
 // retryAfter is in how many seconds a broker that failed may be there again.
 const retryAfter = 2
 
+// retryWhenFull is in how many seconds a stream that is full may have room: when messages age out,
+// or an operator makes room.
+const retryWhenFull = 10
+
 // seconds is a wait as Retry-After has it.
 func seconds(wait time.Duration) int { return int(math.Ceil(wait.Seconds())) }
 
 // refusal is the problem of a request of which nothing was accepted.
 func (rq *request) refusal(results json.RawMessage) *problem {
 	var p *problem
-	if rq.failure != nil {
+	if errors.Is(rq.failure, producers.ErrStreamFull) {
+		p = newProblem(http.StatusServiceUnavailable, "stream-full", "The stream of events is full", "The broker has no room for more events: none of these is stored.").
+			do("send it again after Retry-After seconds, with the same Idempotency-Key or the same event ids; an operator can raise streams.audit_max_bytes")
+		p.retryAfter = retryWhenFull
+	} else if rq.failure != nil {
 		p = busy(http.StatusServiceUnavailable, describe(rq.failure), retryAfter)
 	} else if rq.limited > 0 {
 		// Events that break a rule are refused for good when the request comes again.
@@ -178,8 +189,10 @@ func (rq *request) refusal(results json.RawMessage) *problem {
 func describe(err error) string {
 	var api *jetstream.APIError
 	switch {
+	case errors.Is(err, producers.ErrStreamFull):
+		return "The stream of events is full: the event is not stored."
 	case errors.As(err, &api) && api.Code == http.StatusServiceUnavailable:
-		return "The broker's stream is full, or cannot be written."
+		return "The broker's stream cannot be written."
 	case errors.Is(err, context.DeadlineExceeded), errors.Is(err, context.Canceled):
 		return "The broker did not acknowledge the events in time, so that it is not known whether they are stored."
 	}

@@ -48,7 +48,8 @@ func TestBombs(t *testing.T) {
 	wantStatus(t, "afterwards", s.post(t, "", codec.ContentJSON, []byte(line())), http.StatusAccepted, "")
 }
 
-// A stream without room is told with 503, and works again when there is room; nothing is lost or twice.
+// A full stream is answered at once with 503 and a type of its own, and works again when there is
+// room; nothing is lost or twice.
 func TestFullStream(t *testing.T) {
 	t.Parallel()
 	const limit = 128 << 10
@@ -66,8 +67,11 @@ func TestFullStream(t *testing.T) {
 		case seed > 30:
 			t.Fatal("the stream is never full")
 		default:
-			if a.status != http.StatusServiceUnavailable && a.status != http.StatusMultiStatus || a.header.Get("Retry-After") == "" {
-				t.Fatal(a.status, a.raw)
+			if a.status != http.StatusServiceUnavailable && a.status != http.StatusMultiStatus || a.header.Get("Retry-After") != "10" {
+				t.Fatal(a.status, a.header, a.raw)
+			}
+			if !strings.Contains(a.raw, "The stream of events is full") {
+				t.Error(a.raw)
 			}
 			for i, r := range a.Results {
 				if r.Status == http.StatusAccepted {
@@ -81,6 +85,12 @@ func TestFullStream(t *testing.T) {
 			refused, again = a, lines
 			t.Logf("full after %d events: %d, %d accepted", len(accepted), a.status, a.Accepted)
 			s.WantOnce(t, accepted)
+			s.Settings.AuditMaxBytes = 1
+			s.SetUp(t)
+			one := s.post(t, "", codec.ContentJSON, []byte(line()))
+			if one.status != http.StatusServiceUnavailable || one.Type != "urn:kansa:problem:stream-full" || !strings.Contains(one.raw, "none of these is stored") {
+				t.Error(one.status, one.raw)
+			}
 			// Room, and the same request again, with its key.
 			s.Settings.AuditMaxBytes = 0
 			s.SetUp(t)

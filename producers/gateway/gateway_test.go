@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"net/http"
@@ -43,7 +44,14 @@ func start(t testing.TB, cfg gateway.Config, limit int64) *system {
 		Replicas: 1, AuditMaxBytes: limit, DuplicateWindow: 10 * time.Minute, AckWait: patience, Hour: time.Hour,
 	})}
 	var err error
-	s.publisher, err = producers.New(s.Connect(t).JS, producers.Config{RetryFor: time.Second, AckTimeout: 500 * time.Millisecond})
+	s.publisher, err = producers.New(s.Connect(t).JS, producers.Config{
+		RetryFor: time.Second, AckTimeout: 500 * time.Millisecond, FailWhenFull: true,
+		Retrying: func(reason error) {
+			if errors.Is(reason, producers.ErrStreamFull) {
+				t.Errorf("the gateway waits for a full stream instead of answering: %v", reason)
+			}
+		},
+	})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -68,7 +68,7 @@ type request struct {
 
 	accepted, rejected int
 	unrecorded         int           // of those accepted, whose trail is switched off
-	failure            error         // the first one of the broker
+	failure            error         // the first one of the broker that is not a full stream, or that
 	limited            time.Duration // how long to wait for the limit that takes longest; 0 if none was exceeded
 }
 
@@ -353,7 +353,7 @@ func (rq *request) wait(ctx context.Context) {
 			if s.ack.Unrecorded() {
 				rq.unrecorded += len(s.index)
 			}
-		} else if rq.failure == nil {
+		} else if rq.failure == nil || errors.Is(rq.failure, producers.ErrStreamFull) { // events of any other failure may be stored
 			rq.failure = s.err
 		}
 	}

@@ -24,7 +24,9 @@ const maxLine = 8 << 20
 // Line is one line of input: an event, or why it is none.
 type Line struct {
 	Number int
-	Raw    []byte // valid until the next line
+	Offset int64  // of its first byte, in the input without compression
+	Size   int64  // with its end
+	Raw    []byte // without spaces around it; valid until the next line
 	Event  schema.Event
 	Err    error
 }
@@ -37,6 +39,9 @@ type Options struct {
 	Organization string
 	Trail        schema.Trail
 	Now          func() time.Time // default time.Now
+	// From is the number of the first line to yield; lines before it are read, and skipped. Default
+	// 1.
+	From int
 }
 
 // Lines reads events from NDJSON, gzip or not, a line at a time. Events without an id get one made of
@@ -56,8 +61,11 @@ func Lines(input io.Reader, o Options) iter.Seq2[Line, error] {
 			}
 			r = bufio.NewReaderSize(gz, 1<<20)
 		}
+		next := int64(0)
 		for n := 1; ; n++ {
-			raw, long, err := readLine(r)
+			raw, size, long, err := readLine(r)
+			offset := next
+			next += size
 			last := errors.Is(err, io.EOF)
 			if err != nil && !last {
 				yield(Line{}, fmt.Errorf("read line %d: %w", n, err))
@@ -66,8 +74,8 @@ func Lines(input io.Reader, o Options) iter.Seq2[Line, error] {
 			if n == 1 {
 				raw = bytes.TrimPrefix(raw, []byte("\xef\xbb\xbf")) // what Windows puts first
 			}
-			if text := bytes.TrimSpace(raw); len(text) > 0 {
-				line := Line{Number: n, Raw: text}
+			if text := bytes.TrimSpace(raw); len(text) > 0 && n >= o.From {
+				line := Line{Number: n, Offset: offset, Size: size, Raw: text}
 				if long {
 					line.Err = &schema.Fault{Problem: fmt.Sprintf("the line is longer than %d bytes", maxLine), Remedy: "put one record in a line"}
 				} else {
@@ -84,10 +92,12 @@ func Lines(input io.Reader, o Options) iter.Seq2[Line, error] {
 	}
 }
 
-// readLine returns the next line; of one that is too long it keeps the beginning and drops the rest.
-func readLine(r *bufio.Reader) (line []byte, long bool, err error) {
+// readLine returns the next line and its size; of one that is too long it keeps the beginning and
+// drops the rest.
+func readLine(r *bufio.Reader) (line []byte, size int64, long bool, err error) {
 	for {
 		chunk, err := r.ReadSlice('\n')
+		size += int64(len(chunk))
 		switch {
 		case !long && len(line)+len(chunk) <= maxLine:
 			line = append(line, chunk...)
@@ -95,7 +105,7 @@ func readLine(r *bufio.Reader) (line []byte, long bool, err error) {
 			long = true
 		}
 		if !errors.Is(err, bufio.ErrBufferFull) {
-			return line, long, err
+			return line, size, long, err
 		}
 	}
 }

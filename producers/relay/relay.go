@@ -287,5 +287,7 @@ func (r *Relay) refuse(m *nats.Msg, code int, description string) {
 	}
 }
 
-// errCode is not among the codes of JetStream, so that clients do not take a refusal for one of its errors.
-const errCode = 90_000
+// errCode is not among the codes of JetStream, so that clients do not take a refusal for one of its
+// errors. Clients read it into 16 bits: with a larger code they report an invalid answer in place
+// of the reason.
+const errCode = 60_000

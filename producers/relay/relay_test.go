@@ -10,10 +10,12 @@ import (
 	"time"
 
 	"github.com/nats-io/nats.go"
+	"github.com/nats-io/nats.go/jetstream"
 	"go.uber.org/goleak"
 
 	"github.com/kansa-audit/kansa/pipeline/broker"
 	"github.com/kansa-audit/kansa/pipeline/broker/brokertest"
+	"github.com/kansa-audit/kansa/producers"
 	"github.com/kansa-audit/kansa/producers/relay"
 	"github.com/kansa-audit/kansa/schema"
 	"github.com/kansa-audit/kansa/schema/codec"
@@ -145,5 +147,52 @@ func TestRelay(t *testing.T) {
 	}
 	if _, err := c.NC.RequestMsg(message("audit.relay.acme.activity"), time.Minute); !errors.Is(err, nats.ErrNoResponders) {
 		t.Errorf("after it was closed: %v", err)
+	}
+}
+
+// The stream's answer that it is full reaches a publisher behind the relay at once, as JetStream
+// gives it; so does the relay's own refusal.
+func TestFullStreamIsAnsweredAtOnce(t *testing.T) {
+	t.Parallel()
+	c := brokertest.SetUp(t)
+	r, err := relay.Start(c.NC, relay.Config{Credential: func(string, string) string { return "key:app" }})
+	if err != nil {
+		t.Fatal(err)
+	}
+	js, err := jetstream.New(c.NC)
+	if err != nil {
+		t.Fatal(err)
+	}
+	stream, err := js.Stream(t.Context(), broker.StreamAudit)
+	if err != nil {
+		t.Fatal(err)
+	}
+	cfg := stream.CachedInfo().Config
+	send := func(subject string) error {
+		_, err := js.Publish(t.Context(), subject, []byte("{}"))
+		return err
+	}
+	for _, limits := range []struct{ bytes, messages int64 }{{1, -1}, {-1, 1}} {
+		cfg.MaxBytes, cfg.MaxMsgs = -1, -1
+		if _, err := js.UpdateStream(t.Context(), cfg); err != nil {
+			t.Fatal(err)
+		}
+		if err := send("audit.relay.acme.activity"); err != nil {
+			t.Fatal(err)
+		}
+		cfg.MaxBytes, cfg.MaxMsgs = limits.bytes, limits.messages
+		if _, err := js.UpdateStream(t.Context(), cfg); err != nil {
+			t.Fatal(err)
+		}
+		if err := producers.StreamFull(send("audit.relay.acme.activity")); !errors.Is(err, producers.ErrStreamFull) {
+			t.Errorf("%+v: %v", limits, err)
+		}
+	}
+	var api *jetstream.APIError
+	if err := send("audit.relay.acme.nonsense"); !errors.As(err, &api) || api.Code != 400 || !strings.Contains(api.Description, "nonsense") {
+		t.Errorf("a refusal of the relay: %v", err)
+	}
+	if err := r.Close(); err != nil {
+		t.Error(err)
 	}
 }

@@ -15,7 +15,7 @@ import (
 
 func TestHelpIsWorthReading(t *testing.T) {
 	t.Parallel()
-	for _, args := range []string{"", "up", "run", "publish", "export start", "export list", "export status", "deadletter list", "deadletter replay", "check-config", "demo", "verify", "prove", "key show", "key rotate", "doctor", "top", "trail list", "trail on", "trail off"} {
+	for _, args := range []string{"", "up", "run", "publish", "export start", "export list", "export status", "deadletter list", "deadletter replay", "deadletter discard", "check-config", "demo", "verify", "prove", "key show", "key rotate", "doctor", "top", "trail list", "trail on", "trail off"} {
 		code, out, errs := kansa(t, "", append(strings.Fields(args), "--help")...)
 		if code != 0 || !strings.Contains(out, "Usage: kansa") || errs != "" || len(strings.Split(out, "\n")) < 8 {
 			t.Errorf("kansa %s --help: exit code %d\n%s%s", args, code, out, errs)
@@ -50,7 +50,7 @@ func TestWrongUse(t *testing.T) {
 		{[]string{"demo", "--input", file("x.ndjson", "{}\n"), "--exit"}, exitFailed, []string{"holds no event", "--mapping"}},
 		{[]string{"export", "start", "-o", "acme", "--from", "yesterday", "-d", "x"}, exitFailed, []string{"--from", "2026-11-22"}},
 		{[]string{"export", "start", "-o", "acme", "--from", "2026-11-22", "--to", "2026-11-21", "-d", "x"}, exitFailed, []string{"is not before"}},
-		{[]string{"deadletter", "replay"}, exitFailed, []string{"their numbers, or --all"}},
+		{[]string{"deadletter", "replay"}, exitFailed, []string{"their numbers, --all, or --like"}},
 	} {
 		code, out, errs := kansa(t, "", c.args...)
 		if code != c.code {
@@ -104,13 +104,16 @@ func TestPublish(t *testing.T) {
 		return fmt.Sprintf(`{"occurred_at":"2026-11-22T04:05:06Z","organization":"acme","trail":"activity","source":"s","event":"e","action":"a","description":"%d"}`, n)
 	}
 	input := good(1) + "\n{]\n\n" + good(2) + "\n" + strings.Replace(good(3), `"source":"s",`, "", 1) + "\n" + good(4)
-	rejects := filepath.Join(t.TempDir(), "rejects")
+	rejects, file := filepath.Join(t.TempDir(), "rejects"), filepath.Join(t.TempDir(), "events")
+	if err := os.WriteFile(file, []byte(input), 0o600); err != nil {
+		t.Fatal(err)
+	}
 	for range 2 {
-		code, out, errs := kansa(t, input, "publish", "--nats", s.broker.URL(), "--json", "--rejects", rejects)
+		code, out, errs := kansa(t, "", "publish", "--nats", s.broker.URL(), "--json", "--rejects", rejects, file)
 		if code != exitFailed || !strings.Contains(out, `"published":3,"acked":3,"rejected":2`) {
 			t.Errorf("exit code %d: %s%s", code, out, errs)
 		}
-		for _, want := range []string{"-:2: refused: the event is not JSON at byte 2", "-:5: refused: source is missing"} {
+		for _, want := range []string{file + ":2: refused: the event is not JSON at byte 2", file + ":5: refused: source is missing"} {
 			if !strings.Contains(errs, want) {
 				t.Errorf("it does not say %q:\n%s", want, errs)
 			}

@@ -11,6 +11,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"sync"
 	"time"
 
 	"github.com/nats-io/nats.go"
@@ -103,22 +104,27 @@ type publishCmd struct {
 	Mapping      string   `short:"m" placeholder:"NAME|FILE" help:"Translate foreign records: cloudtrail, windows, or a mapping file of your own."`
 	Organization string   `short:"o" help:"Publish every event for this organization."`
 	Trail        string   `short:"t" enum:"activity,access," default:"" help:"Publish every event on this trail: activity or access."`
+	FromLine     int      `placeholder:"N" help:"Skip the lines before this one, as a command that stopped reports it; for one file."`
 	Rejects      string   `placeholder:"FILE" help:"Append lines that are refused to this file."`
 	JSON         bool     `name:"json" help:"Print the counts as JSON."`
 }
 
 func (*publishCmd) Help() string {
-	return `Each line is one event (or, with --mapping, one record). An event counts as published when it is on the broker's disk. Publishing
-the same file again within the duplicate window stores nothing twice. Lines that break a rule are refused with the file, the line and
-the reason; the rest is published, and the exit code is 1.
+	return `Each line is one event (or, with --mapping, one record). An event counts as published when it is on the broker's disk. Lines that
+break a rule are refused with the file, the line and the reason; the rest is published, and the exit code is 1.
+
+Publishing the same file again within the duplicate window stores nothing twice, also after an interruption. A file that stops early
+(SIGINT, SIGTERM, an error) reports the first line that is not acknowledged. From a pipe, events are sent after a fraction of a second;
+on SIGINT or SIGTERM, events that were read are sent before the command ends.
 
   kansa publish events.ndjson
-  zcat audit.ndjson.gz | kansa publish -
+  journal | kansa publish -
+  kansa publish --from-line 120001 events.ndjson
   kansa publish --mapping cloudtrail --organization acme cloudtrail.ndjson.gz`
 }
 
 func (c *publishCmd) Run(e *env) error {
-	o := mapping.Options{Organization: c.Organization, Trail: schema.Trail(c.Trail)}
+	o := mapping.Options{Organization: c.Organization, Trail: schema.Trail(c.Trail), From: c.FromLine}
 	if c.Mapping != "" {
 		m, err := mapping.Load(c.Mapping)
 		if err != nil {
@@ -126,12 +132,20 @@ func (c *publishCmd) Run(e *env) error {
 		}
 		o.Mapping = m
 	}
+	files := c.Files
+	if len(files) == 0 {
+		files = []string{"-"}
+	}
+	if c.FromLine != 0 && len(files) > 1 {
+		return fmt.Errorf("--from-line counts the lines of one file: name one file, not %d", len(files))
+	}
 	client, err := c.connect(e.ctx, "publish")
 	if err != nil {
 		return err
 	}
 	defer client.Close()
-	f := feed{options: o, stderr: e.stderr}
+	stderr := &lockedWriter{w: e.stderr} // retries are reported by other goroutines
+	f := feed{options: o, stderr: stderr}
 	if c.Rejects != "" {
 		file, err := os.OpenFile(c.Rejects, os.O_APPEND|os.O_CREATE|os.O_WRONLY, 0o600)
 		if err != nil {
@@ -140,27 +154,38 @@ func (c *publishCmd) Run(e *env) error {
 		defer file.Close()
 		f.rejects = file
 	}
-	// Without lingering, messages are cut by count and size alone, so that the same file makes the
-	// same messages.
-	p, err := producers.New(client.JS, producers.Config{Linger: 24 * time.Hour})
+	bar := newProgress(e.stderr)
+	bar.w = stderr
+	retries := retryNotice{bar: bar, w: stderr, now: time.Now}
+	p, err := producers.New(client.JS, producers.Config{RetryFor: publishRetryFor, Retrying: retries.show})
 	if err != nil {
 		return err
 	}
-	files := c.Files
-	if len(files) == 0 {
-		files = []string{"-"}
+	f.publisher, f.bar, f.started = p, bar, time.Now()
+	for i, name := range files {
+		if i > 0 && e.ctx.Err() != nil {
+			err = fmt.Errorf("%s: not begun: stopped by a signal: publish it and the files after it", name)
+		} else {
+			err = f.one(e, name)
+		}
+		if err != nil {
+			break
+		}
 	}
-	err = f.all(e, p, files)
-	stop, cancel := context.WithTimeout(context.WithoutCancel(e.ctx), time.Minute)
+	bar.clear()
+	stop, cancel := context.WithTimeout(context.WithoutCancel(e.ctx), time.Second) // everything has its outcome, or had its time
 	defer cancel()
-	err = errors.Join(err, p.Close(stop))
+	if closing := p.Close(stop); err == nil {
+		err = closing
+	}
 	acked, unrecorded := p.Stats().Acked, p.Stats().Unrecorded
 	if c.JSON {
-		fmt.Fprintf(e.stdout, `{"published":%d,"acked":%d,"rejected":%d,"not_recorded":%d,"seconds":%.3f}`+"\n", f.published, acked, f.refused, unrecorded, time.Since(f.started).Seconds())
+		fmt.Fprintf(e.stdout, `{"published":%d,"acked":%d,"rejected":%d,"not_recorded":%d,"next_line":%d,"next_byte":%d,"seconds":%.3f}`+"\n",
+			f.published, acked, f.refused, unrecorded, f.next.line, f.next.offset, time.Since(f.started).Seconds())
 	} else {
-		fmt.Fprintf(e.stderr, "%s events published, %s acknowledged, %s refused in %.1f s\n", grouped(f.published), grouped(acked), grouped(f.refused), time.Since(f.started).Seconds())
+		fmt.Fprintf(stderr, "%s events published, %s acknowledged, %s refused in %.1f s\n", grouped(f.published), grouped(acked), grouped(f.refused), time.Since(f.started).Seconds())
 		if unrecorded > 0 {
-			fmt.Fprintf(e.stderr, "%s events were left out, because their trail is switched off: see kansa trail list\n", grouped(unrecorded))
+			fmt.Fprintf(stderr, "%s events were left out, because their trail is switched off: see kansa trail list\n", grouped(unrecorded))
 		}
 	}
 	if err == nil && f.refused > 0 {
@@ -169,92 +194,41 @@ func (c *publishCmd) Run(e *env) error {
 	return err
 }
 
-// feed publishes the lines of files.
-type feed struct {
-	options            mapping.Options
-	stderr             io.Writer
-	rejects            io.Writer // nil for none
-	published, refused uint64
-	started            time.Time
+// lockedWriter is a writer for several goroutines.
+type lockedWriter struct {
+	mu sync.Mutex
+	w  io.Writer
 }
 
-// maxShownRejects is how many refused lines are explained one by one.
-const maxShownRejects = 20
-
-func (f *feed) all(e *env, p *producers.Publisher, files []string) error {
-	f.started = time.Now()
-	bar := newProgress(e.stderr)
-	defer bar.clear()
-	for _, name := range files {
-		if err := f.one(e, p, name, bar); err != nil {
-			return err
-		}
-	}
-	return nil
+func (l *lockedWriter) Write(p []byte) (int, error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.w.Write(p)
 }
 
-func (f *feed) one(e *env, p *producers.Publisher, name string, bar *progress) error {
-	input, size := e.stdin, int64(0)
-	if name != "-" {
-		file, err := os.Open(name)
-		if err != nil {
-			return fmt.Errorf("open input: %w", err)
-		}
-		defer file.Close()
-		if info, err := file.Stat(); err == nil {
-			size = info.Size()
-		}
-		input = file
-	}
-	counted := &countingReader{r: input}
-	for line, err := range mapping.Lines(counted, f.options) {
-		if err != nil {
-			return fmt.Errorf("%s: %w", name, err)
-		}
-		if err := e.ctx.Err(); err != nil {
-			return fmt.Errorf("%s: stopped at line %d: %w", name, line.Number, err)
-		}
-		if line.Err == nil {
-			if _, err := p.PublishAsync(e.ctx, line.Event); err != nil {
-				return fmt.Errorf("%s:%d: %w", name, line.Number, err)
-			}
-			f.published++
-		} else if err := f.refuse(name, line); err != nil {
-			return err
-		}
-		if size > 0 {
-			bar.show("%s  %d%%  %s events  %s", name, 100*counted.n/size, grouped(f.published), bar.rate(f.published))
-		} else {
-			bar.show("%s  %s events  %s", name, grouped(f.published), bar.rate(f.published))
-		}
-	}
-	return nil
+// publishRetryFor is how long a message is sent again. It is less than the duplicate window.
+const publishRetryFor = time.Minute
+
+// retryNotice writes why messages are sent again: at once, and then every retryNoticeEvery.
+type retryNotice struct {
+	bar *progress
+	w   io.Writer
+	now func() time.Time
+
+	mu   sync.Mutex
+	last string
+	at   time.Time
 }
 
-func (f *feed) refuse(name string, line mapping.Line) error {
-	f.refused++
-	switch {
-	case f.refused <= maxShownRejects:
-		fmt.Fprintf(f.stderr, "%s:%d: refused: %s\n", name, line.Number, strings.TrimSpace(line.Err.Error()))
-	case f.refused == maxShownRejects+1:
-		fmt.Fprintln(f.stderr, "… further refused lines are only counted; --rejects FILE keeps them")
-	}
-	if f.rejects == nil {
-		return nil
-	}
-	if _, err := f.rejects.Write(append(line.Raw[:len(line.Raw):len(line.Raw)], '\n')); err != nil {
-		return fmt.Errorf("write --rejects: %w", err)
-	}
-	return nil
-}
+const retryNoticeEvery = 15 * time.Second
 
-type countingReader struct {
-	r io.Reader
-	n int64
-}
-
-func (c *countingReader) Read(p []byte) (int, error) {
-	n, err := c.r.Read(p)
-	c.n += int64(n)
-	return n, err
+func (r *retryNotice) show(reason error) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	now := r.now()
+	if text := reason.Error(); text != r.last || now.Sub(r.at) >= retryNoticeEvery {
+		r.last, r.at = text, now
+		r.bar.clear()
+		fmt.Fprintf(r.w, "kansa: %s; trying again for %s\n", text, publishRetryFor)
+	}
 }

@@ -602,7 +602,18 @@ const scenes = {
       page.waitForResponse((r) => r.url().endsWith('/deadletters/replay') && r.ok()),
       page.locator('dialog').getByRole('button', { name: 'Replay all' }).click(),
     ]);
-    await toast('Replayed:');
+    await toast('Came back as dead letters: 1.'); // in red: nothing has changed
+    await page.locator('#toasts .note.error').getByText('Came back').waitFor();
+    await button('Correct all').first().click();
+    await page.locator('dialog').getByRole('button', { name: 'Replay' }).click();
+    await fault('set', /Name a field/);
+    await page.locator('dialog').getByRole('button', { name: 'Cancel' }).click();
+    await button('Discard all').first().click();
+    await page.locator('dialog').getByRole('button', { name: 'Discard' }).click();
+    await fault('why', /Say why/);
+    await page.locator('dialog').getByLabel('Reason').fill('noise');
+    await page.locator('dialog').getByRole('button', { name: 'Discard' }).click();
+    await toast('Discarded: 1');
     await stored('/events?org=acme&range=15m&event=mended.event', 1);
     await stored('/events?org=acme&range=15m&event=deadletter.replayed', 2);
   },

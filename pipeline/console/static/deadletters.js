@@ -31,7 +31,9 @@ export function deadLetters(org, signal) {
       h('tbody', {}, c.causes.map((x) => h('tr', { 'aria-selected': String(x.kind === reason) },
         h('td', {}, h('button', { class: 'open', 'aria-pressed': String(x.kind === reason), onclick: () => choose(x.kind) }, x.kind), x.example !== x.kind && h('p', { class: 'hint' }, x.example)),
         h('td', { 'data-label': t('dead.letters') }, number(x.letters)), h('td', { 'data-label': t('dead.last') }, ago(x.last)),
-        h('td', {}, h('div', { class: 'actions tight' }, h('button', { onclick: () => replayAll(x) }, t('dead.replay.all'))))))))) : h('p', { class: 'muted' }, t('dead.none')));
+        h('td', {}, h('div', { class: 'actions tight' }, h('button', { onclick: () => replayAll(x) }, t('dead.replay.all')),
+          h('button', { onclick: () => correct(x).catch((err) => toast(err.message, 'error')) }, t('dead.correct')),
+          h('button', { onclick: () => discard(path + '/discard', { organization: org || undefined, reason: x.kind }, t('dead.discard.many', { n: number(x.letters), kind: x.kind })).catch((err) => toast(err.message, 'error')) }, t('dead.discard.all'))))))))) : h('p', { class: 'muted' }, t('dead.none')));
     await page(0);
   }
 
@@ -61,13 +63,14 @@ export function deadLetters(org, signal) {
       const text = whole.text ? new TextDecoder().decode(raw) : undefined;
       const shown = h('pre', { class: 'json', tabindex: '0', 'aria-label': t('dead.bytes') }, text === undefined ? hex(raw) : visible(text));
       fill(body, shown, whole.cut && h('p', { class: 'hint' }, t('dead.cut', { n: bytes(raw.length), of: bytes(whole.bytes) })), h('div', { class: 'actions' },
-        h('button', { class: 'primary', onclick: () => replay(l) }, t('dead.replay')),
+        h('button', { class: 'primary', onclick: () => replay(l).catch((err) => toast(err.message, 'error')) }, t('dead.replay')),
         text !== undefined && !whole.cut && !l.content_encoding && h('button', { onclick: () => mend(l, text) }, t('dead.mend')),
         text !== undefined && h('button', { 'aria-pressed': 'false', onclick: (ev) => {
           const asHex = ev.target.getAttribute('aria-pressed') !== 'true';
           ev.target.setAttribute('aria-pressed', String(asHex));
           fill(shown, asHex ? hex(raw) : visible(text));
         } }, t('dead.hex')),
+        h('button', { onclick: () => discard(`${path}/${l.seq}/discard`, {}, l.reason).catch((err) => toast(err.message, 'error')) }, t('dead.discard')),
         h('a', { class: 'button', href: `${path}/${l.seq}/data`, download: `deadletter-${l.seq}` }, t('dead.download'))));
     } catch (err) {
       fill(body, note('error', err.message));
@@ -75,10 +78,40 @@ export function deadLetters(org, signal) {
   }
 
   async function replay(l, data) {
-    await post(`${path}/${l.seq}/replay`, data === undefined ? {} : { data: encode(data) });
-    toast(t('dead.replayed', { n: 1 }));
+    report(await post(`${path}/${l.seq}/replay`, data === undefined ? {} : { data: encode(data) }));
     known = '';
     await look();
+  }
+
+  // report says how many were replayed, and if some came back, that and why.
+  function report(r) {
+    const back = r.came_back ? ' ' + t('dead.back', { n: number(r.came_back), reason: r.causes[0]?.example ?? '' }) : '';
+    const unfit = r.unfit ? ' ' + t('dead.unfit', { n: number(r.unfit), reason: r.problem }) : '';
+    const unsettled = r.unsettled ? ' ' + t('dead.unsettled') : '';
+    toast(t('dead.replayed', { n: number(r.replayed) }) + back + unfit + unsettled + (r.more ? ' ' + t('dead.replay.more') : ''), back || unfit ? 'error' : unsettled ? 'warn' : 'ok');
+  }
+
+  // discard asks why, and removes one letter, or those of a kind.
+  async function discard(to, body, text) {
+    const why = h('input', { type: 'text', maxlength: 1000 });
+    await dialog(t('dead.discard'), [h('p', { class: 'hint' }, text), field('why', t('dead.why'), why, t('dead.why.hint'))], { action: t('dead.discard'), submit: async () => {
+      if (!why.value.trim()) throw Object.assign(new Error(), { faults: [{ field: 'why', text: t('dead.why.empty') }] });
+      const r = await post(to, { ...body, why: why.value });
+      toast(t('dead.discarded', { n: number(r.discarded) }) + (r.more ? ' ' + t('dead.discard.more') : ''));
+      known = '';
+      await look();
+    } });
+  }
+
+  // correct sets one field of all letters of a kind, and replays them.
+  async function correct(cause) {
+    const name = h('input', { type: 'text', class: 'code', spellcheck: 'false' }), value = h('input', { type: 'text', class: 'code', spellcheck: 'false' });
+    await dialog(t('dead.correct'), [h('p', { class: 'hint' }, cause.example), field('set', t('dead.correct.field'), name, t('dead.correct.hint')), field('value', t('dead.correct.value'), value)], { action: t('dead.replay'), submit: async () => {
+      if (!name.value.trim()) throw Object.assign(new Error(), { faults: [{ field: 'set', text: t('dead.correct.empty') }] });
+      report(await post(path + '/replay', { organization: org || undefined, reason: cause.kind, set: { [name.value.trim()]: value.value } }));
+      known = '';
+      await look();
+    } });
   }
 
   async function mend(l, text) {
@@ -93,7 +126,7 @@ export function deadLetters(org, signal) {
     if (!(await confirm(t('dead.replay.all'), t('dead.replay.sure', { n: number(cause.letters), kind: cause.kind }), t('dead.replay.all')))) return;
     try {
       const r = await post(path + '/replay', { organization: org || undefined, reason: cause.kind });
-      toast(t('dead.replayed', { n: number(r.replayed) }) + (r.more ? ' ' + t('dead.replay.more') : ''));
+      report(r);
       known = '';
       await look();
     } catch (err) {

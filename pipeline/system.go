@@ -20,6 +20,7 @@ import (
 	"github.com/kansa-audit/kansa/consumers/floor"
 	"github.com/kansa-audit/kansa/consumers/recording"
 	"github.com/kansa-audit/kansa/consumers/rollup"
+	"github.com/kansa-audit/kansa/consumers/writer"
 	"github.com/kansa-audit/kansa/pipeline/access"
 	"github.com/kansa-audit/kansa/pipeline/api"
 	"github.com/kansa-audit/kansa/pipeline/broker"
@@ -91,6 +92,7 @@ type System struct {
 	letters     *deadletter.Index
 	settings    jetstream.KeyValue
 	switches    jetstream.KeyValue // of the trails
+	claims      writer.Claims      // of all writers here
 	// findings are the sealed hours from which the table differs.
 	findings reconcile.Findings
 	auditor  *reconcile.Auditor // of the rollup

@@ -43,7 +43,7 @@ func (p *Publisher) PublishBlock(ctx context.Context, b Block) (Ack, error) {
 			return Ack{}, because(fmt.Errorf("wait for room in the publisher's buffer: %w", err), &p.trouble)
 		}
 	}
-	key := lane{b.Organization, b.Trail, cmp.Or(b.RecordedBy, p.cfg.RecordedBy)}
+	key := lane{b.Organization, b.Trail, cmp.Or(b.RecordedBy, p.cfg.RecordedBy), b.Events.Given()}
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	if p.closed {

@@ -15,6 +15,7 @@ func blockOf(all []schema.Event) *codec.Block {
 	for i := range all {
 		b.Append(&all[i])
 	}
+	b.MarkGiven() // as the publisher does with events that have ids
 	return b
 }
 

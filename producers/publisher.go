@@ -9,6 +9,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"github.com/google/uuid"
 	"github.com/nats-io/nats.go/jetstream"
 	"go.opentelemetry.io/otel/trace"
 	"golang.org/x/sync/semaphore"
@@ -56,6 +57,7 @@ type lane struct {
 	organization string
 	trail        schema.Trail
 	recordedBy   string
+	given        bool // their producer gave them ids; others do not wait for the lookup of these
 }
 
 // laneState is guarded by Publisher.mu.
@@ -180,7 +182,7 @@ func (p *Publisher) Stats() Stats {
 }
 
 func (p *Publisher) add(ctx context.Context, e *schema.Event, async bool) (Ack, error) {
-	now := p.cfg.Now()
+	now, given := p.cfg.Now(), e.ID != uuid.Nil
 	e.Complete(now)
 	if err := e.Validate(now); err != nil {
 		p.rejected.Add(1)
@@ -199,7 +201,7 @@ func (p *Publisher) add(ctx context.Context, e *schema.Event, async bool) (Ack, 
 			return Ack{}, because(fmt.Errorf("wait for room in the publisher's buffer: %w", err), &p.trouble)
 		}
 	}
-	key := lane{e.Organization, e.Trail, p.cfg.RecordedBy}
+	key := lane{e.Organization, e.Trail, p.cfg.RecordedBy, given}
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	if p.closed {
@@ -222,6 +224,9 @@ func (p *Publisher) add(ctx context.Context, e *schema.Event, async bool) (Ack, 
 		b.calledBy(ctx)
 	}
 	b.block.Append(e)
+	if given {
+		b.block.MarkGiven()
+	}
 	b.held += size
 	b.async = b.async || async
 	if b.block.Rows() >= p.cfg.MaxEvents || b.block.Bytes() >= p.cfg.MaxBytes {

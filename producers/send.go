@@ -99,6 +99,9 @@ func (p *Publisher) message(b *batch) (*nats.Msg, *[]byte) {
 	if b.lane.recordedBy != "" {
 		msg.Header.Set(schema.HeaderRecordedBy, b.lane.recordedBy)
 	}
+	if b.block.Given() {
+		msg.Header.Set(schema.HeaderGivenIDs, "1")
+	}
 	if b.alone {
 		// Of the events themselves, for a repetition may come to a process that compresses in another way.
 		msg.Header.Set(nats.MsgIdHdr, messageID(msg.Subject, msg.Data))

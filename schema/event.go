@@ -13,8 +13,8 @@ import (
 //
 // Limits of each field are in [Fields]; an event is at most [MaxEventBytes] in all.
 type Event struct {
-	// ID identifies the event and makes publishing it again harmless. UUIDv7 if Kansa makes it,
-	// any other UUID if the application has its own.
+	// ID identifies the event. UUIDv7 if Kansa makes it, any other UUID if the application has its own: then publishing the event
+	// again within a day (writer.id_window) is harmless, and another event with the same ID is dead-lettered.
 	ID uuid.UUID `json:"id,omitzero"`
 	// OccurredAt is the producer's clock. It is kept to the microsecond, in UTC; a finer fraction
 	// is cut off. More than [MaxClockAhead] in the future is refused, the past is not.

@@ -42,6 +42,9 @@ const (
 
 	// Of a message that has no events and is to have none: it marks a place in the stream.
 	HeaderMark = "Kansa-Mark"
+	// HeaderGivenIDs is on a message of which some events have ids that their producer gave them: the writer stores each of these
+	// once (writer.id_window).
+	HeaderGivenIDs = "Kansa-Given-Ids"
 
 	// Of a dead letter: why, and where it came from.
 	HeaderReason     = "Kansa-Reason"

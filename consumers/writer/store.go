@@ -140,6 +140,11 @@ func (w *Writer) insert(ctx context.Context, items []*item, again bool) (_ []*it
 		}
 		items, skipped = w.leaveOut(ctx, items, have)
 	}
+	duplicates, release, err := w.once(ctx, items, have)
+	if err != nil {
+		return nil, err
+	}
+	defer release()
 	first, last := ^uint64(0), uint64(0)
 	var inserted []*item
 	for _, it := range items {
@@ -181,6 +186,7 @@ func (w *Writer) insert(ctx context.Context, items []*item, again bool) (_ []*it
 	}
 	w.stats.stored.Add(uint64(in.Rows()))
 	w.stats.skipped.Add(uint64(skipped))
+	w.stats.duplicates.Add(uint64(duplicates))
 	w.stats.unrecorded.Add(uint64(unrecorded))
 	tallies := make([]tally.Tally, len(items))
 	for i, it := range items {

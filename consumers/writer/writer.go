@@ -10,6 +10,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"github.com/google/uuid"
 	"github.com/nats-io/nats.go"
 	"github.com/nats-io/nats.go/jetstream"
 	"go.opentelemetry.io/otel/trace"
@@ -46,6 +47,8 @@ type Table interface {
 	// StoredElsewhere returns, by the sequence of a message, its rows whose events the table has from an earlier
 	// message that was recorded since an instant, in order. Of an earlier message it has all or none.
 	StoredElsewhere(ctx context.Context, parts []codec.Part, since time.Time) (map[uint64][]int, error)
+	// StoredIDs returns the events of an organization's trail that have some of the ids and were recorded within a time.
+	StoredIDs(ctx context.Context, organization string, trail schema.Trail, ids []uuid.UUID, from, to time.Time) (map[uuid.UUID][]StoredID, error)
 }
 
 // Ledger takes the account of what was stored; nil means that it is safe there.
@@ -94,6 +97,10 @@ type Config struct {
 	// everything is settled, which is so if there is no other writer.
 	Window  time.Duration
 	Settled func(ctx context.Context) (time.Time, error)
+	// IDWindow is how long an id is known that a producer gave an event; 0 stores such events without looking them up. Claims are
+	// shared with the other writers of this process; default its own.
+	IDWindow time.Duration
+	Claims   *Claims
 	// Server names the run of the server that gives the messages. A server that was started again may have forgotten whom
 	// it gave what, and give it to somebody else at once: so what another run gave is not inserted any more. Empty while
 	// there is none. Default: always the same, which is right if deliveries are replicated.
@@ -144,6 +151,9 @@ func (c Config) withDefaults() (Config, error) {
 	}
 	if c.Window == 0 {
 		c.Window = 10 * time.Minute
+	}
+	if c.Claims == nil {
+		c.Claims = &Claims{}
 	}
 	if c.Settled == nil {
 		c.Settled = func(context.Context) (time.Time, error) { return c.Now(), nil }
@@ -211,13 +221,15 @@ type suspects struct {
 
 func (s *suspects) has(server string, seq uint64) bool { return server != s.server || seq <= s.upTo }
 
-type stats struct{ stored, skipped, rejected, unrecorded, inserts, failures, stuck atomic.Uint64 }
+type stats struct{ stored, skipped, duplicates, rejected, unrecorded, inserts, failures, stuck atomic.Uint64 }
 
 // Stats counts since the writer was made.
 type Stats struct {
-	Stored   uint64 // events inserted
-	Skipped  uint64 // events that ClickHouse had already
-	Rejected uint64 // dead letters
+	Stored  uint64 // events inserted
+	Skipped uint64 // events that ClickHouse had already
+	// Duplicates are events that were left out because their producers had published them before, by their ids.
+	Duplicates uint64
+	Rejected   uint64 // dead letters
 	// Unrecorded are events that were left out because their trail is switched off.
 	Unrecorded uint64
 	Inserts    uint64
@@ -255,7 +267,7 @@ func (w *Writer) Server() string { return w.cfg.Server() }
 // Stats returns the counts.
 func (w *Writer) Stats() Stats {
 	return Stats{
-		Stored: w.stats.stored.Load(), Skipped: w.stats.skipped.Load(), Rejected: w.stats.rejected.Load(),
+		Stored: w.stats.stored.Load(), Skipped: w.stats.skipped.Load(), Duplicates: w.stats.duplicates.Load(), Rejected: w.stats.rejected.Load(),
 		Unrecorded: w.stats.unrecorded.Load(), Inserts: w.stats.inserts.Load(), Failures: w.stats.failures.Load(), Stuck: w.stats.stuck.Load(),
 	}
 }
@@ -264,6 +276,7 @@ func (w *Writer) Stats() Stats {
 type item struct {
 	msg     jetstream.Msg // until it is decoded
 	reply   string        // where it is acknowledged
+	subject string        // where it was published
 	since   time.Time     // since when it may have been recorded before, if its producer kept it
 	part    codec.Part
 	tally   tally.Tally
@@ -425,12 +438,13 @@ func (w *Writer) decodeOne(ctx context.Context, it *item) error {
 		ContentEncoding: it.msg.Headers().Get(schema.HeaderContentEncoding),
 		Payload:         it.msg.Data(), RecordedBy: schema.RecordedBy(it.msg.Headers().Get(schema.HeaderRecordedBy)), StreamSeq: meta.Sequence.Stream, RecordedAt: meta.Timestamp.UTC().Truncate(time.Microsecond),
 	}
+	m.GivenIDs = it.msg.Headers().Get(schema.HeaderGivenIDs) != ""
 	if w.tracer != nil {
 		it.span = tracecontext.Span(it.msg.Headers())
 	}
 	it.scratch = getScratch(codec.DecodedLen(m.ContentEncoding, m.Payload))
 	m.Scratch = it.scratch
-	it.reply, it.msg = it.msg.Reply(), nil
+	it.reply, it.subject, it.msg = it.msg.Reply(), subject, nil
 	it.pending = meta.NumPending
 	it.suspect = !it.since.IsZero() || meta.NumDelivered > 1 || w.suspects.Load().has(it.server, m.StreamSeq)
 	letter := consumers.DeadLetter{

@@ -39,6 +39,7 @@ type table struct {
 	mu     sync.Mutex
 	rows   map[string]int       // by sequence and index
 	ids    map[uuid.UUID]uint64 // the first message of each event
+	events map[uuid.UUID][]writer.StoredID
 	tokens map[string]bool
 	// next says what becomes of the next inserts; after them all is well.
 	next   []outcome
@@ -94,6 +95,7 @@ func (f *table) Insert(_ context.Context, token string, in *codec.Insert) error 
 		for _, p := range in.Parts() {
 			for row := range p.Block.Rows() {
 				f.rows[fmt.Sprint(p.StreamSeq, "-", row)]++
+				f.events[p.Block.ID(row)] = append(f.events[p.Block.ID(row)], writer.StoredID{StreamSeq: p.StreamSeq, RecordedAt: p.RecordedAt, Content: p.Contents()[row]})
 				if seq, ok := f.ids[p.Block.ID(row)]; !ok || p.StreamSeq < seq {
 					f.ids[p.Block.ID(row)] = p.StreamSeq
 				}
@@ -146,6 +148,20 @@ func (f *table) StoredElsewhere(_ context.Context, parts []codec.Part, _ time.Ti
 	return stored, nil
 }
 
+func (f *table) StoredIDs(_ context.Context, _ string, _ schema.Trail, ids []uuid.UUID, from, to time.Time) (map[uuid.UUID][]writer.StoredID, error) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	found := map[uuid.UUID][]writer.StoredID{}
+	for _, id := range ids {
+		for _, e := range f.events[id] {
+			if !e.RecordedAt.Before(from) && !e.RecordedAt.After(to) {
+				found[id] = append(found[id], e)
+			}
+		}
+	}
+	return found, nil
+}
+
 func (f *table) counts() (rows, twice int) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
@@ -177,7 +193,7 @@ func newFixture(t *testing.T, ackWait time.Duration) *fixture {
 		t.Fatal(err)
 	}
 	return &fixture{broker: b, client: c, stream: consumer, table: &table{
-		rows: map[string]int{}, ids: map[uuid.UUID]uint64{}, tokens: map[string]bool{}, hung: make(chan struct{}),
+		rows: map[string]int{}, ids: map[uuid.UUID]uint64{}, events: map[uuid.UUID][]writer.StoredID{}, tokens: map[string]bool{}, hung: make(chan struct{}),
 		slow: make(chan struct{}), goOn: make(chan struct{}), awaited: make(chan struct{}, 100),
 	}}
 }

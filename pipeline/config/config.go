@@ -196,6 +196,9 @@ type Writer struct {
 	AckWait time.Duration `yaml:"ack_wait"`
 	// InsertTimeout bounds one insert: at most half of AckWait, so that a stalled writer can't finish after another took over.
 	InsertTimeout time.Duration `yaml:"insert_timeout"`
+	// IDWindow is how long an id is known that a producer gave an event: publishing the event again within it, in whatever way, stores
+	// it once. 0 stores such events without looking their ids up.
+	IDWindow time.Duration `yaml:"id_window"`
 }
 
 // Trails are what is recorded of organizations that never switched anything: all of it.
@@ -443,7 +446,7 @@ func Default() *Config {
 		},
 		Writer: Writer{
 			MaxRows: 200_000, MaxBytes: 96 << 20, Linger: 50 * time.Millisecond, MaxLinger: 300 * time.Millisecond, Inserts: 2, Memory: 160 << 20,
-			AckWait: time.Minute, InsertTimeout: 20 * time.Second,
+			AckWait: time.Minute, InsertTimeout: 20 * time.Second, IDWindow: 24 * time.Hour,
 		},
 		Retention: Retention{Every: time.Hour, Days: 730},
 		Rollup:    Rollup{Hour: time.Hour, Grace: 500 * time.Millisecond, ComparePercent: 5},

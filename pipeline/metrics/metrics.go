@@ -144,6 +144,7 @@ var (
 
 	stored       = desc("writer_events_stored_total", "Events that this process stored.")
 	skipped      = desc("writer_events_skipped_total", "Events that were stored already and left out.")
+	duplicates   = desc("writer_events_duplicate_total", "Events that their producers published again under the same ids, and that were left out.")
 	rejected     = desc("writer_events_rejected_total", "Events that this process put on the dead letters.")
 	unrecorded   = desc("writer_events_unrecorded_total", "Events that this process left out because their trail is switched off.")
 	inserts      = desc("writer_inserts_total", "Inserts that succeeded.")
@@ -197,7 +198,7 @@ type collector struct {
 
 func (c *collector) Describe(out chan<- *prometheus.Desc) {
 	for _, d := range []*prometheus.Desc{
-		streamMessages, streamBytes, streamLimit, lagMessages, lagSeconds, redelivered, deadLetters, stored, skipped, rejected, inserts,
+		streamMessages, streamBytes, streamLimit, lagMessages, lagSeconds, redelivered, deadLetters, stored, skipped, duplicates, rejected, inserts,
 		insertErrors, rolledUpUntil, rollupLag, partitions, alarms, blocked, deliveries, floorAge, restarts, diskFree, unrecorded, gatewayUnrecorded,
 		trailsOff, deliveryAge, paused, deadReasons, deadDropped, gatewayRequests, gatewayEvents, rollupHours, rollupSpent, rollupLast, engineRestarts, engineSlots, engineUsed, engineWaiting, roleReady, healthCheck,
 		diskBytes, certificateEnds, keyEnds, refused, panics,
@@ -228,6 +229,7 @@ func (c *collector) Collect(out chan<- prometheus.Metric) {
 		st := w.Stats()
 		count(stored, st.Stored)
 		count(skipped, st.Skipped)
+		count(duplicates, st.Duplicates)
 		count(rejected, st.Rejected)
 		count(unrecorded, st.Unrecorded)
 		count(inserts, st.Inserts)

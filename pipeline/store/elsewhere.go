@@ -3,13 +3,16 @@ package store
 import (
 	"context"
 	"fmt"
+	"maps"
 	"slices"
 	"strconv"
 	"strings"
 	"time"
 
+	"github.com/ClickHouse/clickhouse-go/v2"
 	"github.com/google/uuid"
 
+	"github.com/kansa-audit/kansa/consumers/writer"
 	"github.com/kansa-audit/kansa/schema"
 	"github.com/kansa-audit/kansa/schema/codec"
 )
@@ -93,6 +96,42 @@ func (s *Store) messagesWith(ctx context.Context, l lane, parts []codec.Part, si
 	found := make([]message, 0, len(seen))
 	for m := range seen {
 		found = append(found, m)
+	}
+	return found, nil
+}
+
+// idsInQuery bounds how many ids a query names; each takes 40 bytes of its text.
+const idsInQuery = 100_000
+
+// StoredIDs returns the events of an organization's trail that have some of the ids and were recorded within a time.
+func (s *Store) StoredIDs(ctx context.Context, organization string, trail schema.Trail, ids []uuid.UUID, from, to time.Time) (map[uuid.UUID][]writer.StoredID, error) {
+	found := map[uuid.UUID][]writer.StoredID{}
+	l := lane{organization, trail}
+	settings := clickhouse.Settings{"max_query_size": 48*idsInQuery + 1<<16, "max_ast_elements": 4*idsInQuery + 1000, "max_expanded_ast_elements": 4*idsInQuery + 1000}
+	maps.Copy(settings, countSettings)
+	ctx = clickhouse.Context(ctx, clickhouse.WithSettings(s.inserts.settings(settings)))
+	for some := range slices.Chunk(ids, idsInQuery) {
+		text := make([]byte, 0, 40*len(some))
+		for i, id := range some {
+			if i > 0 {
+				text = append(text, ',')
+			}
+			text = append(append(append(text, '\''), id.String()...), '\'')
+		}
+		err := s.each(ctx, "SELECT id, stream_seq, toUnixTimestamp64Micro(recorded_at), xxh3("+eventText+") FROM audit_events WHERE "+l.where()+
+			" AND recorded_at >= "+micros(from)+" AND recorded_at <= "+micros(to)+" AND id IN ("+string(text)+")",
+			func(scan func(...any) error) error {
+				var id uuid.UUID
+				var e writer.StoredID
+				var at int64
+				err := scan(&id, &e.StreamSeq, &at, &e.Content)
+				e.RecordedAt = time.UnixMicro(at).UTC()
+				found[id] = append(found[id], e)
+				return err
+			})
+		if err != nil {
+			return nil, fmt.Errorf("look up %d ids: %w", len(some), err)
+		}
 	}
 	return found, nil
 }

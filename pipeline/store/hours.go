@@ -22,9 +22,14 @@ func micros(t time.Time) string {
 }
 
 // rowText is a row's fields as its CSV has them, with the byte 0xFF between them: what seal.RowHash is taken of.
-var rowText = func() string {
-	texts := make([]string, len(codec.CSVColumns))
-	for i, c := range codec.CSVColumns {
+var rowText = textOf(codec.CSVColumns)
+
+// eventText is the part of it that was published: what codec.Part.Contents are hashes of.
+var eventText = textOf(codec.CSVColumns[len(codec.CSVColumns)-len(schema.Fields):])
+
+func textOf(columns []string) string {
+	texts := make([]string, len(columns))
+	for i, c := range columns {
 		switch c {
 		case "recorded_at", "occurred_at":
 			texts[i] = "formatDateTime(" + c + ", '%Y-%m-%dT%H:%i:%S.%fZ', 'UTC')"
@@ -37,7 +42,7 @@ var rowText = func() string {
 		}
 	}
 	return "concat(" + strings.Join(texts, `, '\xFF', `) + ")"
-}()
+}
 
 // Counts returns what was recorded from one instant up to, and without, another: how many rows, from where to
 // where in the stream, and the sum of their hashes. final collapses rows that are stored twice.

@@ -62,7 +62,7 @@ const queue = "kansa"
 const maxID = 512
 
 // passed are the headers that a publisher may set. All others, known to the server or to Kansa, are removed.
-var passed = []string{schema.HeaderContentType, schema.HeaderContentEncoding, schema.HeaderFirstAttempt, "traceparent", "tracestate"}
+var passed = []string{schema.HeaderContentType, schema.HeaderContentEncoding, schema.HeaderFirstAttempt, schema.HeaderGivenIDs, "traceparent", "tracestate"}
 
 // Start starts a relay on a connection of its own, which may use the stream. The connection is the caller's to close, after Close.
 func Start(nc *nats.Conn, cfg Config) (*Relay, error) {

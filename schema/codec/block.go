@@ -32,6 +32,8 @@ type Block struct {
 	attrKeys   []byte
 	attrValues []byte
 	attrs      int // entries in attrKeys
+	// given tells that producers gave some of the events their ids, so that the same event may come again.
+	given bool
 	// spans is parallel to cols, for a block that was parsed and not appended to; nil otherwise.
 	spans []span
 }
@@ -84,7 +86,7 @@ func (b *Block) Reset() {
 		b.cols[i] = b.cols[i][:0]
 	}
 	b.attrKeys, b.attrValues = b.attrKeys[:0], b.attrValues[:0]
-	b.rows, b.bytes, b.attrs, b.spans = 0, 0, 0, nil
+	b.rows, b.bytes, b.attrs, b.spans, b.given = 0, 0, 0, nil, false
 }
 
 // Append adds e, which is valid and complete: see schema.Event's Validate and Complete. Its
@@ -108,6 +110,18 @@ func (b *Block) Append(e *schema.Event) {
 	b.rows++
 }
 
+// MarkGiven notes that a producer gave some event of b its id. Events with ids that Kansa made need no lookup before they are stored.
+func (b *Block) MarkGiven() { b.given = true }
+
+// Given tells whether a producer gave some event of b its id.
+func (b *Block) Given() bool { return b.given }
+
+// Raw returns the event at a row as it is shown to a person: as JSON, or as a block where JSON cannot say what is in it.
+func (b *Block) Raw(row int) (data []byte, contentType string) {
+	one := b.row(row)
+	return rawEvent(one, 0, &one.Events()[0])
+}
+
 // AppendBlock adds the events of other, of the same organization and trail, by joining bytes. It copies them.
 func (b *Block) AppendBlock(other *Block) {
 	b.spans = nil
@@ -124,6 +138,7 @@ func (b *Block) AppendBlock(other *Block) {
 	b.attrKeys = append(b.attrKeys, other.attrKeys...)
 	b.attrValues = append(b.attrValues, other.attrValues...)
 	b.attrs += other.attrs
+	b.given = b.given || other.given
 	b.rows += other.rows
 	b.bytes += other.bytes
 }
@@ -377,6 +392,7 @@ func (b *Block) Events() []schema.Event {
 // Without returns a block of the events of b that are not at the given rows, which are in order.
 func (b *Block) Without(rows []int) *Block {
 	out := NewBlock()
+	out.given = b.given
 	for i, e := range b.Events() {
 		if len(rows) > 0 && rows[0] == i {
 			rows = rows[1:]

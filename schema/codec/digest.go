@@ -14,14 +14,27 @@ import (
 // Sum adds up, modulo 2^64, the hashes of the part's rows as an exported CSV will have them: see
 // seal.RowHash, whose sum over the same rows of the table, or of the CSV, is the same. It makes no Go
 // object of any event.
-func (p *Part) Sum() uint64 {
+func (p *Part) Sum() (sum uint64) {
+	p.eachText(func(text []byte, _ int) { sum += xxh3.Hash(text) })
+	return sum
+}
+
+// Contents returns a hash of each row's event alone, without where, when and by whom it was recorded: events that were published
+// twice have the same one.
+func (p *Part) Contents() []uint64 {
+	all := make([]uint64, 0, p.Block.rows)
+	p.eachText(func(text []byte, event int) { all = append(all, xxh3.Hash(text[event:])) })
+	return all
+}
+
+// eachText visits the text of each row of which seal.RowHash is taken, and tells where that of the event itself begins.
+func (p *Part) eachText(visit func(text []byte, event int)) {
 	b := p.Block
 	var (
 		readers    = make([]reader, len(b.cols))
 		keys       = reader{data: b.attrKeys}
 		values     = reader{data: b.attrValues}
 		attributes = 0
-		sum        uint64
 		times      timeText
 		row        = make([]byte, 0, 1024)
 	)
@@ -42,6 +55,7 @@ func (p *Part) Sum() uint64 {
 		}
 		row = strconv.AppendUint(row[:prefix], index, 10)
 		row = append(row, suffix...)
+		event := len(row) + 1
 		for i, kind := range kinds {
 			row = append(row, separator)
 			switch kind {
@@ -72,9 +86,8 @@ func (p *Part) Sum() uint64 {
 				row = append(row, '}')
 			}
 		}
-		sum += xxh3.Hash(row)
+		visit(row, event)
 	}
-	return sum
 }
 
 // kinds are those of schema.Fields, close together.

@@ -55,6 +55,7 @@ type Intake struct {
 	last   int // lane of the last event: the next is often of the same
 	parser parser
 	e      schema.Event // the one at hand
+	given  bool         // it came with an id
 }
 
 // Batch is events of one organization and trail.
@@ -208,9 +209,12 @@ func (in *Intake) Block(body []byte) error {
 		in.Reject(f.Row, in.IDs[f.Row], f.Err)
 	}
 	index := indexWithout(b.Rows(), rows)
+	given := false
 	for _, row := range index {
 		if in.IDs[row] == uuid.Nil {
 			in.IDs[row] = in.newID(int(row))
+		} else {
+			given = true
 		}
 	}
 	if len(rows) > 0 {
@@ -220,6 +224,9 @@ func (in *Intake) Block(body []byte) error {
 		return nil
 	}
 	b.Complete(func(row int) uuid.UUID { return in.IDs[index[row]] })
+	if given {
+		b.MarkGiven()
+	}
 	lane.Block.AppendBlock(b) // b lies in the body
 	lane.Index = index
 	return nil
@@ -247,6 +254,9 @@ func (in *Intake) add(raw []byte, parse parseFunc) error {
 		lane.Block, lane.Index = b, nil
 	}
 	b.Append(e)
+	if in.given {
+		b.MarkGiven()
+	}
 	lane.Index = append(lane.Index, uint32(i))
 	return nil
 }
@@ -283,7 +293,8 @@ func (in *Intake) read(raw []byte, parse parseFunc, index int) (*intakeLane, err
 	if f != nil {
 		return nil, f
 	}
-	if lane.denied == nil && e.ID == uuid.Nil {
+	in.given = e.ID != uuid.Nil
+	if lane.denied == nil && !in.given {
 		e.ID = in.newID(index)
 	}
 	return lane, lane.denied

@@ -35,6 +35,8 @@ type Message struct {
 	// Where and when the broker stored it.
 	StreamSeq  uint64
 	RecordedAt time.Time
+	// GivenIDs is what schema.HeaderGivenIDs says: a block does not tell who made its ids.
+	GivenIDs bool
 	// RecordedBy is the credential that published it. The events of schema.RecordedBySystem may have the names that
 	// schema.CheckReserved refuses.
 	RecordedBy string
@@ -102,6 +104,9 @@ func (m *Message) decodeBlock(payload []byte, now time.Time) (*Decoded, error) {
 	b, err := ParseNative(payload)
 	if err != nil {
 		return nil, err
+	}
+	if m.GivenIDs {
+		b.MarkGiven()
 	}
 	faults := b.Check(now)
 	if !m.system() {
@@ -222,6 +227,9 @@ func (c *collector) add(raw []byte) {
 		c.d.Rejects = append(c.d.Rejects, Reject{Index: i, Raw: raw, ContentType: ContentJSON, Err: err})
 		c.parser.scratch = nil // err may quote what lies there
 		return
+	}
+	if c.e.ID != uuid.Nil {
+		c.d.Block.MarkGiven()
 	}
 	c.d.Block.Append(&c.e)
 	c.d.Index = append(c.d.Index, uint32(i))

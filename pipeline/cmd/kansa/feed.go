@@ -286,6 +286,7 @@ func (f *feed) take(line mapping.Line) error {
 		w.order = append(w.order, key)
 	}
 	open.block.Append(&line.Event)
+	open.block.MarkGiven() // a line without an id has one that is made of it: publishing it again is harmless
 	if open.block.Rows() >= messageEvents || open.block.Bytes() >= messageBytes {
 		return f.send(key)
 	}

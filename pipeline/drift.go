@@ -36,7 +36,7 @@ type restored struct {
 }
 
 const (
-	driftEvery = 5 * time.Second
+	driftEvery = 10 * time.Second
 	// restoredFor is how long it is reported that a consumer had been changed.
 	restoredFor = 10 * time.Minute
 )

@@ -336,3 +336,14 @@ func TestChangedConsumersAreRestored(t *testing.T) {
 		})
 	}
 }
+
+// The schedule of the rollup's ticks and the tick that waits are removed: both come back by themselves.
+func TestRemovedTicksComeBack(t *testing.T) {
+	t.Parallel()
+	s := pipelinetest.Start(t, pipelinetest.Config(t))
+	heals(t, s)
+	hours, err := s.Client.JS.Stream(t.Context(), broker.StreamHours)
+	must(t, err)
+	must(t, hours.Purge(t.Context()))
+	heals(t, s)
+}

@@ -187,7 +187,9 @@ func TestStolenMessageIsStoredFromTheStream(t *testing.T) {
 			if _, err := repair.Ask(t.Context(), s.Client.NC, repair.Request{Accept: []rollup.Loss{{First: seq, Last: seq, By: "ann", Reason: "gone"}}}); err == nil || !strings.Contains(err.Error(), "the stream still has message") {
 				t.Errorf("a message that the stream has was accepted as lost: %v", err)
 			}
-			report = askRepair(t, s, repair.Request{Fix: true})
+			if report = askRepair(t, s, repair.Request{Fix: true}); len(report.Differences) != 1 {
+				t.Fatalf("repair did %+v", report)
+			}
 			if d := report.Differences[0]; d.Done == "" || d.Left != "" || d.Stream != c.rows {
 				t.Errorf("repair did %+v", d)
 			}
@@ -214,6 +216,19 @@ func TestStolenMessageIsStoredFromTheStream(t *testing.T) {
 			finds(t, s, true, nil)
 		})
 	}
+}
+
+// A message that was acknowledged and not stored is reported within a minute, long before its hour is over and cannot be sealed.
+func TestUnstoredMessageIsReportedBeforeItsHourEnds(t *testing.T) {
+	t.Parallel()
+	cfg := pipelinetest.Config(t)
+	cfg.Rollup.Hour = time.Hour
+	s := pipelinetest.Start(t, cfg)
+	msg := stolen(t, s, "acme", "")
+	must(t, msg.DoubleAck(t.Context()))
+	everywhere(t, s, "rollup", "agreement", "of acme/activity was acknowledged but never stored", "kansa repair --fix")
+	askRepair(t, s, repair.Request{Fix: true})
+	finds(t, s, true, nil)
 }
 
 // The ledger loses its beginning, its middle, or all: repair makes the entries again from the stream and stores what the table does not

@@ -1,8 +1,10 @@
 package main
 
 import (
+	"context"
 	"errors"
 	"fmt"
+	"time"
 
 	"github.com/kansa-audit/kansa/pipeline/broker"
 )
@@ -40,15 +42,24 @@ func (c *replayCmd) Run(e *env) error {
 	return finished(e, client, client.Replay(e.ctx))
 }
 
+// shownWithin bounds the last look at the shards.
+const shownWithin = 5 * time.Second
+
 // finished reports how the stream is shared out now. That the broker ended before all was done is no failure: kansa up ends with its
 // writers, and does the rest when it starts.
 func finished(e *env, client *broker.Client, err error) error {
+	if err == nil {
+		// It is done; the broker may end at this moment.
+		ctx, cancel := context.WithTimeout(e.ctx, shownWithin)
+		defer cancel()
+		err = printShards(ctx, e, client)
+		if err != nil && e.ctx.Err() == nil && (!client.NC.IsConnected() || errors.Is(err, context.DeadlineExceeded)) {
+			err = fmt.Errorf("%w (%w)", broker.ErrUnfinished, err)
+		}
+	}
 	if errors.Is(err, broker.ErrUnfinished) {
 		fmt.Fprintln(e.stdout, "It is decided and kept. The broker has ended, as kansa up does with its writers: start it again, if no service manager does, and it does the rest.")
 		return nil
 	}
-	if err != nil {
-		return err
-	}
-	return printShards(e.ctx, e, client)
+	return err
 }

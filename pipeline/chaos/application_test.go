@@ -12,6 +12,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strings"
 	"sync"
 	"syscall"
 	"time"
@@ -27,6 +28,7 @@ import (
 // appSettings is what an application is told in its environment.
 type appSettings struct {
 	Broker     string
+	TokenFile  string // empty without
 	Spool      string
 	PerMessage int
 	RetryFor   time.Duration
@@ -41,7 +43,15 @@ func applicationMain(settings string) error {
 	if err := json.Unmarshal([]byte(settings), &o); err != nil {
 		return err
 	}
-	nc, err := nats.Connect(o.Broker, nats.RetryOnFailedConnect(true), nats.MaxReconnects(-1), nats.ReconnectWait(100*time.Millisecond))
+	login := nats.Option(func(*nats.Options) error { return nil })
+	if o.TokenFile != "" {
+		token, err := os.ReadFile(o.TokenFile)
+		if err != nil {
+			return err
+		}
+		login = nats.Token(strings.TrimSpace(string(token)))
+	}
+	nc, err := nats.Connect(o.Broker, login, nats.RetryOnFailedConnect(true), nats.MaxReconnects(-1), nats.ReconnectWait(100*time.Millisecond))
 	if err != nil {
 		return err
 	}
@@ -121,11 +131,16 @@ func (s *stack) startApplication(p *plan) (*application, error) {
 	if err != nil {
 		return nil, err
 	}
-	log, err := os.OpenFile(filepath.Join(s.dir, procApp+".log"), os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o600)
+	return newApplication(string(settings), s.dir)
+}
+
+// newApplication is one with settings, as JSON, which logs to a directory. It starts with the first event.
+func newApplication(settings, dir string) (*application, error) {
+	log, err := os.OpenFile(filepath.Join(dir, procApp+".log"), os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o600)
 	if err != nil {
 		return nil, err
 	}
-	return &application{settings: string(settings), log: log, acked: map[uuid.UUID]bool{}}, nil
+	return &application{settings: settings, log: log, acked: map[uuid.UUID]bool{}}, nil
 }
 
 // start begins a life.
@@ -192,6 +207,18 @@ func (a *application) signal(sig syscall.Signal) {
 	if l := a.running(); l != nil {
 		_ = l.cmd.Process.Signal(sig) // it may have ended by itself
 	}
+}
+
+// kill ends the process, if there is one, and waits for its end.
+func (a *application) kill() {
+	a.signal(syscall.SIGKILL)
+	a.mu.Lock()
+	l := a.life
+	a.mu.Unlock()
+	if l != nil {
+		<-l.ended
+	}
+	_ = a.log.Close()
 }
 
 var errNotAcked = errors.New("the application was not told that the event is safe")

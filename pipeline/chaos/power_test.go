@@ -186,6 +186,9 @@ func cutPower(t *testing.T, g, n int, report *powerReport) {
 		}
 		began := time.Now()
 		err = p.start(t.Context())
+		if err == nil && load.spooling != nil {
+			err = p.empty(t.Context())
+		}
 		if err == nil {
 			err = p.complete(t.Context())
 		}
@@ -370,12 +373,54 @@ type load struct {
 	acked   int
 	moment  moment // that was met
 	seen    string
+	// spooling is an application that puts what it publishes into its spool, or nil.
+	spooling *application
+}
+
+// application is one whose spool is on the disk.
+func (p *powered) application(broker string) (*application, error) {
+	settings, err := json.Marshal(appSettings{
+		Broker: broker, TokenFile: p.key, Spool: filepath.Join(p.disk.dir, diskSpool), PerMessage: 5, RetryFor: time.Second,
+	})
+	if err != nil {
+		return nil, err
+	}
+	return newApplication(string(settings), p.dir)
+}
+
+// spool publishes by the application until ctx ends.
+func (l *load) spool(ctx context.Context) {
+	tick := time.NewTicker(20 * time.Millisecond)
+	defer tick.Stop()
+	for ctx.Err() == nil {
+		select {
+		case <-tick.C:
+		case <-ctx.Done():
+		}
+		l.mu.Lock()
+		e := l.p.events.Next()
+		l.p.acked[e.ID] = false
+		l.mu.Unlock()
+		if _, err := l.spooling.publish(ctx, e); err != nil {
+			return
+		}
+	}
 }
 
 // end waits until everything has ended, and says how many events were acknowledged.
 func (l *load) end() int {
 	l.stop()
 	l.working.Wait()
+	if l.spooling == nil {
+		return l.acked
+	}
+	l.spooling.kill()
+	l.spooling.mu.Lock()
+	defer l.spooling.mu.Unlock()
+	for id := range l.spooling.acked {
+		l.acked++
+		l.p.acked[id] = true
+	}
 	return l.acked
 }
 
@@ -393,6 +438,14 @@ func (p *powered) underLoad(ctx context.Context, r *rand.Rand, when moment) (*lo
 	}
 	ctx, stop := context.WithCancel(ctx)
 	l := &load{p: p, stop: stop, moment: anytime}
+	if r.IntN(3) == 0 {
+		if l.spooling, err = p.application("nats://127.0.0.1:1"); err != nil { // it cannot reach the broker
+			stop()
+			client.Close()
+			return nil, err
+		}
+		l.working.Go(func() { l.spool(ctx) })
+	}
 	perSecond := min(60*perMessage, 2000)
 	if when == afterCleanUp {
 		perSecond = 100
@@ -438,8 +491,8 @@ func (l *load) publish(ctx context.Context, publisher *producers.Publisher, perS
 		case <-ctx.Done():
 		}
 		for range max(1, perSecond/50) {
-			e := l.p.events.Next()
 			l.mu.Lock()
+			e := l.p.events.Next()
 			l.p.acked[e.ID] = false
 			l.mu.Unlock()
 			ack, err := publisher.PublishAsync(ctx, e)
@@ -460,6 +513,17 @@ func (l *load) publish(ctx context.Context, publisher *producers.Publisher, perS
 	defer cancel()
 	_ = publisher.Close(closing) // each event's outcome is looked at
 	told.Wait()
+}
+
+// empty has an application publish what is in the spool.
+func (p *powered) empty(ctx context.Context) error {
+	a, err := p.application(p.at.Broker)
+	if err != nil {
+		return err
+	}
+	ctx, cancel := context.WithTimeout(ctx, *completeIn)
+	defer cancel()
+	return a.close(ctx)
 }
 
 // optimize merges again and again what there is.

@@ -215,6 +215,7 @@ export async function render(main, { org, signal, params }) {
     return [
       h('div', { class: 'detailhead' }, h('div', {}, h('h2', {}, h('span', { class: 'code' }, e.event)), h('p', { class: 'muted' }, outcome(e), ' ', time(e.occurred_at, { ms: true }), ' · ', ago(e.occurred_at))),
         h('button', { class: 'plain close', 'aria-label': t('close'), onclick: close }, '×')),
+      e.differs_from_sealed && note('error', t('detail.differs.' + e.differs_from_sealed)),
       e.description && h('p', { class: 'description' }, e.description),
       h('div', { class: 'actions' },
         h('button', { onclick: (ev) => proof(e, ev.target) }, t('proof')),

@@ -3,7 +3,7 @@ import { h, fill, note, field, check, badge, toast, copy, save, showFaults } fro
 import { t, word, number, bytes, time, minute, ago, duration, toInput, fromInput, iso, zoneName } from './text.js';
 import { get, post, request, of } from './api.js';
 
-const kinds = { none: '', sealed: '', empty: '', removed: '–', open: '', alarm: '!', fault: '×' };
+const kinds = { none: '', sealed: '', empty: '', removed: '–', open: '', alarm: '!', fault: '×', differs: '≠' };
 const shownDays = 14;
 const uuid = /^[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}$/i;
 
@@ -13,7 +13,7 @@ export async function render(main, { org, signal }) {
   // A row is a day of hours, or a minute of what tests and demos call hours.
   const row = seconds >= 1800 ? 86400 : 60 * seconds, rows = seconds >= 1800 ? Math.max(1, Math.min(shownDays, Math.floor(700 * seconds / 86400))) : 6;
   const fact = (name, value, text) => [h('dt', {}, name), h('dd', {}, h('span', {}, value), text && h('button', { class: 'plain', onclick: () => copy(text) }, t('copy')))];
-  const legend = () => h('span', { class: 'legend' }, ['sealed', 'empty', 'open', 'removed', 'alarm', 'fault'].map((s) => h('span', {}, h('i', { class: `hour s-${s}` }, kinds[s]), word('hour', s))), h('span', {}, h('i', { class: 'hour s-sealed gap' }), t('integrity.gap.legend')));
+  const legend = () => h('span', { class: 'legend' }, ['sealed', 'empty', 'open', 'removed', 'alarm', 'fault', 'differs'].map((s) => h('span', {}, h('i', { class: `hour s-${s}` }, kinds[s]), word('hour', s))), h('span', {}, h('i', { class: 'hour s-sealed gap' }), t('integrity.gap.legend')));
 
   const strips = o.chains.map((c) => strip(c.trail));
   const result = h('div', { 'aria-live': 'polite' });

@@ -269,6 +269,9 @@ func Start(ctx context.Context, o Options) (_ *System, err error) {
 	if s.Engine != nil {
 		measured.Engine = s.Engine
 	}
+	if s.auditor != nil {
+		measured.Compared = s.auditor.Compared
+	}
 	if s.Writer != nil {
 		measured.Writer = s.Writer
 	}

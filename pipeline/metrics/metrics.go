@@ -35,9 +35,11 @@ import (
 
 // Sources are what the metrics are of. A part that is nil is not in this process.
 type Sources struct {
-	JS       jetstream.JetStream
-	Writer   interface{ Stats() writer.Stats }
-	Rollup   *rollup.Rollup
+	JS     jetstream.JetStream
+	Writer interface{ Stats() writer.Stats }
+	Rollup *rollup.Rollup
+	// Compared counts the sealed hours that were compared with the table; nil if the rollup is not here.
+	Compared func() uint64
 	Progress *rollup.Progress
 	Exporter *exporter.Exporter
 	Gateway  *gateway.Gateway
@@ -173,6 +175,7 @@ var (
 	gatewayEvents   = desc("gateway_events_total", "Events of these requests: accepted, or rejected.", "result")
 
 	rollupHours    = desc("rollup_hours_total", "Hours that this process sealed.")
+	compared       = desc("table_hours_compared_total", "Sealed hours that this process compared with the table; what differs is kansa_health_check{check=\"table\"}.")
 	rollupSpent    = desc("rollup_seconds_total", "Seconds that it took to seal them.")
 	rollupLast     = desc("rollup_last_hour_seconds", "Seconds that the last one took.")
 	engineRestarts = desc("engine_restarts_total", "Times that the embedded ClickHouse of this process had to be started again.")
@@ -200,7 +203,7 @@ func (c *collector) Describe(out chan<- *prometheus.Desc) {
 	for _, d := range []*prometheus.Desc{
 		streamMessages, streamBytes, streamLimit, lagMessages, lagSeconds, redelivered, deadLetters, stored, skipped, duplicates, rejected, inserts,
 		insertErrors, rolledUpUntil, rollupLag, partitions, alarms, blocked, deliveries, floorAge, restarts, diskFree, unrecorded, gatewayUnrecorded,
-		trailsOff, deliveryAge, paused, deadReasons, deadDropped, gatewayRequests, gatewayEvents, rollupHours, rollupSpent, rollupLast, engineRestarts, engineSlots, engineUsed, engineWaiting, roleReady, healthCheck,
+		trailsOff, deliveryAge, paused, deadReasons, deadDropped, gatewayRequests, gatewayEvents, rollupHours, compared, rollupSpent, rollupLast, engineRestarts, engineSlots, engineUsed, engineWaiting, roleReady, healthCheck,
 		diskBytes, certificateEnds, keyEnds, refused, panics,
 	} {
 		out <- d
@@ -274,6 +277,7 @@ func (c *collector) Collect(out chan<- prometheus.Metric) {
 		count(partitions, st.Partitions)
 		count(alarms, st.Alarms)
 		count(rollupHours, st.Hours)
+		count(compared, s.Compared())
 		out <- prometheus.MustNewConstMetric(rollupSpent, prometheus.CounterValue, st.Spent.Seconds())
 		gauge(rollupLast, st.Last.Seconds())
 	}

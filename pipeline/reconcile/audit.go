@@ -7,6 +7,8 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"maps"
+	"strconv"
 	"sync/atomic"
 	"time"
 
@@ -211,7 +213,17 @@ func (a *Auditor) compareHour(ctx context.Context, hour time.Time) error {
 		}
 		errs = append(errs, a.partition(ctx, p, m, table[of]))
 	}
-	for of, digest := range table {
+	// What is in the table, or was when it was compared last, and was never sealed.
+	unsealed := maps.Clone(table)
+	found, err := a.Findings.list(ctx, strconv.FormatInt(hour.Unix(), 10))
+	if err != nil {
+		errs = append(errs, err)
+	}
+	for _, f := range found {
+		of := trail{f.Organization, f.Trail}
+		unsealed[of] = table[of]
+	}
+	for of, digest := range unsealed {
 		if !sealed[of] {
 			p := schema.Partition{Organization: of.organization, Trail: of.trail, Hour: hour, Length: a.Hour}
 			errs = append(errs, a.partition(ctx, p, nil, digest))
@@ -273,11 +285,12 @@ func (a *Auditor) partition(ctx context.Context, p schema.Partition, m *seal.Sea
 		return a.reconciled(ctx, p)
 	}
 	removed, err := a.removed(ctx, p)
-	if err != nil || removed {
+	if err != nil {
 		return err
 	}
-	if a.Expires(p.Organization, p.Hour).Before(time.Now()) {
-		return nil // the table removes its rows by itself
+	if removed || a.Expires(p.Organization, p.Hour).Before(time.Now()) {
+		_, err := a.Findings.clear(ctx, p.Organization, p.Trail, p.Hour) // the table removes its rows by itself
+		return err
 	}
 	f := &Finding{
 		Organization: p.Organization, Trail: p.Trail, Hour: p.Hour, Sealed: sealed.String(), Table: table.String(), Events: []Event{},

@@ -3,6 +3,7 @@ package reconcile
 import (
 	"cmp"
 	"context"
+	"encoding/hex"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -88,8 +89,9 @@ type Findings struct {
 
 const differs = "differs."
 
+// key is one for whatever somebody has written into the table.
 func key(organization string, trail schema.Trail, hour time.Time) string {
-	return differs + organization + "." + string(trail) + "." + strconv.FormatInt(hour.Unix(), 10)
+	return differs + hex.EncodeToString([]byte(organization)) + "_" + hex.EncodeToString([]byte(trail)) + "." + strconv.FormatInt(hour.Unix(), 10)
 }
 
 func (k *Findings) put(ctx context.Context, f *Finding) error {
@@ -136,8 +138,11 @@ func (k *Findings) clear(ctx context.Context, organization string, trail schema.
 }
 
 // List returns all findings, the newest hours first.
-func (k *Findings) List(ctx context.Context) (all []Finding, err error) {
-	keys, err := k.KV.ListKeysFiltered(ctx, differs+">")
+func (k *Findings) List(ctx context.Context) ([]Finding, error) { return k.list(ctx, "*") }
+
+// list returns those of an hour, in seconds since 1970, or of any.
+func (k *Findings) list(ctx context.Context, hour string) (all []Finding, err error) {
+	keys, err := k.KV.ListKeysFiltered(ctx, differs+"*."+hour)
 	if err != nil {
 		return nil, fmt.Errorf("list what differs: %w", err)
 	}

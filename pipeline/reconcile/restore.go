@@ -299,7 +299,7 @@ func (r *Restorer) partition(ctx context.Context, ring *seal.Ring, p schema.Part
 		return err
 	}
 	b.job.Partitions++
-	b.of = append(b.of, p)
+	b.of, b.p = append(b.of, p), p
 	sealed, err := openSealed(ctx, r.Bucket, m)
 	if err != nil {
 		return err
@@ -325,6 +325,7 @@ type batch struct {
 	part     *codec.Part        // is being filled
 	of       []schema.Partition // whose hourly counts are corrected after the insert
 	month    string
+	p        schema.Partition // of the events that are added
 	gone     []codec.Place
 }
 
@@ -390,25 +391,22 @@ func (b *batch) store(ctx context.Context, e *codec.Stored) error {
 		return nil
 	}
 	month := e.RecordedAt.Format("200601")
-	if b.part == nil || b.part.StreamSeq != e.StreamSeq || b.part.Organization != e.Organization || b.part.Trail != e.Trail || !b.part.RecordedAt.Equal(e.RecordedAt) {
+	if b.part == nil || b.part.StreamSeq != e.StreamSeq || b.part.Organization != b.p.Organization || b.part.Trail != b.p.Trail || !b.part.RecordedAt.Equal(e.RecordedAt) {
 		b.close()
 		// An insert is of one month, which is one partition of the table.
 		if b.in.Rows() >= batchRows || b.in.Bytes() >= batchBytes || b.month != month && b.in.Rows() > 0 {
 			// What is to be removed has the same keys as what takes its place.
-			if len(b.gone) > 0 {
-				p := schema.Partition{Organization: e.Organization, Trail: e.Trail, Hour: e.RecordedAt.Truncate(b.restorer.Hour), Length: b.restorer.Hour}
-				if err := b.remove(ctx, p); err != nil {
-					return err
-				}
+			if err := b.remove(ctx, b.p); err != nil {
+				return err
 			}
 			if err := b.insert(ctx); err != nil {
 				return err
 			}
 		}
 		b.month = month
-		b.part = &codec.Part{ // the reader uses the memory of e again
-			Organization: strings.Clone(e.Organization), Trail: e.Trail, RecordedAt: e.RecordedAt, StreamSeq: e.StreamSeq, RecordedBy: strings.Clone(e.RecordedBy),
-			ExpiresAt: b.restorer.Expires(e.Organization, e.RecordedAt), Block: codec.NewBlock(), Index: []uint32{},
+		b.part = &codec.Part{ // the reader uses the memory of e's texts again
+			Organization: b.p.Organization, Trail: b.p.Trail, RecordedAt: e.RecordedAt, StreamSeq: e.StreamSeq, RecordedBy: strings.Clone(e.RecordedBy),
+			ExpiresAt: b.restorer.Expires(b.p.Organization, e.RecordedAt), Block: codec.NewBlock(), Index: []uint32{},
 		}
 	}
 	b.part.Block.Append(&e.Event)

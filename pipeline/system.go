@@ -16,11 +16,11 @@ import (
 	"gocloud.dev/blob"
 	"golang.org/x/sync/errgroup"
 
+	"github.com/kansa-audit/kansa/consumers/claims"
 	"github.com/kansa-audit/kansa/consumers/exporter"
 	"github.com/kansa-audit/kansa/consumers/floor"
 	"github.com/kansa-audit/kansa/consumers/recording"
 	"github.com/kansa-audit/kansa/consumers/rollup"
-	"github.com/kansa-audit/kansa/consumers/writer"
 	"github.com/kansa-audit/kansa/pipeline/access"
 	"github.com/kansa-audit/kansa/pipeline/api"
 	"github.com/kansa-audit/kansa/pipeline/broker"
@@ -92,7 +92,8 @@ type System struct {
 	letters     *deadletter.Index
 	settings    jetstream.KeyValue
 	switches    jetstream.KeyValue // of the trails
-	claims      writer.Claims      // of all writers here
+	claims      *claims.Log        // of the writer and of repairs
+	endClaims   func()
 	// findings are the sealed hours from which the table differs.
 	findings reconcile.Findings
 	auditor  *reconcile.Auditor // of the rollup
@@ -189,6 +190,9 @@ func Start(ctx context.Context, o Options) (_ *System, err error) {
 	if s.server != nil {
 		s.logins.begin(s.ended, &s.Access, s.own.Record)
 		s.roles.Go(func() error { return s.logins.follow(s.ended, s.server) })
+	}
+	if has(RoleWriter) || has(RoleRollup) {
+		s.followClaims()
 	}
 	if s.retentions, err = s.openSettings().Retentions(ctx); err != nil {
 		return nil, err
@@ -299,6 +303,15 @@ func (s *System) refusals() map[string]uint64 {
 	return counts
 }
 
+// followClaims begins to follow what other inserts have in hand. It goes on until the writer has stored what it fetched.
+func (s *System) followClaims() {
+	s.claims = claims.New(s.Client.JS, s.Config.Writer.InsertTimeout+time.Second, s.log.With(slog.String("part", "claims")))
+	ctx, stop := context.WithCancel(context.Background())
+	ended := make(chan struct{})
+	go func() { defer close(ended); s.claims.Run(ctx) }()
+	s.endClaims = func() { stop(); <-ended }
+}
+
 // panics counts those that were caught anywhere in this process.
 func (s *System) panics() uint64 {
 	n := request.Panics()
@@ -324,6 +337,9 @@ func (s *System) Close() error {
 	if s.stop != nil {
 		s.stop()
 		errs = append(errs, s.roles.Wait())
+	}
+	if s.endClaims != nil {
+		s.endClaims()
 	}
 	if p := s.own.Publisher; p != nil {
 		ctx, cancel := context.WithTimeout(context.Background(), 3*time.Second)

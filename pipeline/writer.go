@@ -143,7 +143,7 @@ func (s *System) writerConfig(stream jetstream.Stream) writer.Config {
 	return writer.Config{
 		MaxRows: c.MaxRows, MaxBytes: c.MaxBytes, Linger: c.Linger, MaxLinger: c.MaxLinger, Inserts: c.Inserts, Memory: c.Memory,
 		AckWait: c.AckWait, InsertTimeout: c.InsertTimeout, Retention: s.retentions.Expires, Server: s.serverOf(stream),
-		IDWindow: c.IDWindow, Claims: &s.claims,
+		IDWindow: c.IDWindow, Claims: s.claims,
 		Recording: recording.New(s.Client.JS), Window: stream.CachedInfo().Config.Duplicates, Tracing: s.tracing,
 		Settled: func(ctx context.Context) (time.Time, error) {
 			until, _, err := s.floor.Closed(ctx)

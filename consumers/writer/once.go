@@ -6,18 +6,18 @@ import (
 	"fmt"
 	"log/slog"
 	"slices"
-	"sync"
 	"time"
 
 	"github.com/google/uuid"
 
 	"github.com/kansa-audit/kansa/consumers"
+	"github.com/kansa-audit/kansa/consumers/claims"
 	"github.com/kansa-audit/kansa/schema"
 )
 
-// An event whose producer gave it its id is stored once within Config.IDWindow, by whatever way and in whatever message it comes
+// An event whose producer gave it its id is stored once within Config.IDWindow, by any route and in any message that it comes in
 // again. The broker knows messages, not events, so the writer looks the ids up in the table. Two copies may be under way at once,
-// with two inserts: the ids of an insert are claimed while it goes on, so that the second one looks after the first has ended.
+// with two inserts, of two processes perhaps: the ids of an insert are claimed while it goes on, so that the second one looks after the first has ended.
 
 // StoredID is an event of the table.
 type StoredID struct {
@@ -27,52 +27,16 @@ type StoredID struct {
 	Content uint64
 }
 
-// Claims are the ids that inserts have in hand. Writers of one process share them.
-type Claims struct {
-	mu   sync.Mutex
-	held map[uuid.UUID]bool
-	// freed is closed when some are given back.
-	freed chan struct{}
+// Claims order inserts that have ids in common, of all writers; see package claims.
+type Claims interface {
+	// Take returns when no insert that claimed any of the ids before is under way.
+	Take(ctx context.Context, messages []claims.Message) (release func(), err error)
 }
 
-// Take claims ids when none of them is claimed any more. The caller gives them back by release.
-func (c *Claims) Take(ctx context.Context, ids []uuid.UUID) (release func(), err error) {
-	for {
-		c.mu.Lock()
-		if !slices.ContainsFunc(ids, func(id uuid.UUID) bool { return c.held[id] }) {
-			if c.held == nil {
-				c.held = map[uuid.UUID]bool{}
-			}
-			for _, id := range ids {
-				c.held[id] = true
-			}
-			c.mu.Unlock()
-			return func() { c.release(ids) }, nil
-		}
-		if c.freed == nil {
-			c.freed = make(chan struct{})
-		}
-		freed := c.freed
-		c.mu.Unlock()
-		select {
-		case <-freed:
-		case <-ctx.Done():
-			return nil, fmt.Errorf("wait for an insert of events with the same ids: %w", ctx.Err())
-		}
-	}
-}
+// alone is the only writer, with one insert at a time.
+type alone struct{}
 
-func (c *Claims) release(ids []uuid.UUID) {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	for _, id := range ids {
-		delete(c.held, id)
-	}
-	if c.freed != nil {
-		close(c.freed)
-		c.freed = nil
-	}
-}
+func (alone) Take(context.Context, []claims.Message) (func(), error) { return func() {}, nil }
 
 // errReused means that an id belongs to another event.
 type errReused struct {
@@ -99,20 +63,22 @@ type group struct {
 func (w *Writer) once(ctx context.Context, items []*item, have map[uint64]int) (skipped int, release func(), err error) {
 	release = func() {}
 	groups := map[group][]*item{}
-	var ids []uuid.UUID
+	var claimed []claims.Message
 	for _, it := range items {
 		if rows := it.part.Block; w.cfg.IDWindow > 0 && !it.done && rows.Given() && have[it.part.StreamSeq] < rows.Rows() {
 			g := group{it.part.Organization, it.part.Trail}
 			groups[g] = append(groups[g], it)
-			for row := range rows.Rows() {
-				ids = append(ids, rows.ID(row))
+			m := claims.Message{StreamSeq: it.part.StreamSeq, IDs: make([]uuid.UUID, rows.Rows())}
+			for row := range m.IDs {
+				m.IDs[row] = rows.ID(row)
 			}
+			claimed = append(claimed, m)
 		}
 	}
-	if len(ids) == 0 {
+	if len(claimed) == 0 {
 		return 0, release, nil
 	}
-	if release, err = w.cfg.Claims.Take(ctx, ids); err != nil {
+	if release, err = w.cfg.Claims.Take(ctx, claimed); err != nil {
 		return 0, func() {}, err
 	}
 	defer func() {

@@ -98,9 +98,9 @@ type Config struct {
 	Window  time.Duration
 	Settled func(ctx context.Context) (time.Time, error)
 	// IDWindow is how long an id is known that a producer gave an event; 0 stores such events without looking them up. Claims are
-	// shared with the other writers of this process; default its own.
+	// those of all writers of the stream; default none, which is right for one writer with one insert at a time.
 	IDWindow time.Duration
-	Claims   *Claims
+	Claims   Claims
 	// Server names the run of the server that gives the messages. A server that was started again may have forgotten whom
 	// it gave what, and give it to somebody else at once: so what another run gave is not inserted any more. Empty while
 	// there is none. Default: always the same, which is right if deliveries are replicated.
@@ -153,7 +153,7 @@ func (c Config) withDefaults() (Config, error) {
 		c.Window = 10 * time.Minute
 	}
 	if c.Claims == nil {
-		c.Claims = &Claims{}
+		c.Claims = alone{}
 	}
 	if c.Settled == nil {
 		c.Settled = func(context.Context) (time.Time, error) { return c.Now(), nil }

@@ -215,8 +215,13 @@ func (f *fixture) publish(t *testing.T, messages int) {
 // run starts a writer and returns what stops it and waits for it.
 func (f *fixture) run(t *testing.T, cfg writer.Config) (w *writer.Writer, stop func()) {
 	t.Helper()
+	return f.runOn(t, f.table, cfg)
+}
+
+func (f *fixture) runOn(t *testing.T, on writer.Table, cfg writer.Config) (w *writer.Writer, stop func()) {
+	t.Helper()
 	cfg.Linger, cfg.Logger = 5*time.Millisecond, slog.New(slog.DiscardHandler)
-	w, err := writer.New([]writer.Stream{f.stream}, f.client.NC, f.table, tally.Ledger{JS: f.client.JS}, consumers.DeadLetters{JS: f.client.JS}, cfg)
+	w, err := writer.New([]writer.Stream{f.stream}, f.client.NC, on, tally.Ledger{JS: f.client.JS}, consumers.DeadLetters{JS: f.client.JS}, cfg)
 	if err != nil {
 		t.Fatal(err)
 	}

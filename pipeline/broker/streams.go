@@ -10,6 +10,7 @@ import (
 	"github.com/nats-io/nats.go"
 	"github.com/nats-io/nats.go/jetstream"
 
+	"github.com/kansa-audit/kansa/consumers/claims"
 	"github.com/kansa-audit/kansa/consumers/tally"
 	"github.com/kansa-audit/kansa/schema"
 )
@@ -22,6 +23,7 @@ const (
 	StreamExports    = "EXPORTS"
 	StreamDeadLetter = "DEADLETTER"
 	StreamTallies    = tally.Stream
+	StreamClaims     = claims.Stream
 
 	ConsumerWriter     = "writer"
 	ConsumerBulkWriter = "writer-bulk"
@@ -104,6 +106,10 @@ func (c *Client) Setup(ctx context.Context, s Settings) error {
 	tallies := base
 	tallies.Name, tallies.Subjects, tallies.Discard, tallies.MaxAge = StreamTallies, []string{tally.Subject}, jetstream.DiscardNew, s.AuditMaxAge
 
+	// As long as an insert may take, and a writer that starts looks back.
+	claimed := base
+	claimed.Name, claimed.Subjects, claimed.Discard, claimed.MaxAge = StreamClaims, []string{claims.Subject}, jetstream.DiscardOld, max(5*time.Minute, 2*s.AckWait)
+
 	// What is made takes several syncs, on a disk that may be busy with all that there is already.
 	patiently := func(step func(context.Context) error) error {
 		if !alone {
@@ -113,7 +119,7 @@ func (c *Client) Setup(ctx context.Context, s Settings) error {
 		defer cancel()
 		return step(ctx)
 	}
-	for _, cfg := range []jetstream.StreamConfig{audit, hours, partitions, exports, dead, tallies} {
+	for _, cfg := range []jetstream.StreamConfig{audit, hours, partitions, exports, dead, tallies, claimed} {
 		if err := patiently(func(ctx context.Context) error { return c.ensureStream(ctx, cfg) }); err != nil {
 			return err
 		}
@@ -216,7 +222,7 @@ func (c *Client) ensureStream(ctx context.Context, cfg jetstream.StreamConfig) e
 
 // Streams are the names of all streams that Setup makes, those of the buckets among them.
 func Streams() []string {
-	all := []string{StreamAudit, StreamHours, StreamPartitions, StreamExports, StreamDeadLetter, StreamTallies}
+	all := []string{StreamAudit, StreamHours, StreamPartitions, StreamExports, StreamDeadLetter, StreamTallies, StreamClaims}
 	for _, bucket := range append(buckets(), BucketRecording) {
 		all = append(all, "KV_"+bucket)
 	}

@@ -23,6 +23,9 @@ import (
 type account struct {
 	acked map[uuid.UUID]bool
 	n     int // of those
+	// published are the last of them, to be published again now and then.
+	published   []schema.Event
+	republished int
 }
 
 // outcome is nil if the event was acknowledged, once that is decided.

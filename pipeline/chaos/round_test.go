@@ -6,6 +6,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"math/rand/v2"
 	"strings"
 	"sync"
 	"syscall"
@@ -61,7 +62,7 @@ func (s *stack) round(ctx context.Context, p *plan, a *account, say func(string,
 		}
 	}
 	a.n += acked
-	say("%8s  published: %d, acknowledged: %d", since(), len(outcomes), acked)
+	say("%8s  published: %d, acknowledged: %d; again since the beginning: %d", since(), len(outcomes), acked, a.republished)
 	return nil
 }
 
@@ -74,6 +75,7 @@ func (s *stack) publish(ctx context.Context, in intake, p *plan, a *account, hap
 	defer pace.Stop()
 	events := sample.New(p.seed, nil)
 	outcomes := make(map[uuid.UUID]outcome, p.events)
+	draw := rand.New(rand.NewPCG(p.seed, 0))
 	next := 0
 	for i := range p.events + 1 {
 		for ; next < len(p.faults) && (i == p.events || p.faults[next].at*float64(p.events) <= float64(i)); next++ {
@@ -95,8 +97,36 @@ func (s *stack) publish(ctx context.Context, in intake, p *plan, a *account, hap
 			return outcomes, fmt.Errorf("publish: %w", err)
 		}
 		outcomes[e.ID] = o
+		// Some are published again, in another message: what was published just now, or in an earlier round.
+		a.published = append(a.published, e)
+		if draw.IntN(10) > 0 {
+			continue
+		}
+		e = a.published[draw.IntN(len(a.published))]
+		if o, err = in.publish(ctx, e); err != nil {
+			return outcomes, fmt.Errorf("publish again: %w", err)
+		}
+		outcomes[e.ID] = either(outcomes[e.ID], o)
+		a.republished++
+		a.published = a.published[max(0, len(a.published)-mostPublished):]
 	}
 	return outcomes, nil
+}
+
+// mostPublished bounds the events that are kept to be published again.
+const mostPublished = 1000
+
+// either is the outcome of an event that was published twice.
+func either(first, second outcome) outcome {
+	if first == nil {
+		return second
+	}
+	return func(ctx context.Context) error {
+		if err := first(ctx); err == nil {
+			return nil
+		}
+		return second(ctx)
+	}
 }
 
 // heal undoes whatever may be left of faults, as an operator would who looks at each part.

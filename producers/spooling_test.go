@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"github.com/kansa-audit/kansa/pipeline/broker/brokertest"
+	"github.com/kansa-audit/kansa/pipeline/pipelinetest/await"
 	"github.com/kansa-audit/kansa/producers"
 	"github.com/kansa-audit/kansa/producers/spool"
 	"github.com/kansa-audit/kansa/schema"
@@ -108,7 +109,7 @@ func TestFullSpoolBlocks(t *testing.T) {
 	s.Stop()
 	all := events(78, 200, true)
 	publishAll(t, p, all)
-	eventually(t, "something in the spool", func() bool { return p.Stats().Spooled > 0 })
+	await.True(t, patience, "something in the spool", func() bool { return p.Stats().Spooled > 0 })
 	s.Start(t)
 	if err := p.Close(t.Context()); err != nil {
 		t.Fatal(err)
@@ -143,7 +144,7 @@ func TestCloseIntoTheSpool(t *testing.T) {
 	}
 	all := events(81, 50, true)
 	publishAll(t, p, all)
-	wait(t, g.arrived, "a message to be on its way")
+	await.Receive(t, patience, "a message to be on its way", g.arrived)
 	ctx, cancel := context.WithCancel(t.Context())
 	cancel()
 	if err := p.Close(ctx); !errors.Is(err, producers.ErrSpooled) {

@@ -8,6 +8,7 @@ import (
 	"github.com/google/uuid"
 
 	"github.com/kansa-audit/kansa/consumers/writer"
+	"github.com/kansa-audit/kansa/pipeline/pipelinetest/await"
 )
 
 // An insert waits for another one that has some of its ids in hand, and for no other.
@@ -38,7 +39,7 @@ func TestClaims(t *testing.T) {
 	}()
 	releaseB()
 	releaseA()
-	if err := <-got; err != nil {
+	if err := await.Receive(t, await.Limit, "the ids to be claimed", got); err != nil {
 		t.Error(err)
 	}
 }

@@ -29,7 +29,7 @@ func publishAll(t *testing.T, p *producers.Publisher, all []schema.Event) {
 func TestSpoolOutlivesThePublisher(t *testing.T) {
 	t.Parallel()
 	s := start(t, 0)
-	cfg := producers.Config{Spool: t.TempDir(), AckTimeout: 200 * time.Millisecond, MaxEvents: 20}
+	cfg := producers.Config{Spool: t.TempDir(), AckTimeout: 2 * time.Second, MaxEvents: 20}
 	all := events(77, 300, true)
 	first, err := producers.New(s.Connect(t).JS, cfg)
 	if err != nil {

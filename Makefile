@@ -7,6 +7,9 @@ VERSION ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo deve
 # Tests to run (T=TestName) and where (PKG=./consumers/...).
 T ?=
 PKG ?= ./...
+# Limits of make test: of the tests of a package, and of all with reruns. REQUIRE_ALL=1 makes skipped tests failures.
+TIMEOUT ?= 20m
+TOTAL ?= 45m
 FUZZTIME ?= 30s
 # Options of make run; empty: the demo goes on running, and prints where.
 DEMO ?= --exit
@@ -61,8 +64,14 @@ build/analyst/.installed: $(ANALYST)/package.json $(ANALYST)/package-lock.json $
 run: build ## the main job in half a minute: build/kansa demo
 	build/kansa demo $(DEMO)
 
-test: engine console browser analyst-client build/versitygw test-tools ## every test, with the real parts
-	go test -race -timeout 20m $(GOTESTFLAGS) $(if $(T),-run '$(T)') $(PKG)
+test: engine console browser analyst-client build/versitygw build/testrun test-tools ## every test, with the real parts
+	build/testrun -timeout $(TIMEOUT) -total $(TOTAL) $(if $(GOTESTFLAGS),-flags '$(GOTESTFLAGS)') $(if $(T),-run '$(T)') $(PKG)
+
+# It runs the tests: limits, reruns, counts.
+TESTRUN := pipeline/pipelinetest/testrun
+build/testrun: $(filter-out %_test.go,$(wildcard $(TESTRUN)/*.go)) go.mod
+	@mkdir -p build
+	go build -o $@ ./$(TESTRUN)
 
 # The S3 server of the tests: a module of its own, for it has many dependencies.
 S3SERVER := pipeline/partitions/s3server

@@ -13,6 +13,7 @@ import (
 
 	"github.com/kansa-audit/kansa/consumers"
 	"github.com/kansa-audit/kansa/pipeline/broker/brokertest"
+	"github.com/kansa-audit/kansa/pipeline/pipelinetest/await"
 )
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
@@ -78,7 +79,7 @@ func TestWorkOutcomes(t *testing.T) {
 		left = info.State.Msgs
 	}
 	stop()
-	if err := <-ended; err != nil {
+	if err := await.Receive(t, await.Limit, "the work to end", ended); err != nil {
 		t.Error(err)
 	}
 	if got, want := fmt.Sprint(tries), "map[again:4 done:1 later:3 never:1 panics:1]"; got != want {

@@ -21,6 +21,7 @@ import (
 	"github.com/kansa-audit/kansa/pipeline/analyst"
 	"github.com/kansa-audit/kansa/pipeline/engine"
 	"github.com/kansa-audit/kansa/pipeline/pipelinetest"
+	"github.com/kansa-audit/kansa/pipeline/pipelinetest/await"
 )
 
 // analystAsks sends a statement as an analyst.
@@ -137,7 +138,7 @@ func TestAnalystSeesOneOrganization(t *testing.T) {
 		_, body := analystAsks(t, &ann, "SELECT count() FROM numbers(1000000000000) WHERE NOT ignore(sipHash64(number))")
 		ended <- body
 	}()
-	<-began
+	await.Receive(t, await.Limit, "the analyst's query to begin", began)
 	ask := analyst.Client{NC: s.Client.NC, By: "cli:test"}
 	pipelinetest.Until(t, time.Minute, func() (bool, any) {
 		running, err := ask.Queries(t.Context(), "acme")
@@ -147,7 +148,7 @@ func TestAnalystSeesOneOrganization(t *testing.T) {
 	if res, data := admin.do(t, http.MethodDelete, "/api/v1/organizations/acme/analysts/ann", ""); res.StatusCode != http.StatusNoContent {
 		t.Errorf("%d %s", res.StatusCode, data)
 	}
-	if body := <-ended; !strings.Contains(body, "Code: 516.") {
+	if body := await.Receive(t, await.Limit, "the query of a removed analyst to end", ended); !strings.Contains(body, "Code: 516.") {
 		t.Errorf("the query of a removed analyst: %s", body)
 	}
 	t.Logf("the query ended %s after its analyst was removed", time.Since(removed))
@@ -167,7 +168,7 @@ func TestUnreadDownloadsDoNotStopTheWriter(t *testing.T) {
 	s := pipelinetest.Start(t, pipelinetest.Config(t), pipeline.RoleWriter)
 	ctx, cancel := context.WithCancel(t.Context())
 	var unread sync.WaitGroup
-	defer unread.Wait()
+	defer await.Return(t, await.Limit, "the unread downloads to end", unread.Wait)
 	defer cancel()
 	reads := func() engine.SlotUse {
 		all, err := s.Engine.Slots(t.Context())

@@ -17,6 +17,7 @@ import (
 	"github.com/nats-io/nats.go"
 	"github.com/nats-io/nats.go/jetstream"
 
+	"github.com/kansa-audit/kansa/pipeline/pipelinetest/await"
 	"github.com/kansa-audit/kansa/producers"
 	"github.com/kansa-audit/kansa/schema/sample"
 )
@@ -155,7 +156,7 @@ func newOneWay(t *testing.T, target string) *oneWay {
 			all.Go(func() { w.carry(from, target) })
 		}
 	})
-	t.Cleanup(func() { _ = l.Close(); all.Wait() })
+	t.Cleanup(func() { _ = l.Close(); await.Return(t, await.Limit, "the connections to be closed", all.Wait) })
 	return w
 }
 

@@ -26,6 +26,7 @@ import (
 	"github.com/kansa-audit/kansa/pipeline/access"
 	"github.com/kansa-audit/kansa/pipeline/owntrail"
 	"github.com/kansa-audit/kansa/pipeline/pipelinetest"
+	"github.com/kansa-audit/kansa/pipeline/pipelinetest/await"
 	"github.com/kansa-audit/kansa/pipeline/verify"
 	"github.com/kansa-audit/kansa/producers"
 	"github.com/kansa-audit/kansa/schema"
@@ -318,7 +319,7 @@ func TestCursor(t *testing.T) {
 		return len(seen) >= publishers*each, len(seen)
 	})
 	for range publishers {
-		if err := <-published; err != nil {
+		if err := await.Receive(t, await.Limit, "a publisher to end", published); err != nil {
 			t.Error(err)
 		}
 	}

@@ -14,6 +14,7 @@ import (
 	"github.com/kansa-audit/kansa/pipeline"
 	"github.com/kansa-audit/kansa/pipeline/broker"
 	"github.com/kansa-audit/kansa/pipeline/pipelinetest"
+	"github.com/kansa-audit/kansa/pipeline/pipelinetest/await"
 	"github.com/kansa-audit/kansa/producers/gateway"
 	"github.com/kansa-audit/kansa/schema/codec"
 	"github.com/kansa-audit/kansa/schema/sample"
@@ -129,10 +130,10 @@ func TestGatewayDrains(t *testing.T) {
 	if err := w.Close(); err != nil {
 		t.Fatal(err)
 	}
-	if status := <-answered; status != http.StatusAccepted {
+	if status := await.Receive(t, await.Limit, "the answer to the request under way", answered); status != http.StatusAccepted {
 		t.Errorf("answered with %d", status)
 	}
-	if err := <-closed; err != nil {
+	if err := await.Receive(t, await.Limit, "the system to close", closed); err != nil {
 		t.Error(err)
 	}
 }

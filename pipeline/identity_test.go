@@ -17,6 +17,7 @@ import (
 	"github.com/kansa-audit/kansa/pipeline"
 	"github.com/kansa-audit/kansa/pipeline/access"
 	"github.com/kansa-audit/kansa/pipeline/pipelinetest"
+	"github.com/kansa-audit/kansa/pipeline/pipelinetest/await"
 	"github.com/kansa-audit/kansa/schema"
 	"github.com/kansa-audit/kansa/schema/sample"
 )
@@ -143,7 +144,7 @@ func TestFirstAdminLinkMakesOneAdmin(t *testing.T) {
 			answers <- fmt.Sprint(res.StatusCode, " ", string(text))
 		})
 	}
-	all.Wait()
+	await.Return(t, await.Limit, "all requests to be answered", all.Wait)
 	close(answers)
 	made := 0
 	for a := range answers {
@@ -323,7 +324,7 @@ func TestKeyRevokedDuringUploadPublishesNothing(t *testing.T) {
 		t.Fatal(err)
 	}
 	_ = send.Close()
-	if code := <-answered; code == http.StatusAccepted {
+	if code := await.Receive(t, await.Limit, "the answer to the request of a revoked key", answered); code == http.StatusAccepted {
 		t.Error("it was accepted")
 	}
 }
@@ -684,7 +685,7 @@ func TestSearchesOfOneOrganizationLeaveTurnsToOthers(t *testing.T) {
 	loud, quiet := newClient(t, s, "loud", "acme", access.Auditor), newClient(t, s, "quiet", "globex", access.Auditor)
 	ctx, stop := context.WithCancel(t.Context())
 	var all sync.WaitGroup
-	defer all.Wait()
+	defer await.Return(t, await.Limit, "the loud organization's requests to end", all.Wait)
 	defer stop()
 	refused := make(chan string, 1)
 	for n := range 8 {

@@ -16,6 +16,7 @@ import (
 	"github.com/kansa-audit/kansa/pipeline/access"
 	"github.com/kansa-audit/kansa/pipeline/broker"
 	"github.com/kansa-audit/kansa/pipeline/pipelinetest"
+	"github.com/kansa-audit/kansa/pipeline/pipelinetest/await"
 	"github.com/kansa-audit/kansa/producers"
 	"github.com/kansa-audit/kansa/schema"
 )
@@ -129,7 +130,7 @@ func TestLogins(t *testing.T) {
 
 	// Nothing else: no other organization, stream, bucket, question to the roles, nor anybody's answers.
 	for len(acme.refused) > 0 {
-		t.Errorf("acme was refused: %v", <-acme.refused)
+		t.Errorf("acme was refused: %v", await.Receive(t, await.Limit, "what acme was refused", acme.refused))
 	}
 	for _, subject := range []string{
 		"audit.events.globex.activity", "audit.deadletter.acme", "audit.exports.acme", "audit.hours.x", "kansa.exporter.organization.list", "$JS.API.INFO", "$JS.API.STREAM.NAMES",
@@ -207,7 +208,7 @@ func TestLoginsEnd(t *testing.T) {
 	if res, text := newClient(t, s, "admin", "", access.Admin).do(t, http.MethodDelete, "/api/v1/keys/revoked", ""); res.StatusCode != http.StatusNoContent {
 		t.Fatalf("%d %s", res.StatusCode, text)
 	}
-	<-closed // it tried again, and was refused
+	await.Receive(t, await.Limit, "the connection of the revoked key to be closed", closed) // it tried again, and was refused
 	if err := b.nc.Flush(); err != nil || len(still) > 0 {
 		t.Errorf("the other key's connection: %v", err)
 	}
@@ -226,7 +227,7 @@ func TestLoginsEnd(t *testing.T) {
 			t.Fatal(err)
 		}
 		status := nc.StatusChanged(nats.RECONNECTING, nats.CLOSED)
-		<-status
+		await.Receive(t, await.Limit, "the connection of the expired key to be closed", status)
 		if time.Now().Before(k.Expires) {
 			t.Error("it was ended before it expired")
 		}

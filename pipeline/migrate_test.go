@@ -11,6 +11,7 @@ import (
 
 	"github.com/kansa-audit/kansa/pipeline/engine"
 	"github.com/kansa-audit/kansa/pipeline/pipelinetest"
+	"github.com/kansa-audit/kansa/pipeline/pipelinetest/await"
 	"github.com/kansa-audit/kansa/pipeline/store"
 	"github.com/kansa-audit/kansa/schema"
 	"github.com/kansa-audit/kansa/schema/clickhouse"
@@ -97,7 +98,9 @@ func TestOlderSchemasAreUpgraded(t *testing.T) {
 			for range 3 {
 				several.Go(func() error { return s.Migrate(t.Context()) })
 			}
-			if err := several.Wait(); err != nil {
+			var err error
+			await.Return(t, await.Limit, "all migrations to end", func() { err = several.Wait() })
+			if err != nil {
 				t.Fatal(err)
 			}
 			older(do) // it starts again, and harms nothing

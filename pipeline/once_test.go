@@ -15,6 +15,7 @@ import (
 	"github.com/kansa-audit/kansa/pipeline/access"
 	"github.com/kansa-audit/kansa/pipeline/broker"
 	"github.com/kansa-audit/kansa/pipeline/pipelinetest"
+	"github.com/kansa-audit/kansa/pipeline/pipelinetest/await"
 	"github.com/kansa-audit/kansa/producers"
 	"github.com/kansa-audit/kansa/producers/gateway"
 	"github.com/kansa-audit/kansa/schema"
@@ -53,7 +54,7 @@ func TestEventsWithIDsAreStoredOnce(t *testing.T) {
 			}
 		})
 	}
-	ways.Wait()
+	await.Return(t, await.Limit, "all publishers to end", ways.Wait)
 	rows := func() (rows, ids uint64) {
 		err := s.Store.Conn().QueryRow(t.Context(), "SELECT count(), uniqExact(id) FROM audit_events WHERE organization = 'acme' AND source != 'kansa'").Scan(&rows, &ids)
 		if err != nil {

@@ -14,6 +14,7 @@ import (
 	"github.com/kansa-audit/kansa/pipeline"
 	"github.com/kansa-audit/kansa/pipeline/config"
 	"github.com/kansa-audit/kansa/pipeline/pipelinetest"
+	"github.com/kansa-audit/kansa/pipeline/pipelinetest/await"
 	"github.com/kansa-audit/kansa/pipeline/repair"
 	"github.com/kansa-audit/kansa/pipeline/verify"
 	"github.com/kansa-audit/kansa/producers"
@@ -152,8 +153,8 @@ func TestLostClickHouseIsFilledAgain(t *testing.T) {
 	case <-time.After(time.Minute):
 		t.Fatal("the writer goes on with consumers that are gone")
 	}
-	_ = s.Close() // says why it ended
-	<-asked       //nolint:errcheck // cut off by that, perhaps: the start goes on with it
+	_ = s.Close()                                                // says why it ended
+	await.Receive(t, await.Limit, "the replay to return", asked) //nolint:errcheck // cut off by that, perhaps: the start goes on with it
 	s = begin(t, c)
 	pipelinetest.UntilStored(t, s.Store, 650, time.Minute)
 	untilInPartitions(t, c, 650)

@@ -11,6 +11,7 @@ import (
 	"github.com/kansa-audit/kansa/pipeline/broker"
 	"github.com/kansa-audit/kansa/pipeline/broker/brokertest"
 	"github.com/kansa-audit/kansa/pipeline/pipelinetest"
+	"github.com/kansa-audit/kansa/pipeline/pipelinetest/await"
 	"github.com/kansa-audit/kansa/producers"
 	"github.com/kansa-audit/kansa/schema/sample"
 )
@@ -72,11 +73,11 @@ func TestShardsAreChangedUnderLoad(t *testing.T) {
 			t.Errorf("%d shards: it ended with %v", shards, err)
 		}
 		s = begin()
-		if err := <-changed; err != nil {
+		if err := await.Receive(t, await.Limit, "the change of the number of shards to return", changed); err != nil {
 			t.Errorf("%d shards: %v", shards, err)
 		}
 		stop()
-		n += <-published
+		n += await.Receive(t, await.Limit, "the publisher to end", published)
 		pipelinetest.UntilStored(t, s.Store, n, 2*time.Minute)
 		stream, all, err := operator.Writers(t.Context())
 		if want := shards * int(floor.Lanes); err != nil || len(all) != want || stream.State.Consumers != want {

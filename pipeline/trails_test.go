@@ -26,6 +26,7 @@ import (
 	"github.com/kansa-audit/kansa/pipeline/broker"
 	"github.com/kansa-audit/kansa/pipeline/owntrail"
 	"github.com/kansa-audit/kansa/pipeline/pipelinetest"
+	"github.com/kansa-audit/kansa/pipeline/pipelinetest/await"
 	"github.com/kansa-audit/kansa/pipeline/settings"
 	"github.com/kansa-audit/kansa/pipeline/verify"
 	"github.com/kansa-audit/kansa/producers"
@@ -50,7 +51,7 @@ func secondWriter(t *testing.T, s *pipeline.System) {
 	go func() { ended <- w.Run(ctx) }()
 	t.Cleanup(func() {
 		cancel()
-		if err := <-ended; err != nil {
+		if err := await.Receive(t, await.Limit, "the watch of trails to end", ended); err != nil {
 			t.Error(err)
 		}
 	})
@@ -184,7 +185,7 @@ func TestTrailIsSwitchedOff(t *testing.T) {
 		t.Error("on again, and left out")
 	}
 	close(stop)
-	<-streaming
+	await.Receive(t, await.Limit, "the publisher to end", streaming)
 	end := time.Now().Add(time.Second)
 	pipelinetest.Until(t, time.Minute, func() (bool, any) { // all is sealed, and nothing waits for a repair
 		progress, err := s.Intake.Closed(t.Context(), "acme", schema.Trails)

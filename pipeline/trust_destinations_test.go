@@ -13,6 +13,7 @@ import (
 
 	"github.com/kansa-audit/kansa/pipeline/access"
 	"github.com/kansa-audit/kansa/pipeline/pipelinetest"
+	"github.com/kansa-audit/kansa/pipeline/pipelinetest/await"
 )
 
 // Rows 1, 2, 3, 17, 18: destinations that reach into the server, end it, or use up what it has, are refused with the field that is wrong;
@@ -180,5 +181,5 @@ func TestSlowServerHoldsUpNoOtherOrganization(t *testing.T) {
 	default:
 	}
 	close(release)
-	<-ended
+	await.Receive(t, await.Limit, "the test of the slow server to end", ended)
 }

@@ -23,6 +23,7 @@ import (
 	"github.com/kansa-audit/kansa/pipeline"
 	"github.com/kansa-audit/kansa/pipeline/access"
 	"github.com/kansa-audit/kansa/pipeline/pipelinetest"
+	"github.com/kansa-audit/kansa/pipeline/pipelinetest/await"
 	"github.com/kansa-audit/kansa/schema"
 	"github.com/kansa-audit/kansa/schema/codec"
 	"github.com/kansa-audit/kansa/schema/sample"
@@ -86,7 +87,7 @@ func startNginx(t *testing.T, s *pipeline.System, location string) string {
 	go func() { ended <- cmd.Wait(); close(ended) }()
 	t.Cleanup(func() {
 		_ = cmd.Process.Signal(syscall.SIGTERM)
-		if err := <-ended; err != nil {
+		if err := await.Receive(t, await.Limit, "nginx to end", ended); err != nil {
 			t.Errorf("nginx ends: %v", err)
 		}
 	})

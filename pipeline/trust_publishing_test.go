@@ -21,6 +21,7 @@ import (
 	"github.com/kansa-audit/kansa/pipeline/broker"
 	"github.com/kansa-audit/kansa/pipeline/config"
 	"github.com/kansa-audit/kansa/pipeline/pipelinetest"
+	"github.com/kansa-audit/kansa/pipeline/pipelinetest/await"
 	"github.com/kansa-audit/kansa/producers"
 	"github.com/kansa-audit/kansa/schema"
 	"github.com/kansa-audit/kansa/schema/codec"
@@ -384,19 +385,15 @@ func TestFloodOverNATSHoldsUpNobody(t *testing.T) {
 	}
 	defer nc.Close()
 	m := message("audit.events.acme.activity", codec.ContentJSON, strings.Repeat("x", 100_000))
-	for deadline := time.Now().Add(time.Minute); ; {
+	for deadline := time.Now().Add(await.Limit); ; {
 		if err := nc.PublishMsg(m); err != nil {
 			break
 		}
 		if time.Now().After(deadline) {
-			t.Fatal("a flood was taken for a minute")
+			t.Fatalf("a flood was taken for %s", await.Limit)
 		}
 	}
-	select {
-	case <-closed:
-	case <-time.After(time.Minute):
-		t.Fatal("the connection of a flood is not closed")
-	}
+	await.Receive(t, await.Limit, "the connection of a flood to be closed", closed)
 	if again, err := nats.Connect(s.NATSURL(), nats.Token(key)); err == nil {
 		again.Close()
 		t.Error("the key of a flood connects again at once")

@@ -11,6 +11,7 @@ import (
 	"github.com/nats-io/nats.go"
 	"github.com/nats-io/nats.go/jetstream"
 
+	"github.com/kansa-audit/kansa/pipeline/pipelinetest/await"
 	"github.com/kansa-audit/kansa/producers"
 	"github.com/kansa-audit/kansa/schema"
 )
@@ -78,10 +79,10 @@ func TestFullBufferBlocksAndResumes(t *testing.T) {
 		full <- nil
 	}()
 	for range 4 { // the messages that fit are at the gate; the caller waits, or is about to
-		wait(t, g.arrived, "messages to arrive")
+		await.Receive(t, patience, "messages to arrive", g.arrived)
 	}
 	cancel()
-	if err := <-full; !errors.Is(err, context.Canceled) {
+	if err := await.Receive(t, await.Limit, "the caller that waits for room to return", full); !errors.Is(err, context.Canceled) {
 		t.Fatalf("a full buffer took all: %v", err)
 	}
 	if taken >= len(all) || taken < 100 {
@@ -112,7 +113,7 @@ func TestFlushTellsOfFailuresOnce(t *testing.T) {
 	if err := p.Flush(t.Context()); !errors.Is(err, nats.ErrPermissionViolation) {
 		t.Errorf("flush: %v", err)
 	}
-	wait(t, ack.Done(), "the outcome")
+	await.Receive(t, patience, "the outcome", ack.Done())
 	if err := ack.Wait(t.Context()); !errors.Is(err, nats.ErrPermissionViolation) {
 		t.Errorf("the event's own outcome: %v", err)
 	}
@@ -151,9 +152,9 @@ func TestCallerGoesAway(t *testing.T) {
 	all := events(13, 1, true)
 	done := make(chan error, 1)
 	go func() { done <- p.Publish(ctx, all[0]) }()
-	wait(t, g.arrived, "the message to be on its way")
+	await.Receive(t, patience, "the message to be on its way", g.arrived)
 	cancel()
-	if err := <-done; !errors.Is(err, context.Canceled) {
+	if err := await.Receive(t, await.Limit, "the canceled publish to return", done); !errors.Is(err, context.Canceled) {
 		t.Errorf("got %v", err)
 	}
 	short, cancel := context.WithCancel(t.Context())
@@ -203,13 +204,13 @@ func TestCloseWithoutAnAnswer(t *testing.T) {
 	for _, e := range all {
 		callers.Go(func() { errs <- p.Publish(t.Context(), e) })
 	}
-	wait(t, g.arrived, "the first message to be on its way")
+	await.Receive(t, patience, "the first message to be on its way", g.arrived)
 	ctx, cancel := context.WithCancel(t.Context())
 	cancel()
 	if err := p.Close(ctx); !errors.Is(err, context.Canceled) {
 		t.Errorf("close: %v", err)
 	}
-	callers.Wait()
+	await.Return(t, await.Limit, "all callers to return", callers.Wait)
 	close(errs)
 	for err := range errs {
 		if err == nil {
@@ -242,11 +243,11 @@ func TestCloseWhilePublishing(t *testing.T) {
 			}
 		})
 	}
-	wait(t, half, "publishing to be under way")
+	await.Receive(t, patience, "publishing to be under way", half)
 	if err := p.Close(t.Context()); err != nil {
 		t.Error(err)
 	}
-	callers.Wait()
+	await.Return(t, await.Limit, "all callers to return", callers.Wait)
 	var want []schema.Event
 	for i := range all {
 		if ok[i] {

@@ -10,6 +10,7 @@ import (
 	"github.com/nats-io/nats.go/jetstream"
 
 	"github.com/kansa-audit/kansa/pipeline/broker"
+	"github.com/kansa-audit/kansa/pipeline/pipelinetest/await"
 	"github.com/kansa-audit/kansa/producers"
 	"github.com/kansa-audit/kansa/schema"
 )
@@ -61,7 +62,7 @@ func TestFullStreamIsNamed(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			wait(t, retried, "the first answer of the full stream")
+			await.Receive(t, patience, "the first answer of the full stream", retried)
 			ended, cancel := context.WithCancel(t.Context())
 			cancel()
 			for what, err := range map[string]error{"Flush": patient.Flush(ended), "Wait": ack.Wait(ended)} {

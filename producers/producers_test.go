@@ -57,19 +57,3 @@ func events(seed uint64, n int, one bool) []schema.Event {
 	}
 	return out
 }
-
-// eventually waits until a condition holds; it polls, because the broker has no signal for what is awaited.
-func eventually(t testing.TB, what string, holds func() bool) {
-	t.Helper()
-	deadline := time.NewTimer(patience)
-	defer deadline.Stop()
-	tick := time.NewTicker(2 * time.Millisecond)
-	defer tick.Stop()
-	for !holds() {
-		select {
-		case <-tick.C:
-		case <-deadline.C:
-			t.Fatalf("waited %s for: %s", patience, what)
-		}
-	}
-}

@@ -16,6 +16,7 @@ import (
 
 	"github.com/kansa-audit/kansa/pipeline/broker"
 	"github.com/kansa-audit/kansa/pipeline/broker/brokertest"
+	"github.com/kansa-audit/kansa/pipeline/pipelinetest/await"
 	"github.com/kansa-audit/kansa/producers"
 	"github.com/kansa-audit/kansa/schema"
 )
@@ -53,7 +54,7 @@ func TestManyCallersShareFewMessages(t *testing.T) {
 			}
 		})
 	}
-	callers.Wait()
+	await.Return(t, await.Limit, "all callers to return", callers.Wait)
 	s.WantOnce(t, all)
 	if got := s.Stored(t).Messages; got > len(all)/10 {
 		t.Errorf("%d events took %d messages", len(all), got)
@@ -163,11 +164,11 @@ func TestServerRestartsInTheMiddle(t *testing.T) {
 		})
 	}
 	for round := range int64(2) {
-		eventually(t, "a part of the events to be stored", func() bool { return acked.Load() >= 100*(round+1) })
+		await.True(t, patience, "a part of the events to be stored", func() bool { return acked.Load() >= 100*(round+1) })
 		s.Stop()
 		s.Start(t)
 	}
-	callers.Wait()
+	await.Return(t, await.Limit, "all callers to return", callers.Wait)
 	s.WantOnce(t, all)
 	if got := p.Stats().Acked; got != uint64(len(all)) {
 		t.Errorf("%d acknowledged", got)
@@ -261,7 +262,7 @@ func TestFullStreamPushesBack(t *testing.T) {
 		}
 		done <- p.Flush(t.Context())
 	}()
-	wait(t, refused.ch, "the stream to be full")
+	await.Receive(t, patience, "the stream to be full", refused.ch)
 	seen := map[string]int{}
 	for finished := false; !finished; {
 		select {
@@ -294,14 +295,5 @@ func TestFullStreamPushesBack(t *testing.T) {
 		if n := seen[brokertest.Key(&all[i])]; n != 1 {
 			t.Errorf("event %d is stored %d times", i, n)
 		}
-	}
-}
-
-func wait(t testing.TB, ch <-chan struct{}, what string) {
-	t.Helper()
-	select {
-	case <-ch:
-	case <-time.After(patience):
-		t.Fatalf("waited %s for %s", patience, what)
 	}
 }

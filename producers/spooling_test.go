@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"github.com/kansa-audit/kansa/pipeline/broker/brokertest"
+	"github.com/kansa-audit/kansa/pipeline/pipelinetest/await"
 	"github.com/kansa-audit/kansa/producers"
 	"github.com/kansa-audit/kansa/producers/spool"
 	"github.com/kansa-audit/kansa/schema"
@@ -28,7 +29,7 @@ func publishAll(t *testing.T, p *producers.Publisher, all []schema.Event) {
 func TestSpoolOutlivesThePublisher(t *testing.T) {
 	t.Parallel()
 	s := start(t, 0)
-	cfg := producers.Config{Spool: t.TempDir(), AckTimeout: 200 * time.Millisecond, MaxEvents: 20}
+	cfg := producers.Config{Spool: t.TempDir(), AckTimeout: 2 * time.Second, MaxEvents: 20}
 	all := events(77, 300, true)
 	first, err := producers.New(s.Connect(t).JS, cfg)
 	if err != nil {
@@ -108,7 +109,7 @@ func TestFullSpoolBlocks(t *testing.T) {
 	s.Stop()
 	all := events(78, 200, true)
 	publishAll(t, p, all)
-	eventually(t, "something in the spool", func() bool { return p.Stats().Spooled > 0 })
+	await.True(t, patience, "something in the spool", func() bool { return p.Stats().Spooled > 0 })
 	s.Start(t)
 	if err := p.Close(t.Context()); err != nil {
 		t.Fatal(err)
@@ -143,7 +144,7 @@ func TestCloseIntoTheSpool(t *testing.T) {
 	}
 	all := events(81, 50, true)
 	publishAll(t, p, all)
-	wait(t, g.arrived, "a message to be on its way")
+	await.Receive(t, patience, "a message to be on its way", g.arrived)
 	ctx, cancel := context.WithCancel(t.Context())
 	cancel()
 	if err := p.Close(ctx); !errors.Is(err, producers.ErrSpooled) {

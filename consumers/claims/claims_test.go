@@ -13,7 +13,7 @@ import (
 	"github.com/kansa-audit/kansa/consumers/claims"
 	"github.com/kansa-audit/kansa/pipeline/broker"
 	"github.com/kansa-audit/kansa/pipeline/broker/brokertest"
-	"github.com/kansa-audit/kansa/pipeline/pipelinetest"
+	"github.com/kansa-audit/kansa/pipeline/pipelinetest/await"
 )
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
@@ -25,7 +25,7 @@ func process(t *testing.T, c *broker.Client, hold time.Duration) *claims.Log {
 	ctx, stop := context.WithCancel(context.Background())
 	ended := make(chan struct{})
 	go func() { defer close(ended); l.Run(ctx) }()
-	t.Cleanup(func() { stop(); <-ended })
+	t.Cleanup(func() { stop(); await.Receive(t, await.Limit, "the log of claims ends", ended) })
 	return l
 }
 
@@ -55,7 +55,7 @@ func taking(t *testing.T, c *broker.Client, l *claims.Log, messages ...claims.Me
 		defer close(had)
 		take(t, l, messages...)
 	}()
-	pipelinetest.Until(t, time.Minute, func() (bool, any) { return last() > before, "the claim is not published" })
+	await.True(t, await.Limit, "the claim is published", func() bool { return last() > before })
 	return had
 }
 
@@ -65,15 +65,6 @@ func waits(t *testing.T, had <-chan struct{}) {
 	case <-had:
 		t.Fatal("claimed ids were given to another")
 	default:
-	}
-}
-
-func comes(t *testing.T, had <-chan struct{}) {
-	t.Helper()
-	select {
-	case <-had:
-	case <-time.After(time.Minute):
-		t.Fatal("ids that are released were not given within a minute")
 	}
 }
 
@@ -94,11 +85,11 @@ func TestClaims(t *testing.T) {
 	lateHad := taking(t, c, late, claims.Message{StreamSeq: 5, IDs: []uuid.UUID{b}})
 	waits(t, lateHad)
 	releaseA()
-	comes(t, had)
+	await.Receive(t, await.Limit, "ids that are released", had)
 	waits(t, lateHad)
 	// The broker gives the third message to another writer, which claims it: the earlier claim is over.
 	take(t, one, claims.Message{StreamSeq: 3, IDs: []uuid.UUID{uuid.New()}})
-	comes(t, lateHad)
+	await.Receive(t, await.Limit, "ids that are released", lateHad)
 }
 
 // The claims of a killed process are over after some time.
@@ -125,7 +116,7 @@ func TestClaimOfManyIDs(t *testing.T) {
 	had := taking(t, c, l, claims.Message{StreamSeq: 2, IDs: []uuid.UUID{uuid.New()}})
 	waits(t, had)
 	release()
-	comes(t, had)
+	await.Receive(t, await.Limit, "ids that are released", had)
 }
 
 // A stream that is deleted and made again is read from its new beginning, and until then nothing is claimed.

@@ -14,6 +14,7 @@ import (
 
 	"github.com/kansa-audit/kansa/consumers/exporter"
 	"github.com/kansa-audit/kansa/pipeline/pipelinetest"
+	"github.com/kansa-audit/kansa/pipeline/pipelinetest/await"
 	"github.com/kansa-audit/kansa/pipeline/settings"
 	"github.com/kansa-audit/kansa/schema"
 )
@@ -66,9 +67,13 @@ func TestDeliveryHealth(t *testing.T) {
 		t.Fatal(err)
 	}
 	again := e.Request
-	for f.mailed() == 0 {
+	await.State(t, await.Limit, "the mail of the delivery", func() (bool, any) {
+		if f.mailed() > 0 {
+			return true, nil
+		}
 		f.handle(t, again)
-	}
+		return false, "no mail"
+	})
 	f.handle(t, again)
 	if err := os.MkdirAll(dir, 0o755); err != nil {
 		t.Fatal(err)

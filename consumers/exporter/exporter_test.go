@@ -30,6 +30,7 @@ import (
 	"github.com/kansa-audit/kansa/pipeline/broker"
 	"github.com/kansa-audit/kansa/pipeline/broker/brokertest"
 	"github.com/kansa-audit/kansa/pipeline/keys"
+	"github.com/kansa-audit/kansa/pipeline/pipelinetest/await"
 	"github.com/kansa-audit/kansa/pipeline/settings"
 	"github.com/kansa-audit/kansa/schema"
 	"github.com/kansa-audit/kansa/schema/seal"
@@ -202,7 +203,7 @@ func (f *fixture) run(t *testing.T, destinations ...exporter.Destination) {
 	go func() { ended <- w.Run(ctx) }()
 	t.Cleanup(func() {
 		stop()
-		if err := <-ended; err != nil {
+		if err := await.Receive(t, await.Limit, "the exporter's work to end", ended); err != nil {
 			t.Error(err)
 		}
 	})

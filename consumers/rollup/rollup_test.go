@@ -27,6 +27,7 @@ import (
 	"github.com/kansa-audit/kansa/pipeline/broker"
 	"github.com/kansa-audit/kansa/pipeline/broker/brokertest"
 	"github.com/kansa-audit/kansa/pipeline/keys"
+	"github.com/kansa-audit/kansa/pipeline/pipelinetest/await"
 	"github.com/kansa-audit/kansa/schema"
 	"github.com/kansa-audit/kansa/schema/codec"
 	"github.com/kansa-audit/kansa/schema/seal"
@@ -418,7 +419,7 @@ func TestManifestsFormOneChain(t *testing.T) {
 			}
 		})
 	}
-	wg.Wait()
+	await.Return(t, await.Limit, "both rollups to end", wg.Wait)
 	for hour := 4; hour < 6; hour++ {
 		m := f.manifest(t, "acme", hour)
 		if m.Number != uint64(hour+1) || m.Previous != previous {

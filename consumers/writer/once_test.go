@@ -12,6 +12,7 @@ import (
 
 	"github.com/kansa-audit/kansa/consumers/claims"
 	"github.com/kansa-audit/kansa/consumers/writer"
+	"github.com/kansa-audit/kansa/pipeline/pipelinetest/await"
 	"github.com/kansa-audit/kansa/schema"
 	"github.com/kansa-audit/kansa/schema/codec"
 )
@@ -56,7 +57,7 @@ func TestCopiesAtOnce(t *testing.T) {
 		ctx, stop := context.WithCancel(context.Background())
 		ended := make(chan struct{})
 		go func() { defer close(ended); log.Run(ctx) }()
-		t.Cleanup(func() { stop(); <-ended })
+		t.Cleanup(func() { stop(); await.Receive(t, await.Limit, "the log of claims ends", ended) })
 		_, end := f.runOn(t, m, writer.Config{Claims: log, IDWindow: time.Hour, Inserts: 2, MaxRows: 1})
 		t.Cleanup(end)
 	}

@@ -27,6 +27,7 @@ import (
 	"github.com/kansa-audit/kansa/pipeline/broker"
 	"github.com/kansa-audit/kansa/pipeline/broker/brokertest"
 	"github.com/kansa-audit/kansa/pipeline/pipelinetest"
+	"github.com/kansa-audit/kansa/pipeline/pipelinetest/await"
 	"github.com/kansa-audit/kansa/schema"
 	"github.com/kansa-audit/kansa/schema/codec"
 )
@@ -329,16 +330,6 @@ func (f *fixture) forgets(t *testing.T) {
 	})
 }
 
-// await waits until something has come to pass.
-func await(t *testing.T, what string, happened <-chan struct{}) {
-	t.Helper()
-	select {
-	case <-happened:
-	case <-time.After(time.Minute):
-		t.Fatal("in vain: waited for " + what)
-	}
-}
-
 // heldUp is nobody's switch, and holds up who asks first.
 type heldUp struct {
 	asked         atomic.Bool
@@ -372,7 +363,7 @@ func TestBrokerThatForgetsWhomItGaveWhat(t *testing.T) {
 		defer goOn()
 		first.Suspect(first.Server(), 0)
 		f.publish(t, 2)
-		await(t, "an insert that is held up", held.reached)
+		await.Receive(t, await.Limit, "an insert that is held up", held.reached)
 		f.forgets(t)
 		f.publish(t, 1) // so that the other's insert is not the same
 		_, stopSecond := f.run(t, cfg)
@@ -395,12 +386,12 @@ func TestBrokerThatForgetsWhomItGaveWhat(t *testing.T) {
 		defer goOn()
 		first.Suspect(first.Server(), 0)
 		f.publish(t, 2)
-		await(t, "an insert that takes long", f.table.slow)
+		await.Receive(t, await.Limit, "an insert that takes long", f.table.slow)
 		f.forgets(t)
 		f.publish(t, 1)
 		_, stopSecond := f.run(t, cfg)
 		defer stopSecond()
-		await(t, "a writer that waits for it", f.table.awaited) // either: both may be given the messages
+		await.Receive(t, await.Limit, "a writer that waits for it", f.table.awaited) // either: both may be given the messages
 		goOn()
 		f.settled(t)
 		stopFirst()
@@ -735,7 +726,7 @@ func TestBadMessagesHoldUpNoOther(t *testing.T) {
 		t.Errorf("%d dead letters, %d counted, want %d", n, w.Stats().Rejected, bad)
 	}
 	cancel()
-	if err := <-ended; err != nil {
+	if err := await.Receive(t, await.Limit, "the writer to end", ended); err != nil {
 		t.Error(err)
 	}
 }

@@ -14,6 +14,7 @@ import (
 	"github.com/kansa-audit/kansa/pipeline/access"
 	"github.com/kansa-audit/kansa/pipeline/broker"
 	"github.com/kansa-audit/kansa/pipeline/broker/brokertest"
+	"github.com/kansa-audit/kansa/pipeline/pipelinetest/await"
 )
 
 const password = "correct horse battery"
@@ -27,7 +28,7 @@ func watch(t *testing.T, s *access.Store) *access.Watch {
 	go func() { done <- w.Run(ctx) }()
 	t.Cleanup(func() {
 		stop()
-		if err := <-done; err != nil {
+		if err := await.Receive(t, await.Limit, "the watch to end", done); err != nil {
 			t.Error(err)
 		}
 	})
@@ -258,7 +259,7 @@ func TestFirstAdminLinkMakesOneAdmin(t *testing.T) {
 			}
 		})
 	}
-	all.Wait()
+	await.Return(t, await.Limit, "all attempts to make the first user to end", all.Wait)
 	users, err := s.Users(t.Context(), "")
 	if err != nil || len(users) != 1 || made.Load() != 1 {
 		t.Errorf("%d were made: %+v, %v", made.Load(), users, err)
@@ -288,7 +289,7 @@ func TestUserOfAnotherOrganizationIsNotTakenOver(t *testing.T) {
 			}
 		})
 	}
-	all.Wait()
+	await.Return(t, await.Limit, "all attempts to make the user to end", all.Wait)
 	if made.Load() != 1 {
 		t.Errorf("%d organizations made the same user", made.Load())
 	}
@@ -349,7 +350,7 @@ func TestSignInsOfOneNetworkLeaveOthersTheirTurn(t *testing.T) {
 		}
 	}
 	stop()
-	all.Wait()
+	await.Return(t, await.Limit, "the flood of sign-ins to end", all.Wait)
 	if busy.Load() == 0 {
 		t.Error("the flood waited without a bound")
 	}
@@ -380,7 +381,7 @@ func TestBrokenWatchIsNoticed(t *testing.T) {
 		t.Fatal(err)
 	}
 	forgotten := 0
-	for deadline := time.Now().Add(time.Minute); forgotten == 0 && time.Now().Before(deadline); { // it may not have begun
+	await.True(t, await.Limit, "a consumer of the watch, which may not have begun", func() bool {
 		names := stream.ConsumerNames(t.Context())
 		for name := range names.Name() {
 			if err := stream.DeleteConsumer(t.Context(), name); err != nil {
@@ -388,7 +389,8 @@ func TestBrokenWatchIsNoticed(t *testing.T) {
 			}
 			forgotten++
 		}
-	}
+		return forgotten > 0
+	})
 	if _, err := s.RevokeKey(t.Context(), "bi"); err != nil {
 		t.Fatal(err)
 	}

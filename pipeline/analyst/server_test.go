@@ -14,6 +14,7 @@ import (
 	"github.com/kansa-audit/kansa/pipeline/engine"
 	"github.com/kansa-audit/kansa/pipeline/engine/clickhousetest"
 	"github.com/kansa-audit/kansa/pipeline/pipelinetest"
+	"github.com/kansa-audit/kansa/pipeline/pipelinetest/await"
 	"github.com/kansa-audit/kansa/schema"
 )
 
@@ -85,7 +86,7 @@ func TestServerWithoutAccountManagement(t *testing.T) {
 		t.Errorf("got %v, %v", all, err)
 	}
 	cancel()
-	if err := <-served; err != nil {
+	if err := await.Receive(t, await.Limit, "the server of analysts' accounts to end", served); err != nil {
 		t.Error(err)
 	}
 }

@@ -10,6 +10,7 @@ import (
 	"github.com/kansa-audit/kansa/consumers/exporter"
 	"github.com/kansa-audit/kansa/pipeline/broker"
 	"github.com/kansa-audit/kansa/pipeline/broker/brokertest"
+	"github.com/kansa-audit/kansa/pipeline/pipelinetest/await"
 )
 
 // A download that is under way ends within a second of its link's revocation, also when the client does not read it.
@@ -51,7 +52,7 @@ func TestRevokedLinkEndsOpenDownload(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer res.Body.Close()
-	<-began
+	await.Receive(t, await.Limit, "the response to begin", began)
 	now := time.Now()
 	e.Revoked = &now
 	if err := states.Put(t.Context(), e); err != nil {

@@ -23,6 +23,7 @@ import (
 
 	"github.com/kansa-audit/kansa/pipeline/api"
 	"github.com/kansa-audit/kansa/pipeline/pipelinetest"
+	"github.com/kansa-audit/kansa/pipeline/pipelinetest/await"
 	"github.com/kansa-audit/kansa/pipeline/request"
 )
 
@@ -221,7 +222,7 @@ func TestUnreadResponseIsClosed(t *testing.T) {
 			<-time.After(200 * time.Millisecond)
 		}
 	}
-	if err := <-ended; err != nil {
+	if err := await.Receive(t, await.Limit, "the slow client's request to end", ended); err != nil {
 		t.Errorf("a slow client: %v", err)
 	}
 }

@@ -11,6 +11,7 @@ import (
 
 	"github.com/kansa-audit/kansa/pipeline/broker"
 	"github.com/kansa-audit/kansa/pipeline/broker/brokertest"
+	"github.com/kansa-audit/kansa/pipeline/pipelinetest/await"
 )
 
 // The broker refuses connections without a login, on loopback too. A login that cannot be looked up at the moment is not refused,
@@ -52,7 +53,7 @@ func TestBrokerRequiresLogin(t *testing.T) {
 		if err := s.LogOut(func(name string) bool { return name == "key:right" }); err != nil {
 			t.Error(err)
 		}
-		<-closed
+		await.Receive(t, await.Limit, "the connection of a key that was logged out to be closed", closed)
 		nc.Close()
 		ours, err := broker.Connect(t.Context(), broker.Options{Embedded: s})
 		if err != nil {

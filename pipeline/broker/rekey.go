@@ -129,14 +129,21 @@ func copyAll(ctx context.Context, old, to *Server) (streams int, err error) {
 		}
 		ends = append(ends, e)
 	}
+	// A list has a limit of 5 s of its own, which copying must not use up.
+	var names []string
 	list := ends[0].js.ListStreams(ctx)
 	for info := range list.Info() {
-		if err := copyStream(ctx, ends[0], ends[1], info.Config.Name); err != nil {
-			return 0, fmt.Errorf("copy stream %s: %w", info.Config.Name, err)
-		}
-		streams++
+		names = append(names, info.Config.Name)
 	}
-	return streams, list.Err()
+	if err := list.Err(); err != nil {
+		return 0, fmt.Errorf("list the streams: %w", err)
+	}
+	for _, name := range names {
+		if err := copyStream(ctx, ends[0], ends[1], name); err != nil {
+			return 0, fmt.Errorf("copy stream %s: %w", name, err)
+		}
+	}
+	return len(names), nil
 }
 
 // jetStream is a server that only this process reaches.

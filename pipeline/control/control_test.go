@@ -13,6 +13,7 @@ import (
 
 	"github.com/kansa-audit/kansa/pipeline/broker/brokertest"
 	"github.com/kansa-audit/kansa/pipeline/control"
+	"github.com/kansa-audit/kansa/pipeline/pipelinetest/await"
 )
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
@@ -68,7 +69,7 @@ func TestAsk(t *testing.T) {
 	}
 	stop()
 	for range 2 {
-		if err := <-served; err != nil {
+		if err := await.Receive(t, await.Limit, "the server of questions to end", served); err != nil {
 			t.Error(err)
 		}
 	}
@@ -121,7 +122,7 @@ func TestSlowRequestsHoldUpTheirOwnOrganizationOnly(t *testing.T) {
 		go func() { _, err := ask("acme", "wait"); slow <- err }()
 	}
 	for range share {
-		<-waiting
+		await.Receive(t, await.Limit, "the questions to be under way", waiting)
 	}
 	if _, err := ask("acme", "go"); !errors.Is(err, control.ErrBusy) {
 		t.Errorf("beyond the share: %v", err)
@@ -137,12 +138,12 @@ func TestSlowRequestsHoldUpTheirOwnOrganizationOnly(t *testing.T) {
 	}
 	close(release)
 	for range share {
-		if err := <-slow; err != nil {
+		if err := await.Receive(t, await.Limit, "the answer to a slow question", slow); err != nil {
 			t.Error(err)
 		}
 	}
 	stop()
-	if err := <-served; err != nil {
+	if err := await.Receive(t, await.Limit, "the server of questions to end", served); err != nil {
 		t.Error(err)
 	}
 }

@@ -7,6 +7,8 @@ import (
 	"testing"
 
 	"github.com/ClickHouse/clickhouse-go/v2/lib/driver"
+
+	"github.com/kansa-audit/kansa/pipeline/pipelinetest/await"
 )
 
 // BenchmarkInsert stores blocks of 50,000 small rows by clickhouse-go, four at once.
@@ -40,7 +42,7 @@ func BenchmarkInsert(b *testing.B) {
 		blocks <- struct{}{}
 	}
 	close(blocks)
-	group.Wait()
+	await.Return(b, await.Limit, "the inserts to end", group.Wait)
 	b.ReportMetric(float64(rows)*float64(b.N)/b.Elapsed().Seconds(), "rows/s")
 }
 

@@ -15,6 +15,8 @@ import (
 
 	"github.com/ClickHouse/clickhouse-go/v2"
 	"github.com/google/uuid"
+
+	"github.com/kansa-audit/kansa/pipeline/pipelinetest/await"
 )
 
 var compressions = map[string]*clickhouse.Compression{
@@ -238,7 +240,7 @@ func TestParallelInserts(t *testing.T) {
 			}
 		})
 	}
-	group.Wait()
+	await.Return(t, await.Limit, "all inserts to end", group.Wait)
 	if got := one[uint64](t, conn, "SELECT count() FROM "+table); got != 60_000 {
 		t.Errorf("got %d rows, want 60000", got)
 	}

@@ -9,7 +9,6 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
-	"runtime"
 	"strconv"
 	"strings"
 	"sync"
@@ -18,6 +17,8 @@ import (
 	"testing"
 
 	"github.com/ClickHouse/clickhouse-go/v2"
+
+	"github.com/kansa-audit/kansa/pipeline/pipelinetest/await"
 )
 
 // TestKilledAmidInserts kills the child with inserts on their way. Every insert that was answered is there,
@@ -60,11 +61,9 @@ func TestKilledAmidInserts(t *testing.T) {
 	}
 	for range kills {
 		want := answered.Load() + 10
-		for answered.Load() < want {
-			if one := conn.Ping(t.Context()); one != nil && t.Context().Err() != nil {
-				t.Fatal(one)
-			}
-		}
+		await.State(t, await.Limit, "ten inserts to be answered", func() (bool, any) {
+			return answered.Load() >= want, conn.Ping(t.Context())
+		})
 		pid := e.PID()
 		if pid == 0 {
 			continue
@@ -72,12 +71,13 @@ func TestKilledAmidInserts(t *testing.T) {
 		if err := syscall.Kill(pid, syscall.SIGKILL); err != nil {
 			t.Fatal(err)
 		}
-		for e.PID() == pid || e.PID() == 0 {
+		await.True(t, await.Limit, "the next child", func() bool {
 			_ = conn.Ping(t.Context()) // waits in the socket's queue until the next child takes it
-		}
+			return e.PID() != pid && e.PID() != 0
+		})
 	}
 	close(stop)
-	group.Wait()
+	await.Return(t, await.Limit, "the queries to end", group.Wait)
 	if e.Addr() != addr || e.Restarts() < kills {
 		t.Errorf("address %s, was %s; %d restarts, want at least %d", e.Addr(), addr, e.Restarts(), kills)
 	}
@@ -193,24 +193,22 @@ func TestChildDiesWithParent(t *testing.T) {
 	if err := parent.Process.Kill(); err != nil {
 		t.Fatal(err)
 	}
-	_ = parent.Wait() // it was killed
+	await.Return(t, await.Limit, "the killed parent to end", func() { _ = parent.Wait() })
 	lock, err := os.OpenFile(filepath.Join(dir, "lock"), os.O_RDWR, 0)
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer lock.Close()
 	// The child holds the lock too; it comes free when both are gone.
-	if err := syscall.Flock(int(lock.Fd()), syscall.LOCK_EX); err != nil {
-		t.Fatal(err)
-	}
-	// It gives up the lock a moment before it is gone, and nobody may be there to bury it.
-	for syscall.Kill(pid, 0) == nil {
+	await.State(t, await.Limit, "the lock of the child", func() (bool, any) {
+		err := syscall.Flock(int(lock.Fd()), syscall.LOCK_EX|syscall.LOCK_NB)
+		return err == nil, err
+	})
+	// The child releases the lock a moment before it ends, and it may remain a zombie.
+	await.True(t, await.Limit, "the child to end", func() bool {
 		status, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
-		if err == nil && bytes.Contains(status, []byte(") Z ")) {
-			break
-		}
-		runtime.Gosched()
-	}
+		return syscall.Kill(pid, 0) != nil || err == nil && bytes.Contains(status, []byte(") Z "))
+	})
 }
 
 // TestLargeResult reads a result many times larger than what the child may grow by.

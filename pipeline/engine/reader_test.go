@@ -18,6 +18,8 @@ import (
 
 	"github.com/ClickHouse/clickhouse-go/v2"
 	"github.com/ClickHouse/clickhouse-go/v2/ext"
+
+	"github.com/kansa-audit/kansa/pipeline/pipelinetest/await"
 )
 
 // secret is in every row of globex and in no row of acme.
@@ -444,8 +446,10 @@ func TestReaderQueriesAreRecorded(t *testing.T) {
 	as(t, e, "acme.ann", "SELECT number FROM numbers(3)", url.Values{"query_id": {"first"}})
 	as(t, e, "acme.ann", "SELECT * FROM system.processes", url.Values{"query_id": {"second"}})
 	var all []FinishedQuery
+	ctx, cancel := context.WithTimeout(t.Context(), await.Limit)
+	defer cancel()
 	for len(all) < 2 {
-		some, err := e.FinishedQueries(t.Context())
+		some, err := e.FinishedQueries(ctx)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -482,7 +486,7 @@ func TestFetchingRecordsDoesNotDelayTheStop(t *testing.T) {
 	if took := time.Since(began); took >= stopTimeout {
 		t.Errorf("the stop took %s: it waited for the request", took)
 	}
-	<-fetched
+	await.Receive(t, await.Limit, "the request to end", fetched)
 }
 
 // slow runs until it is ended. The answer comes in one block.
@@ -491,15 +495,13 @@ const slow = "SELECT count() FROM numbers(1000000000000) WHERE NOT ignore(sipHas
 // untilRunning waits until a query of an id runs.
 func untilRunning(t *testing.T, e *Engine, id string) {
 	t.Helper()
-	for {
+	await.State(t, await.Limit, "query "+id+" to run", func() (bool, any) {
 		all, err := e.Queries(t.Context())
 		if err != nil {
 			t.Fatalf("wait for query %s to run: %v", id, err)
 		}
-		if slices.ContainsFunc(all, func(q RunningQuery) bool { return q.QueryID == id }) && engineRuns(t, e, "sipHash64") {
-			return
-		}
-	}
+		return slices.ContainsFunc(all, func(q RunningQuery) bool { return q.QueryID == id }) && engineRuns(t, e, "sipHash64"), all
+	})
 }
 
 // engineRuns reports whether the engine itself works on a query that has a word.
@@ -553,11 +555,8 @@ func TestReaderQueriesEnd(t *testing.T) {
 		t.Fatal(err)
 	}
 	ended := func(what string) {
-		for engineRuns(t, e, "sipHash64") {
-			if t.Context().Err() != nil {
-				t.Fatalf("wait for the query to end after %s: %v", what, t.Context().Err())
-			}
-		}
+		t.Helper()
+		await.True(t, await.Limit, "the query to end after "+what, func() bool { return !engineRuns(t, e, "sipHash64") })
 	}
 	killed := begin(t.Context(), t, e, "acme.ann", "q1")
 	untilRunning(t, e, "q1")
@@ -567,7 +566,7 @@ func TestReaderQueriesEnd(t *testing.T) {
 	if status, body := as(t, e, "acme.ann", "KILL QUERY WHERE query_id = 'q1' SYNC;", nil); status != http.StatusOK || body != "waiting\tq1\tacme.ann\n" {
 		t.Errorf("got %d %s", status, body)
 	}
-	if got := <-killed; !strings.Contains(got, "Code: 394.") {
+	if got := await.Receive(t, await.Limit, "the killed query to end", killed); !strings.Contains(got, "Code: 394.") {
 		t.Errorf("got %s", got)
 	}
 	ended("KILL QUERY")
@@ -577,7 +576,7 @@ func TestReaderQueriesEnd(t *testing.T) {
 	if n, err := e.KillQuery(t.Context(), "q2", ""); err != nil || n != 1 {
 		t.Errorf("got %d, %v", n, err)
 	}
-	if got := <-byOperator; !strings.Contains(got, "Code: 394.") {
+	if got := await.Receive(t, await.Limit, "the query that the operator killed to end", byOperator); !strings.Contains(got, "Code: 394.") {
 		t.Errorf("got %s", got)
 	}
 
@@ -585,7 +584,7 @@ func TestReaderQueriesEnd(t *testing.T) {
 	left := begin(ctx, t, e, "acme.ann", "q3")
 	untilRunning(t, e, "q3")
 	cancel()
-	<-left
+	await.Receive(t, await.Limit, "the request of a client that left to end", left)
 	ended("its client left")
 
 	removed := begin(t.Context(), t, e, "acme.ann", "q4")
@@ -593,7 +592,7 @@ func TestReaderQueriesEnd(t *testing.T) {
 	if err := e.SetReaders(t.Context(), []Reader{bob}); err != nil {
 		t.Fatal(err)
 	}
-	if got := <-removed; !strings.Contains(got, "Code: 516.") {
+	if got := await.Receive(t, await.Limit, "the query of a removed reader to end", removed); !strings.Contains(got, "Code: 516.") {
 		t.Errorf("got %s", got)
 	}
 	ended("its account was removed")
@@ -608,11 +607,7 @@ func TestReaderQueriesEnd(t *testing.T) {
 	if err := syscall.Kill(pid, syscall.SIGKILL); err != nil {
 		t.Fatal(err)
 	}
-	for e.PID() == pid || e.PID() == 0 {
-		if t.Context().Err() != nil {
-			t.Fatal("wait for the next child")
-		}
-	}
+	await.True(t, await.Limit, "the next child", func() bool { return e.PID() != pid && e.PID() != 0 })
 	http.DefaultClient.CloseIdleConnections()
 	if status, body := as(t, e, "acme.bob", "SELECT 1", nil); status != http.StatusOK {
 		t.Errorf("after a restart: got %d %s", status, body)
@@ -695,28 +690,22 @@ func TestReadersLeaveSlots(t *testing.T) {
 		}
 		return all[slices.IndexFunc(all, func(u SlotUse) bool { return u.Purpose == purpose })]
 	}
-	for {
+	await.State(t, await.Limit, "all slots of reads to be used", func() (bool, any) {
 		reads, analysts := use("read"), use("reader")
-		if reads.Used+analysts.Used == int64(reads.Size) && reads.Waiting > 0 && analysts.Waiting > 0 {
-			break
-		}
-		if t.Context().Err() != nil {
-			t.Fatalf("wait until all slots of reads are used: %+v %+v", reads, analysts)
-		}
-	}
+		return reads.Used+analysts.Used == int64(reads.Size) && reads.Waiting > 0 && analysts.Waiting > 0, []SlotUse{reads, analysts}
+	})
 	run(t, owner, "INSERT INTO tenants.events VALUES ('acme', 1)")
 	if got := one[uint64](t, owner, "SELECT count() FROM tenants.events"); got != 1 {
 		t.Errorf("got %d rows", got)
 	}
 	cancel()
 	for _, a := range answers {
-		<-a
+		await.Receive(t, await.Limit, "a canceled request to end", a)
 	}
-	for use("read").Used+use("reader").Used > 0 { // all of them are released
-		if t.Context().Err() != nil {
-			t.Fatal("wait until the slots are free")
-		}
-	}
+	await.State(t, await.Limit, "all slots to be released", func() (bool, any) {
+		used := use("read").Used + use("reader").Used
+		return used <= 0, used
+	})
 }
 
 // TestUnreadResponseIsGivenUp proves the write deadline.
@@ -741,7 +730,7 @@ func TestUnreadResponseIsGivenUp(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer res.Body.Close()
-	if err := <-given; err == nil || !strings.Contains(err.Error(), "timeout") {
+	if err := await.Receive(t, await.Limit, "the slow request to be given up", given); err == nil || !strings.Contains(err.Error(), "timeout") {
 		t.Errorf("got %v", err)
 	}
 }

@@ -7,9 +7,10 @@ import (
 	"syscall"
 	"testing"
 	"testing/fstest"
-	"time"
 
 	"github.com/ClickHouse/clickhouse-go/v2"
+
+	"github.com/kansa-audit/kansa/pipeline/pipelinetest/await"
 )
 
 // A disk that fills up amid merges, again and again: whatever the engine makes of them, every row that was
@@ -103,24 +104,16 @@ func fillDisk(t *testing.T, ballast string, leave int64) {
 // untilWhole waits until the rows can be read, and finds as many as there have to be.
 func untilWhole(t *testing.T, conn clickhouse.Conn, sure, perhaps uint64) {
 	t.Helper()
-	deadline := time.After(time.Minute)
-	tick := time.NewTicker(50 * time.Millisecond)
-	defer tick.Stop()
-	for {
+	await.State(t, await.Limit, "the rows to be readable", func() (bool, any) {
 		var rows, bytes uint64
 		err := conn.QueryRow(t.Context(), "SELECT count(), sum(length(s)) FROM m").Scan(&rows, &bytes)
 		if err == nil {
 			if rows < sure || rows > perhaps || bytes != 100*rows {
 				t.Fatalf("%d rows of %d bytes, want %d to %d", rows, bytes, sure, perhaps)
 			}
-			return
 		}
-		select {
-		case <-deadline:
-			t.Fatal(err)
-		case <-tick.C:
-		}
-	}
+		return err == nil, err
+	})
 }
 
 // What the writer's insertRows is for: the engine knows the token of a part that it had to set aside. If it
@@ -172,14 +165,9 @@ func TestTokenOutlivesItsRows(t *testing.T) {
 
 func untilReadable(t *testing.T, conn clickhouse.Conn) {
 	t.Helper()
-	for {
+	await.State(t, await.Limit, "the table to be readable", func() (bool, any) {
 		var rows uint64
 		err := conn.QueryRow(t.Context(), "SELECT count() FROM d").Scan(&rows)
-		if err == nil {
-			return
-		}
-		if t.Context().Err() != nil {
-			t.Fatal(err)
-		}
-	}
+		return err == nil, err
+	})
 }

@@ -7,9 +7,10 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
-	"time"
 
 	"github.com/ClickHouse/clickhouse-go/v2"
+
+	"github.com/kansa-audit/kansa/pipeline/pipelinetest/await"
 )
 
 // niceThreads counts the threads of a process with a nice value, without those that merge.
@@ -44,18 +45,10 @@ func TestQueriesGiveWay(t *testing.T) {
 		slow := clickhouse.Context(ctx, clickhouse.WithSettings(clickhouse.Settings{SettingNice: 15}))
 		ended <- conn.Exec(slow, "SELECT sum(sipHash64(number)) FROM numbers_mt(100000000000) FORMAT Null")
 	}()
-	until := func(what string, done func() bool) {
-		t.Helper()
-		for deadline := time.Now().Add(time.Minute); !done(); time.Sleep(20 * time.Millisecond) {
-			if time.Now().After(deadline) {
-				t.Fatal(what)
-			}
-		}
-	}
 	if mayYield() {
-		until("no thread of the query gives way", func() bool { return niceThreads(t, e.PID(), "15") > 0 })
+		await.True(t, await.Limit, "a thread of the query to give way", func() bool { return niceThreads(t, e.PID(), "15") > 0 })
 	} else {
-		until("the query does not run", func() bool {
+		await.True(t, await.Limit, "the query to run", func() bool {
 			var n uint64
 			err := conn.QueryRow(t.Context(), "SELECT count() FROM system.processes WHERE query LIKE '%numbers_mt%' AND query NOT LIKE '%system.processes%'").Scan(&n)
 			return err == nil && n > 0
@@ -65,6 +58,6 @@ func TestQueriesGiveWay(t *testing.T) {
 		}
 	}
 	cancel()
-	<-ended //nolint:errcheck // it was canceled
-	until("threads that have given way do not return to their priority", func() bool { return niceThreads(t, e.PID(), "15") == 0 })
+	await.Receive(t, await.Limit, "the query to end", ended) //nolint:errcheck // it was canceled
+	await.True(t, await.Limit, "threads that gave way to return to their priority", func() bool { return niceThreads(t, e.PID(), "15") == 0 })
 }

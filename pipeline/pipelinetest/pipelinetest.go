@@ -14,6 +14,7 @@ import (
 	"github.com/kansa-audit/kansa/pipeline/config"
 	"github.com/kansa-audit/kansa/pipeline/engine"
 	"github.com/kansa-audit/kansa/pipeline/owntrail"
+	"github.com/kansa-audit/kansa/pipeline/pipelinetest/await"
 	"github.com/kansa-audit/kansa/pipeline/store"
 )
 
@@ -79,24 +80,10 @@ func Start(t testing.TB, c *config.Config, roles ...pipeline.Role) *pipeline.Sys
 }
 
 // Until waits for a condition that comes about by itself, and fails the test if it does not in time. The
-// condition says what it saw.
+// condition says what it saw. The failure names the wait by its source; await.State has a name for it.
 func Until(t testing.TB, limit time.Duration, condition func() (done bool, saw any)) {
 	t.Helper()
-	deadline := time.NewTimer(limit)
-	defer deadline.Stop()
-	tick := time.NewTicker(20 * time.Millisecond)
-	defer tick.Stop()
-	for {
-		done, saw := condition()
-		if done {
-			return
-		}
-		select {
-		case <-deadline.C:
-			t.Fatalf("not after %s; last seen: %v", limit, saw)
-		case <-tick.C:
-		}
-	}
+	await.Unnamed(t, limit, 1, condition)
 }
 
 // Stored returns the number of rows and of different ids in the table, without what the system recorded of itself. After a failure of the engine it

@@ -10,6 +10,7 @@ import (
 
 	"github.com/kansa-audit/kansa/pipeline/broker/brokertest"
 	"github.com/kansa-audit/kansa/pipeline/health"
+	"github.com/kansa-audit/kansa/pipeline/pipelinetest/await"
 	"github.com/kansa-audit/kansa/pipeline/status"
 )
 
@@ -37,7 +38,7 @@ func TestAsk(t *testing.T) {
 	}
 	ctx, stop := context.WithCancel(t.Context())
 	var serving sync.WaitGroup
-	defer serving.Wait()
+	defer await.Return(t, await.Limit, "the processes to stop answering", serving.Wait)
 	defer stop()
 	serve := func(roles []string, look func(context.Context, status.Question) *status.Status) {
 		nc, me := conn(), status.This("1.2", roles)

@@ -10,6 +10,7 @@ import (
 	"github.com/google/uuid"
 
 	"github.com/kansa-audit/kansa/pipeline/engine/clickhousetest"
+	"github.com/kansa-audit/kansa/pipeline/pipelinetest/await"
 	"github.com/kansa-audit/kansa/schema"
 	"github.com/kansa-audit/kansa/schema/codec"
 	"github.com/kansa-audit/kansa/schema/sample"
@@ -159,7 +160,7 @@ func TestAwaitInserts(t *testing.T) {
 	if err := s.conn.QueryRow(t.Context(), "SELECT count() FROM kansa.audit_events").Scan(&rows); err != nil || rows != 1 {
 		t.Errorf("%d rows when the insert had ended, %v", rows, err)
 	}
-	if err := <-ended; err != nil {
+	if err := await.Receive(t, await.Limit, "the insert to end", ended); err != nil {
 		t.Error(err)
 	}
 }

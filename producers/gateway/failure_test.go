@@ -20,6 +20,7 @@ import (
 
 	"github.com/kansa-audit/kansa/pipeline/broker"
 	"github.com/kansa-audit/kansa/pipeline/pipelinetest"
+	"github.com/kansa-audit/kansa/pipeline/pipelinetest/await"
 	"github.com/kansa-audit/kansa/producers/gateway"
 	"github.com/kansa-audit/kansa/schema"
 	"github.com/kansa-audit/kansa/schema/codec"
@@ -114,10 +115,10 @@ func TestBrokerStops(t *testing.T) {
 		t.Error(a.raw)
 	}
 	s.Start(t)
-	deadline := time.Now().Add(patience)
-	for a.status != http.StatusAccepted && time.Now().Before(deadline) { // until the connection is there again
+	await.State(t, patience, "the connection to be there again", func() (bool, any) {
 		a = s.post(t, "", codec.ContentNDJSON, lines, "Idempotency-Key", "k")
-	}
+		return a.status == http.StatusAccepted, a.raw
+	})
 	wantStatus(t, "started", a, http.StatusAccepted, `"accepted":50`)
 	s.WantOnce(t, events)
 }
@@ -164,7 +165,7 @@ func TestIdempotencyKey(t *testing.T) {
 	if id := uuid.MustParse(ids[0]); id.Version() != 8 || id.Variant() != uuid.RFC4122 {
 		t.Errorf("%s is of version %d", id, id.Version())
 	}
-	wg.Wait()
+	await.Return(t, await.Limit, "all requests with the key to be answered", wg.Wait)
 	a := s.post(t, "", codec.ContentNDJSON, lines, "Idempotency-Key", "order 7")
 	wantStatus(t, "another body", a, http.StatusUnprocessableEntity, "Another body came with this key within the last 10m0s")
 	wantStatus(t, "another key", s.post(t, "", codec.ContentNDJSON, bare, "Idempotency-Key", "order 8"), http.StatusAccepted, "500")
@@ -200,7 +201,7 @@ func TestManyClients(t *testing.T) {
 			}
 		})
 	}
-	wg.Wait()
+	await.Return(t, await.Limit, "all clients to end", wg.Wait)
 	s.WantOnce(t, all)
 	if got := s.Stored(t).Messages; got > 20*15*3 {
 		t.Errorf("%d messages", got)
@@ -235,8 +236,8 @@ func TestMemoryIsBounded(t *testing.T) {
 			}
 		})
 	}
-	<-began
-	<-began
+	await.Receive(t, await.Limit, "the first request to be read", began)
+	await.Receive(t, await.Limit, "the second request to be read", began)
 	var a answer
 	pipelinetest.Until(t, patience, func() (bool, any) { // both are being read
 		a = s.post(t, "", codec.ContentNDJSON, lines[:bytes.LastIndexByte(lines[:1<<20], '\n')])
@@ -247,7 +248,7 @@ func TestMemoryIsBounded(t *testing.T) {
 		t.Errorf("Retry-After %q", a.header.Get("Retry-After"))
 	}
 	cancel()
-	wg.Wait()
+	await.Return(t, await.Limit, "both requests to end", wg.Wait)
 	pipelinetest.Until(t, patience, func() (bool, any) { // memory is given back
 		a = s.post(t, "", codec.ContentJSON, []byte(line()))
 		return a.status == http.StatusAccepted, a.raw

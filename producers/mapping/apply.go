@@ -12,6 +12,7 @@ import (
 	"github.com/tidwall/gjson"
 
 	"github.com/kansa-audit/kansa/schema"
+	"github.com/kansa-audit/kansa/schema/codec"
 )
 
 // Apply makes the event of one record. The error is a *schema.Fault. It does not validate the event.
@@ -26,6 +27,7 @@ func (m *Mapping) Apply(record []byte) (schema.Event, error) {
 	}
 	e.Organization = m.text(doc, "organization")
 	e.Trail = schema.Trail(m.text(doc, "trail"))
+	var id string
 	for i := range schema.Fields {
 		f := &schema.Fields[i]
 		rule, ok := m.Fields[f.Name]
@@ -34,11 +36,7 @@ func (m *Mapping) Apply(record []byte) (schema.Event, error) {
 		}
 		switch f.Kind {
 		case schema.KindID:
-			// A foreign id that is no UUID is no reason to refuse the event: one is derived. With an error
-			// Parse returns what it has read so far, which other ids have in common.
-			if id, err := uuid.Parse(rule.value(doc)); err == nil {
-				e.ID = id
-			}
+			id = rule.value(doc)
 		case schema.KindTime:
 			t, err := rule.time(doc)
 			if err != nil {
@@ -52,6 +50,7 @@ func (m *Mapping) Apply(record []byte) (schema.Event, error) {
 		case schema.KindMap:
 		}
 	}
+	e.ID = eventID(e.Source, id)
 	for name, rule := range m.Attributes {
 		if v := rule.value(doc); v != "" {
 			if e.Attributes == nil {
@@ -61,6 +60,19 @@ func (m *Mapping) Apply(record []byte) (schema.Event, error) {
 		}
 	}
 	return e, nil
+}
+
+// eventID is the id of the event that a source calls id. An id that is not a UUID is hashed with the source, as that of a CloudEvent
+// is, so that a record keeps its id in every file and batch. It is uuid.Nil if there is no id.
+func eventID(source, id string) uuid.UUID {
+	if id == "" {
+		return uuid.Nil
+	}
+	// With an error, Parse returns the part that it has read, which other ids have in common.
+	if parsed, err := uuid.Parse(id); err == nil {
+		return parsed
+	}
+	return codec.HashedID("mapping", source, id)
 }
 
 func (m *Mapping) text(doc gjson.Result, field string) string {

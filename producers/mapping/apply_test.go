@@ -3,6 +3,7 @@ package mapping
 import (
 	"errors"
 	"os"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -11,6 +12,7 @@ import (
 	"github.com/google/uuid"
 
 	"github.com/kansa-audit/kansa/schema"
+	"github.com/kansa-audit/kansa/schema/codec"
 )
 
 var testNow = time.Date(2026, 11, 22, 5, 0, 0, 0, time.UTC)
@@ -131,14 +133,49 @@ func TestForeignIDs(t *testing.T) {
 	m := mustParse(t, "  id: id\n")
 	for id, want := range map[string]uuid.UUID{
 		"6f1c2a34-0b5d-4e6f-8a90-1b2c3d4e5f60": uuid.MustParse("6f1c2a34-0b5d-4e6f-8a90-1b2c3d4e5f60"),
-		"6f1c2a34-0b5d-4e6f-8a90-1b2c3d4e5fxx": uuid.Nil,
-		"7":                                    uuid.Nil,
+		"6f1c2a34-0b5d-4e6f-8a90-1b2c3d4e5fxx": codec.HashedID("mapping", "s", "6f1c2a34-0b5d-4e6f-8a90-1b2c3d4e5fxx"),
+		"7":                                    codec.HashedID("mapping", "s", "7"),
 		"":                                     uuid.Nil,
 	} {
 		e, err := m.Apply([]byte(`{"t":"2026-11-22T04:05:06Z","id":"` + id + `"}`))
 		if err != nil || e.ID != want {
 			t.Errorf("%q: %s, %v, want %s", id, e.ID, err, want)
 		}
+	}
+}
+
+// Polls that overlap read the same records in other places, and with other bytes.
+func TestForeignIDsDependOnSourceAndIDOnly(t *testing.T) {
+	t.Parallel()
+	m := mustParse(t, "  id: id\n")
+	ids := func(mapping *Mapping, lines ...string) (ids []uuid.UUID) {
+		for line, err := range Lines(strings.NewReader(strings.Join(lines, "\n")), Options{Mapping: mapping, Now: func() time.Time { return testNow }}) {
+			if err != nil || line.Err != nil {
+				t.Fatal(err, line.Err)
+			}
+			ids = append(ids, line.Event.ID)
+		}
+		return ids
+	}
+	const at = `{"t":"2026-11-22T04:05:06Z","id":`
+	first := ids(m, at+`"a"}`, at+`"b"}`, at+`12}`)
+	second := ids(m, at+`"b" , "page": 2}`, at+`"12"}`, at+`"c"}`)
+	if first[1] != second[0] || first[2] != second[1] {
+		t.Errorf("records have other ids in another batch: %v, %v", first, second)
+	}
+	all := append(first, second[2])
+	other := mustParse(t, "  id: id\n")
+	name := "other"
+	other.Fields["source"] = Rule{Const: &name}
+	all = append(all, ids(other, at+`"a"}`)...)
+	for i, id := range all {
+		if slices.Contains(all[:i], id) || id.Version() != 8 || id.Variant() != uuid.RFC4122 {
+			t.Errorf("id %d of %v", i, all)
+		}
+	}
+	// Lines that have no id are told apart by their places, even if they are equal.
+	if none := ids(m, at+`null}`, at+`null}`); none[0] == none[1] {
+		t.Errorf("two records without an id have the id %s", none[0])
 	}
 }
 

@@ -26,7 +26,8 @@ var builtin embed.FS
 type Mapping struct {
 	Name        string `yaml:"name"`
 	Description string `yaml:"description"`
-	// Fields has a rule for each field of an event, by its name in JSON with dots: actor.id.
+	// Fields has a rule for each field of an event, by its name in JSON with dots: actor.id. An id that is
+	// not a UUID becomes one that is made of source and id.
 	Fields map[string]Rule `yaml:"fields"`
 	// Attributes has a rule for each attribute; one whose value is empty is left out.
 	Attributes map[string]Rule `yaml:"attributes"`

@@ -11,6 +11,8 @@ import (
 	"unicode/utf8"
 
 	"github.com/nats-io/nats.go"
+
+	"github.com/kansa-audit/kansa/pipeline/pipelinetest/await"
 )
 
 func open(t testing.TB, dir string, limit int64) *Spool {
@@ -213,7 +215,7 @@ func TestConcurrentPuts(t *testing.T) {
 			}
 		})
 	}
-	g.Wait()
+	await.Return(t, await.Limit, "all messages to be spooled", g.Wait)
 	seen := map[string]bool{}
 	for id := s.take(t); id != ""; id = s.take(t) {
 		seen[id] = true

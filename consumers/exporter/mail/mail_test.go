@@ -20,6 +20,7 @@ import (
 
 	kansamail "github.com/kansa-audit/kansa/consumers/exporter/mail"
 	"github.com/kansa-audit/kansa/pipeline/demo/smtpd"
+	"github.com/kansa-audit/kansa/pipeline/pipelinetest/await"
 )
 
 var update = flag.Bool("update", false, "write golden files")
@@ -284,7 +285,7 @@ func listen(t *testing.T, serve func(net.Conn)) kansamail.Config {
 	}()
 	t.Cleanup(func() {
 		_ = l.Close()
-		<-done
+		await.Receive(t, await.Limit, "the mail server to end", done)
 	})
 	return kansamail.Config{Host: "127.0.0.1", Port: l.Addr().(*net.TCPAddr).Port, TLS: "none", From: "a@example.com", Timeout: time.Second}
 }
@@ -347,7 +348,7 @@ func TestDeliveredThenCut(t *testing.T) {
 	if err := send(t, cfg, message(t)); err != nil {
 		t.Fatal(err)
 	}
-	if m, err := mail.ReadMessage(strings.NewReader(<-got)); err != nil || m.Header.Get("Auto-Submitted") != "auto-generated" {
+	if m, err := mail.ReadMessage(strings.NewReader(await.Receive(t, await.Limit, "the mail to arrive", got))); err != nil || m.Header.Get("Auto-Submitted") != "auto-generated" {
 		t.Errorf("%v", err)
 	}
 }

@@ -21,6 +21,7 @@ import (
 
 	"github.com/kansa-audit/kansa/consumers/exporter/sftp"
 	"github.com/kansa-audit/kansa/consumers/exporter/sftp/sftptest"
+	"github.com/kansa-audit/kansa/pipeline/pipelinetest/await"
 )
 
 func TestConnectionCutAmidUpload(t *testing.T) {
@@ -147,7 +148,7 @@ func TestUploadsTakeTurns(t *testing.T) {
 			}
 		})
 	}
-	group.Wait()
+	await.Return(t, await.Limit, "all uploads to end", group.Wait)
 	holds(t, s.Dir, want)
 }
 
@@ -190,7 +191,7 @@ func TestSilentServer(t *testing.T) {
 	alive := dial(t, cfg)
 	deadline, cancel := context.WithTimeout(t.Context(), 2500*time.Millisecond)
 	defer cancel()
-	<-deadline.Done()
+	await.Receive(t, await.Limit, "more than the idle timeout to pass", deadline.Done())
 	upload(t, alive, "a.zip", data)
 	holds(t, s.Dir, map[string][]byte{"a.zip": data})
 }

@@ -21,6 +21,7 @@ import (
 
 	"github.com/kansa-audit/kansa/consumers/exporter/sftp"
 	"github.com/kansa-audit/kansa/consumers/exporter/sftp/sftptest"
+	"github.com/kansa-audit/kansa/pipeline/pipelinetest/await"
 )
 
 var discard = slog.New(slog.DiscardHandler)
@@ -101,7 +102,7 @@ func says(t *testing.T, text string) int {
 			t.Cleanup(func() { _ = c.Close() })
 		}
 	}()
-	t.Cleanup(func() { _ = l.Close(); <-done })
+	t.Cleanup(func() { _ = l.Close(); await.Receive(t, await.Limit, "the server to end", done) })
 	return l.Addr().(*net.TCPAddr).Port
 }
 

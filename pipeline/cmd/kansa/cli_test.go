@@ -11,6 +11,7 @@ import (
 
 	"github.com/kansa-audit/kansa/pipeline/demo"
 	"github.com/kansa-audit/kansa/pipeline/pipelinetest"
+	"github.com/kansa-audit/kansa/pipeline/pipelinetest/await"
 )
 
 func TestHelpIsWorthReading(t *testing.T) {
@@ -145,7 +146,9 @@ func TestPublish(t *testing.T) {
 func TestDemo(t *testing.T) {
 	t.Parallel()
 	cmd, out := start(t, "demo", "--exit", "--json", "--events", "5000", "--hour", "1s", "--dir", t.TempDir())
-	if err := cmd.Wait(); err != nil {
+	var err error
+	await.Return(t, 5*time.Minute, "the demo to end", func() { err = cmd.Wait() })
+	if err != nil {
 		t.Fatalf("%v\n%s", err, out)
 	}
 	lines := strings.Split(strings.TrimSpace(out.String()), "\n")

@@ -18,6 +18,7 @@ import (
 	"github.com/kansa-audit/kansa/pipeline/broker"
 	"github.com/kansa-audit/kansa/pipeline/broker/brokertest"
 	"github.com/kansa-audit/kansa/pipeline/pipelinetest"
+	"github.com/kansa-audit/kansa/pipeline/pipelinetest/await"
 )
 
 const feedPatience = time.Minute
@@ -266,7 +267,7 @@ func TestPublishReportsFullStream(t *testing.T) {
 	}
 	b.Settings.AuditMaxBytes = 0
 	b.SetUp(t)
-	if code := <-done; code != 0 {
+	if code := await.Receive(t, await.Limit, "kansa publish to end when the stream has room", done); code != 0 {
 		t.Errorf("exit code %d: %s", code, errs.String())
 	}
 	wantEach(t, b, 30_000)

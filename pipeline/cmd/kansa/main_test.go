@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"github.com/kansa-audit/kansa/pipeline/pipelinetest"
+	"github.com/kansa-audit/kansa/pipeline/pipelinetest/await"
 )
 
 // asKansa makes the test binary the program itself.
@@ -41,7 +42,7 @@ func start(t *testing.T, args ...string) (*exec.Cmd, *lockedBuffer) {
 	}
 	t.Cleanup(func() {
 		_ = cmd.Process.Kill()
-		_ = cmd.Wait()
+		await.Return(t, await.Limit, "the killed process to end", func() { _ = cmd.Wait() })
 		if t.Failed() {
 			t.Logf("kansa %s said:\n%s", strings.Join(args, " "), out)
 		}

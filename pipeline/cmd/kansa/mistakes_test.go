@@ -14,6 +14,7 @@ import (
 	"time"
 
 	"github.com/kansa-audit/kansa/pipeline/pipelinetest"
+	"github.com/kansa-audit/kansa/pipeline/pipelinetest/await"
 )
 
 // upIn starts kansa up with a configuration and a data_dir, and waits until it is up.
@@ -105,7 +106,7 @@ func TestSecondProcessLeavesTheFirstAlone(t *testing.T) {
 		slowest = max(slowest, fails(t, fmt.Sprintf("use data_dir %s: %s is in use by process %d", data, filepath.Join(data, "lock"), first.Process.Pid), "up", "-c", config))
 	}
 	stop()
-	n := <-published
+	n := await.Receive(t, await.Limit, "the publisher to end", published)
 	t.Logf("%d attempts, the slowest ended after %s; %d events were published meanwhile", rounds, slowest, n)
 	pipelinetest.Until(t, time.Minute, func() (bool, any) {
 		code, text, errs := kansa(t, "", append([]string{"repair"}, reach...)...)

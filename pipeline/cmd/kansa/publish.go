@@ -113,9 +113,12 @@ func (*publishCmd) Help() string {
 	return `Each line is one event (or, with --mapping, one record). An event counts as published when it is on the broker's disk. Lines that
 break a rule are refused with the file, the line and the reason; the rest is published, and the exit code is 1.
 
-Publishing the same file again within the duplicate window stores nothing twice, also after an interruption. A file that stops early
+Publishing the same file again within writer.id_window (one day) stores nothing twice, also after an interruption. A file that stops early
 (SIGINT, SIGTERM, an error) reports the first line that is not acknowledged. From a pipe, events are sent after a fraction of a second;
 on SIGINT or SIGTERM, events that were read are sent before the command ends.
+
+Events that have an id are stored once within writer.id_window, in whatever file or batch they come. In a mapping, an id
+that is not a UUID becomes one made of source and id. Lines without an id are told apart by their text and their line number.
 
   kansa publish events.ndjson
   journal | kansa publish -

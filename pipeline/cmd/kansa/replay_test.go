@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"github.com/kansa-audit/kansa/pipeline/pipelinetest"
+	"github.com/kansa-audit/kansa/pipeline/pipelinetest/await"
 )
 
 // kansa up ends with its writers when all is given out again: the command waits for it, or says that the next start does the rest, and
@@ -33,7 +34,7 @@ func TestReplayOfKansaUpSucceeds(t *testing.T) {
 			isUp(out)
 			at := []string{fmt.Sprintf("--nats=nats://127.0.0.1:%d", port), "--data-dir=" + data}
 			ended := make(chan struct{})
-			defer func() { <-ended }()
+			defer func() { await.Receive(t, await.Limit, "kansa up to be started again", ended) }()
 			go func() { // it ends before the command has made the new consumers
 				defer close(ended)
 				pipelinetest.Until(t, time.Minute, func() (bool, any) { return strings.Contains(out.String(), "the consumer was deleted"), out })

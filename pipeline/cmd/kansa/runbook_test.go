@@ -22,6 +22,7 @@ import (
 	"github.com/kansa-audit/kansa/pipeline/deadletter"
 	"github.com/kansa-audit/kansa/pipeline/demo/sshd"
 	"github.com/kansa-audit/kansa/pipeline/engine"
+	"github.com/kansa-audit/kansa/pipeline/partitions"
 	"github.com/kansa-audit/kansa/pipeline/pipelinetest"
 	"github.com/kansa-audit/kansa/pipeline/store"
 	"github.com/kansa-audit/kansa/pipeline/verify"
@@ -157,6 +158,8 @@ type procedure struct {
 	api, health, clickhouse, nats int
 	env                           []string
 	unit                          *unit
+	table                         *store.Store // of query, once it is open
+	password                      string       // of table
 }
 
 // install makes a machine with the service installed, as deploy/README.md has it, below a directory in place of /.
@@ -192,6 +195,7 @@ func (p *procedure) install(config string) {
 		// In place of the defaults, which are the same for all machines.
 		fmt.Sprintf("KANSA_NATS_URL=nats://127.0.0.1:%d", p.nats), "KANSA_DATA_DIR="+p.at("/var/lib/kansa"))
 	p.configure(config)
+	p.Cleanup(p.close)
 	p.Cleanup(p.unit.stop)
 	p.unit.start()
 	p.ready()
@@ -307,8 +311,13 @@ func (p *procedure) until(what string, condition func() (bool, any)) {
 func (p *procedure) ready() {
 	p.Helper()
 	p.until("the service is ready", func() (bool, any) {
-		out, err := p.try(fmt.Sprintf("curl -fsS http://127.0.0.1:%d/readyz", p.api))
-		return err == nil, out
+		request, err := http.NewRequestWithContext(p.Context(), http.MethodGet, fmt.Sprintf("http://127.0.0.1:%d/readyz", p.api), nil)
+		p.must(err)
+		response, err := http.DefaultClient.Do(request)
+		if err != nil {
+			return false, err
+		}
+		return response.StatusCode == http.StatusOK, errors.Join(response.Body.Close(), errors.New(response.Status))
 	})
 }
 
@@ -338,17 +347,28 @@ func (p *procedure) query(sql string) (string, error) {
 	if err != nil {
 		return "", err
 	}
-	s, err := store.Open(p.Context(), store.Options{URL: fmt.Sprintf("http://127.0.0.1:%d", p.clickhouse), Username: login.Username, Password: login.Password})
-	if err != nil {
-		return "", err
+	if p.table == nil || login.Password != p.password {
+		p.close()
+		p.table, err = store.Open(p.Context(), store.Options{URL: fmt.Sprintf("http://127.0.0.1:%d", p.clickhouse), Username: login.Username, Password: login.Password})
+		if err != nil {
+			return "", err
+		}
+		p.password = login.Password
 	}
-	defer s.Close()
-	if strings.HasPrefix(sql, "SELECT") {
-		var value string
-		err = s.Conn().QueryRow(p.Context(), sql).Scan(&value)
-		return value, err
+	if !strings.HasPrefix(sql, "SELECT") {
+		return "", p.table.Conn().Exec(p.Context(), sql)
 	}
-	return "", s.Conn().Exec(p.Context(), sql)
+	var value string
+	err = p.table.Conn().QueryRow(p.Context(), sql).Scan(&value)
+	return value, err
+}
+
+// close ends the connection of query.
+func (p *procedure) close() {
+	if p.table != nil {
+		_ = p.table.Close()
+		p.table = nil
+	}
 }
 
 // stored waits until the table has n events of those that publish makes.
@@ -360,14 +380,31 @@ func (p *procedure) stored(organization string, n int) {
 	})
 }
 
-// sealed waits until the partitions of an organization's activity trail, which are verified, have n events.
-func (p *procedure) sealed(organization string, n int, flags string) {
+// sealed waits until the partitions of an organization's activity trail, which are verified, have n events, and no others than
+// the table has. The identity opens encrypted partitions.
+func (p *procedure) sealed(organization string, n int, identity string) {
 	p.Helper()
+	o := verify.Options{}
+	if _, path, ok := strings.Cut(identity, "-i "); ok {
+		text, err := os.ReadFile(path)
+		p.must(err)
+		o.Identities, err = partitions.Identities(text)
+		p.must(err)
+	}
 	p.until(fmt.Sprintf("%d events of %s are sealed", n, organization), func() (bool, any) {
-		out, err := p.try(p.place("kansa verify /var/lib/kansa/partitions --key /var/lib/kansa/seal.pub --json " + flags))
-		var report verify.Report
-		if json.Unmarshal([]byte(out), &report) != nil {
-			return false, out
+		// The trail also has what the system recorded of the organization.
+		table, err := p.query("SELECT concat(toString(count()), ' ', toString(countIf(source = 's'))) FROM audit_events WHERE trail = 'activity' AND organization = '" + organization + "'")
+		if err != nil || !strings.HasSuffix(table, fmt.Sprintf(" %d", n)) {
+			return false, fmt.Sprintf("%s events are stored, %v", table, err)
+		}
+		key, err := os.ReadFile(p.at("/var/lib/kansa/seal.pub"))
+		if err != nil {
+			return false, err
+		}
+		o.Key = strings.TrimSpace(string(key))
+		report, err := verify.Path(p.Context(), p.at("/var/lib/kansa/partitions"), o)
+		if err != nil || !report.OK {
+			return false, fmt.Sprint(err, report)
 		}
 		rows := uint64(0)
 		for _, series := range report.Series {
@@ -375,9 +412,7 @@ func (p *procedure) sealed(organization string, n int, flags string) {
 				rows += series.Rows
 			}
 		}
-		// The trail also has what the system recorded of the organization.
-		table, failed := p.query("SELECT concat(toString(count()), ' ', toString(countIf(source = 's'))) FROM audit_events WHERE trail = 'activity' AND organization = '" + organization + "'")
-		return err == nil && table == fmt.Sprintf("%d %d", rows, n), fmt.Sprintf("%d rows are sealed, %s stored, %v: %s", rows, table, failed, out)
+		return table == fmt.Sprintf("%d %d", rows, n), fmt.Sprintf("%d rows are sealed, %s stored", rows, table)
 	})
 }
 

@@ -441,16 +441,16 @@ func (p *procedure) owned(dir string) {
 }
 
 // well checks that the service stores and seals, also after another start, and that nothing that it needs is root's.
-func (p *procedure) well(organization string, before int, flags string) {
+func (p *procedure) well(before int, identity string) {
 	p.Helper()
 	p.owned("/var/lib/kansa")
-	p.publish(organization, 5)
-	p.sealed(organization, before+5, flags)
+	p.publish("acme", 5)
+	p.sealed("acme", before+5, identity)
 	p.sh("systemctl restart kansa")
 	p.ready()
-	p.publish(organization, 5)
-	p.sealed(organization, before+10, flags)
-	p.stored(organization, before+10)
+	p.publish("acme", 5)
+	p.sealed("acme", before+10, identity)
+	p.stored("acme", before+10)
 	p.until("all accounts agree", func() (bool, any) {
 		out, err := p.try("kansa repair")
 		return err == nil && strings.Contains(out, "All accounts agree."), out
@@ -577,7 +577,7 @@ func testBackup(p *procedure) {
 	}
 	p.stored("acme", 50)
 	p.owned("/etc/kansa/keys")
-	p.well("acme", 50, identity)
+	p.well(50, identity)
 }
 
 func testKeyRotation(p *procedure) {
@@ -590,7 +590,7 @@ func testKeyRotation(p *procedure) {
 	if out := p.do("key rotate"); strings.Count(out, string(old)) < 1 || !strings.Contains(out, "VERIFIED") {
 		p.Errorf("the rotation printed:\n%s", out)
 	}
-	p.well("acme", 5, "")
+	p.well(5, "")
 	p.sh(p.place("kansa verify /var/lib/kansa/partitions --key old-seal.pub"))
 
 	p.do("key generate partitions")
@@ -608,7 +608,7 @@ func testKeyRotation(p *procedure) {
 	p.configure(keys)
 	p.sh("systemctl restart kansa")
 	p.ready()
-	p.well("acme", 15, identity)
+	p.well(15, identity)
 }
 
 func testLegalHold(p *procedure) {
@@ -678,7 +678,7 @@ func testLostClickHouse(p *procedure) {
 	})
 	p.ready()
 	p.stored("acme", 20)
-	p.well("acme", 20, "")
+	p.well(20, "")
 }
 
 func testLostTable(p *procedure) {
@@ -690,7 +690,7 @@ func testLostTable(p *procedure) {
 	p.must(err)
 	p.do("kansa restore --dry-run")
 	p.stored("acme", 20)
-	p.well("acme", 20, "")
+	p.well(20, "")
 }
 
 func testChecks(p *procedure) {
@@ -729,7 +729,7 @@ func testUpgrade(p *procedure) {
 		"cd " + dir + "; sha256sum bin/* > SHA256SUMS; cd ..; tar -czf ../kansa-NEW-linux-amd64.tar.gz kansa-NEW-linux-amd64; rm -r " + dir)
 	p.do("systemctl restart kansa")
 	p.says("# new", "cat "+p.at("/usr/bin/kansa"))
-	p.well("acme", 5, "")
+	p.well(5, "")
 }
 
 func testDisagreement(p *procedure) {
@@ -762,7 +762,7 @@ func testDisagreement(p *procedure) {
 		p.Errorf("it printed:\n%s", out)
 	}
 	p.sealed("acme", 25, "")
-	p.well("acme", 25, "")
+	p.well(25, "")
 }
 
 func testDeadLetters(p *procedure) {
@@ -872,7 +872,7 @@ func testMove(p *procedure) {
 		if strings.Contains(line, "OLD:8123") {
 			m, host = p, "OLD:8123"
 		}
-		p.sh(strings.NewReplacer("USER:PASSWORD", login(m), host, fmt.Sprintf("127.0.0.1:%d", m.clickhouse), "curl ", "curl -fsS ").Replace(line))
+		p.sh(strings.NewReplacer("USER:PASSWORD", login(m), host, fmt.Sprintf("127.0.0.1:%d", m.clickhouse)).Replace(line))
 	}
 	const sums = "SELECT concat(toString(count()), ' ', toString(sum(cityHash64(*)))) FROM "
 	old, err := p.query(sums + "audit_events WHERE organization = 'acme'")

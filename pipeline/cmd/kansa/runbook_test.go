@@ -371,11 +371,11 @@ func (p *procedure) close() {
 	}
 }
 
-// stored waits until the table has n events of those that publish makes.
-func (p *procedure) stored(organization string, n int) {
+// stored waits until the table has n events of acme, of those that publish makes.
+func (p *procedure) stored(n int) {
 	p.Helper()
-	p.until(fmt.Sprintf("%d events of %s are stored", n, organization), func() (bool, any) {
-		got, err := p.query("SELECT toString(count()) FROM audit_events WHERE source = 's' AND organization = '" + organization + "'")
+	p.until(fmt.Sprintf("%d events are stored", n), func() (bool, any) {
+		got, err := p.query("SELECT toString(count()) FROM audit_events WHERE source = 's' AND organization = 'acme'")
 		return err == nil && got == fmt.Sprint(n), fmt.Sprint(got, err)
 	})
 }
@@ -450,7 +450,7 @@ func (p *procedure) well(before int, identity string) {
 	p.ready()
 	p.publish("acme", 5)
 	p.sealed("acme", before+10, identity)
-	p.stored("acme", before+10)
+	p.stored(before+10)
 	p.until("all accounts agree", func() (bool, any) {
 		out, err := p.try("kansa repair")
 		return err == nil && strings.Contains(out, "All accounts agree."), out
@@ -575,7 +575,7 @@ func testBackup(p *procedure) {
 			p.Errorf("the restoration did not print %q:\n%s", want, out)
 		}
 	}
-	p.stored("acme", 50)
+	p.stored(50)
 	p.owned("/etc/kansa/keys")
 	p.well(50, identity)
 }
@@ -637,7 +637,7 @@ func testLegalHold(p *procedure) {
 	}
 	p.publish("acme", 5)
 	p.sealed("acme", 15, "")
-	p.stored("acme", 15)
+	p.stored(15)
 	if at, err := p.query("SELECT toString(min(expires_at)) FROM audit_events WHERE organization = 'acme'"); !strings.HasPrefix(at, "2106") {
 		p.Errorf("an event that came under the hold expires at %s, %v", at, err)
 	}
@@ -648,7 +648,7 @@ func testLegalHold(p *procedure) {
 		p.Error(err)
 	}
 	p.ready()
-	p.stored("acme", 15)
+	p.stored(15)
 	p.do("--release-hold")
 	p.until("acme's partitions are removed", func() (bool, any) { return files("acme") == 0, files("acme") })
 }
@@ -677,7 +677,7 @@ func testLostClickHouse(p *procedure) {
 		return err == nil && strings.Contains(out, "-r1"), out
 	})
 	p.ready()
-	p.stored("acme", 20)
+	p.stored(20)
 	p.well(20, "")
 }
 
@@ -685,11 +685,11 @@ func testLostTable(p *procedure) {
 	p.install("")
 	p.publish("acme", 20)
 	p.sealed("acme", 20, "")
-	p.stored("acme", 20)
+	p.stored(20)
 	_, err := p.query("TRUNCATE TABLE audit_events")
 	p.must(err)
 	p.do("kansa restore --dry-run")
-	p.stored("acme", 20)
+	p.stored(20)
 	p.well(20, "")
 }
 
@@ -704,7 +704,7 @@ func testChecks(p *procedure) {
 func testLag(p *procedure) {
 	p.install("")
 	p.publish("acme", 5)
-	p.stored("acme", 5)
+	p.stored(5)
 	p.must(os.Chmod(p.at("/var/lib/kansa"), 0o707)) //nolint:gosec // a mistake, of which the log has a warning
 	p.sh("systemctl restart kansa")
 	p.ready()
@@ -736,13 +736,13 @@ func testDisagreement(p *procedure) {
 	const hour = 10 * time.Second
 	p.install("rollup: {hour: 10s}\n")
 	p.publish("acme", 5)
-	p.stored("acme", 5)
+	p.stored(5)
 	p.until("an hour has just begun", func() (bool, any) {
 		now := time.Now()
 		return now.Sub(now.Truncate(hour)) < hour/3, now
 	})
 	p.publish("acme", 20)
-	p.stored("acme", 25)
+	p.stored(25)
 	id, err := p.query("SELECT toString(id) FROM audit_events WHERE source = 's' ORDER BY recorded_at DESC LIMIT 1")
 	p.must(err)
 	_, err = p.query("DELETE FROM audit_events WHERE id = '" + id + "'")
@@ -818,7 +818,7 @@ func testDeadLetters(p *procedure) {
 		}
 		p.sh(line)
 	}
-	p.stored("acme", 6)
+	p.stored(6)
 	if n, err := deadletter.Count(p.Context(), client.JS); n != 0 || err != nil {
 		p.Errorf("%d letters are left, %v", n, err)
 	}
@@ -859,7 +859,7 @@ func testMove(p *procedure) {
 	p.publish("acme", 20)
 	p.sealed("acme", 20, "")
 	other.publish("acme", 3)
-	other.stored("acme", 3)
+	other.stored(3)
 	login := func(m *procedure) string {
 		var c struct{ Username, Password string }
 		text, err := os.ReadFile(m.at("/var/lib/kansa/clickhouse/credentials.json"))

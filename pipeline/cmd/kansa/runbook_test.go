@@ -450,7 +450,7 @@ func (p *procedure) well(before int, identity string) {
 	p.ready()
 	p.publish("acme", 5)
 	p.sealed("acme", before+10, identity)
-	p.stored(before+10)
+	p.stored(before + 10)
 	p.until("all accounts agree", func() (bool, any) {
 		out, err := p.try("kansa repair")
 		return err == nil && strings.Contains(out, "All accounts agree."), out

@@ -377,3 +377,70 @@ func TestAnalystsStatementsParse(t *testing.T) {
 		t.Error("EXPLAIN AST takes everything")
 	}
 }
+
+// The policies let each role reach what its configuration may name: a port that is missing here is a feature that hangs.
+func TestPoliciesLetRolesReachWhatTheyUse(t *testing.T) {
+	t.Parallel()
+	type policy struct {
+		Kind     string
+		Metadata struct{ Name string }
+		Spec     struct {
+			PodSelector struct {
+				MatchLabels map[string]string `yaml:"matchLabels"`
+			} `yaml:"podSelector"`
+			Egress []struct {
+				Ports []struct {
+					Port     int
+					Protocol string
+				}
+			}
+		}
+	}
+	var all []policy
+	decoder := yaml.NewDecoder(strings.NewReader(read(t, "kubernetes", "policies.yaml")))
+	for {
+		var p policy
+		err := decoder.Decode(&p)
+		if errors.Is(err, io.EOF) {
+			break
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+		all = append(all, p)
+	}
+	reaches := func(role string, port int) bool {
+		for _, p := range all {
+			labels := p.Spec.PodSelector.MatchLabels
+			if labels["app"] != "" && labels["app"] != "kansa" || labels["role"] != "" && labels["role"] != role {
+				continue
+			}
+			for _, rule := range p.Spec.Egress {
+				for _, to := range rule.Ports {
+					if to.Port == port && (to.Protocol == "" || to.Protocol == "TCP") {
+						return true
+					}
+				}
+			}
+		}
+		return false
+	}
+	for what, need := range map[string]struct {
+		port  int
+		roles []string
+	}{
+		"the OpenID provider":     {443, []string{"api"}},
+		"S3":                      {443, []string{"rollup", "exporter", "api"}},
+		"the collector of traces": {4318, []string{"writer", "rollup", "exporter", "api", "gateway"}},
+		"NATS":                    {4222, []string{"writer", "rollup", "exporter", "api", "gateway"}},
+		"ClickHouse":              {8123, []string{"writer", "rollup", "api"}},
+		"SFTP servers":            {22, []string{"exporter"}},
+		"the mail server":         {587, []string{"exporter"}},
+	} {
+		for _, role := range need.roles {
+			if !reaches(role, need.port) {
+				t.Errorf("the role %s does not reach %s, port %d", role, what, need.port)
+			}
+		}
+	}
+}

@@ -179,7 +179,18 @@ func (s *System) openStore(ctx context.Context, command []string) (err error) {
 	if s.Store, err = store.Open(ctx, o); err != nil {
 		return err
 	}
-	return s.Store.Migrate(ctx)
+	var version string
+	if err := s.Store.Conn().QueryRow(ctx, "SELECT version()").Scan(&version); err != nil {
+		return fmt.Errorf("query the version of ClickHouse: %w", err)
+	}
+	old := store.CheckVersion(version)
+	if old != nil {
+		s.log.Warn(old.Error(), slog.String("remedy", store.VersionRemedy))
+	}
+	if err := s.Store.Migrate(ctx); err != nil {
+		return errors.Join(err, old) // which may be why
+	}
+	return nil
 }
 
 func engineKeys(ctx context.Context, from config.Secret) ([]engine.Key, error) {

@@ -22,6 +22,7 @@ import (
 	"github.com/kansa-audit/kansa/pipeline/config"
 	"github.com/kansa-audit/kansa/pipeline/health"
 	"github.com/kansa-audit/kansa/pipeline/keys"
+	"github.com/kansa-audit/kansa/pipeline/store"
 )
 
 // currentChecks are those of the roles, once they have started.
@@ -163,6 +164,9 @@ func (s *System) engineIsWell(ctx context.Context) error {
 	var errs []error
 	fault := func(remedy, format string, v ...any) {
 		errs = append(errs, health.Do(fmt.Errorf(format, v...), "%s", remedy))
+	}
+	if err := store.CheckVersion(c.Version); err != nil {
+		fault(store.VersionRemedy, "%w", err)
 	}
 	if c.Migration != c.Wanted {
 		fault("run one version of Kansa everywhere", "its tables are of migration %d, this program is of %d", c.Migration, c.Wanted)

@@ -124,6 +124,19 @@ func TestRetention(t *testing.T) {
 		err := s.Store.Conn().QueryRow(t.Context(), "SELECT count() FROM audit_events WHERE organization = 'acme' AND expires_at > '2100-01-01'").Scan(&held)
 		return err == nil && held == 3, held
 	})
+	expire := func(says string) {
+		t.Helper()
+		for _, table := range []string{"audit_events", "audit_event_counts"} {
+			pipelinetest.Until(t, time.Minute, func() (bool, any) {
+				var n uint64
+				err := s.Store.Conn().QueryRow(t.Context(), "SELECT count() FROM "+table+" WHERE organization = 'acme' AND NOT (expires_at "+says+")").Scan(&n)
+				return err == nil && n == 0, fmt.Sprintf("%d of %s do not expire %s, %v", n, table, says, err)
+			})
+		}
+	}
+	expire("> '2100-01-01'")
+	set(2, 0, nil) // the running rollup does it, which looks what is to be removed every hour
+	expire("BETWEEN now() + INTERVAL 47 HOUR AND now() + INTERVAL 49 HOUR")
 	set(1, two, nil)
 	once()
 	check("more than is kept", 2, 2)

@@ -45,7 +45,8 @@ type Publisher struct {
 
 	acked, rejected, spooled, unrecorded atomic.Uint64
 
-	switches *recording.Follower
+	switches   *recording.Follower
+	violations *violations
 
 	spool   *spool.Spool // nil if there is none
 	trouble trouble      // of any message
@@ -94,7 +95,7 @@ func New(js jetstream.JetStream, cfg Config) (*Publisher, error) {
 		js: js, cfg: cfg, ctx: ctx, stop: stop,
 		buffer: semaphore.NewWeighted(int64(cfg.MaxBuffered)),
 		turns:  turns.New(cfg.MaxInFlightEach, cfg.MaxInFlight, math.MaxInt),
-		lanes:  map[lane]*laneState{}, pending: map[*batch]struct{}{},
+		lanes:  map[lane]*laneState{}, pending: map[*batch]struct{}{}, violations: violationsOf(js.Conn()),
 	}
 	if cfg.Tracing != nil {
 		p.tracer = cfg.Tracing.Tracer("github.com/kansa-audit/kansa/producers")
@@ -113,7 +114,8 @@ func New(js jetstream.JetStream, cfg Config) (*Publisher, error) {
 // stored is not known: publish it again with the same id. While the stream is full, publishing is
 // tried again for Config.RetryFor; the error that ends it, or that reports the end of ctx, answers
 // to [ErrStreamFull]. An event of a trail that is switched off is not sent, which is no error: see
-// Config.Unrecorded.
+// Config.Unrecorded. A subject on which the connection's login may not publish is refused at once, by an error
+// that answers to nats.ErrPermissionViolation.
 func (p *Publisher) Publish(ctx context.Context, e schema.Event) error {
 	ack, err := p.add(ctx, &e, false)
 	if err != nil {

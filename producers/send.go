@@ -71,7 +71,12 @@ func (p *Publisher) send(b *batch) (err error) {
 func (p *Publisher) attempt(ctx context.Context, msg *nats.Msg) error {
 	ctx, cancel := context.WithTimeout(ctx, p.cfg.AckTimeout)
 	defer cancel()
+	ctx, done := p.violations.wait(ctx, msg.Subject)
+	defer done()
 	_, err := p.js.PublishMsg(ctx, msg)
+	if f := (*forbidden)(nil); err != nil && errors.As(context.Cause(ctx), &f) {
+		return f
+	}
 	return StreamFull(err)
 }
 

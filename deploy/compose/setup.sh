@@ -6,7 +6,7 @@ umask 077
 here=$(cd "$(dirname "$0")" && pwd)
 dir=${1:-$here/secrets}
 mkdir -p "$dir"; cd "$dir"
-# A password: 32 letters and digits that begin with a letter, as NATS wants it of the environment.
+# A password: 32 letters and digits that begin with a letter, so that NATS does not read it as a number, with or without quotes.
 password() { printf p; head -c 256 /dev/urandom | LC_ALL=C tr -dc 'A-Za-z0-9' | cut -c1-31; }
 for name in nats clickhouse sftp acme globex sys grafana; do
 	[ -s "$name.password" ] || password > "$name.password"

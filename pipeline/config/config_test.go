@@ -166,3 +166,16 @@ func TestWhatIsLeftOutHasItsDefault(t *testing.T) {
 		}
 	}
 }
+
+// A bound is taken away by 0, as the documentation says, also where it is a duration.
+func TestZeroIsADuration(t *testing.T) {
+	t.Parallel()
+	path := filepath.Join(t.TempDir(), "kansa.yaml")
+	if err := os.WriteFile(path, []byte("streams: {audit_max_age: 0, dead_letter_max_age: 0}\nwriter: {id_window: 0}\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	c, err := config.Load(path)
+	if err != nil || c.Streams.AuditMaxAge != 0 || c.Streams.DeadLetterMaxAge != 0 || c.Writer.IDWindow != 0 {
+		t.Errorf("%+v, %v", c, err)
+	}
+}

@@ -16,6 +16,7 @@ import (
 	"github.com/goccy/go-yaml"
 	"github.com/goccy/go-yaml/ast"
 	"github.com/goccy/go-yaml/parser"
+	"github.com/goccy/go-yaml/token"
 )
 
 // file is a configuration file that was read, with the places of its keys.
@@ -136,6 +137,10 @@ func (f *file) check(node ast.Node, t reflect.Type, path string) (faults []error
 			}
 			if v.Value.Type() == ast.NullType {
 				return true
+			}
+			// The library takes no 0 for a duration, and the documentation says 0 where something is unbounded or off.
+			if zero, ok := v.Value.(*ast.IntegerNode); ok && wanted(of) == wanted(reflect.TypeFor[time.Duration]()) && zero.GetToken().Value == "0" {
+				v.Value = ast.String(token.String("0s", "0s", zero.GetToken().Position))
 			}
 			faults = append(faults, f.check(v.Value, of, key)...)
 			return false

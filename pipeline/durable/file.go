@@ -1,4 +1,6 @@
 // Package durable writes small files, such as keys, that have to be there whole, with their names, after a power cut.
+// What root writes belongs to the owner of the directory: a service that runs as its own user must be able to read
+// what a tool left in its data_dir.
 //
 // It never knows what is in one.
 package durable
@@ -17,7 +19,7 @@ func New(path string, data []byte, mode fs.FileMode) error {
 	return write(path, data, mode, func(temporary string) error { return os.Link(temporary, path) })
 }
 
-// Replace is New for a file that may be there.
+// Replace is New for a file that may be there. The new file keeps the owner of the old one.
 func Replace(path string, data []byte, mode fs.FileMode) error {
 	return write(path, data, mode, func(temporary string) error { return os.Rename(temporary, path) })
 }
@@ -29,7 +31,7 @@ func write(path string, data []byte, mode fs.FileMode, place func(temporary stri
 	}
 	defer os.Remove(f.Name()) //nolint:errcheck // it is gone if it was renamed
 	_, err = f.Write(data)
-	err = errors.Join(err, f.Chmod(mode), f.Sync(), f.Close())
+	err = errors.Join(err, f.Chmod(mode), Adopt(f, path), f.Sync(), f.Close())
 	if err == nil {
 		err = place(f.Name())
 	}

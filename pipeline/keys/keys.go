@@ -24,6 +24,7 @@ import (
 	"golang.org/x/mod/sumdb/note"
 
 	"github.com/kansa-audit/kansa/pipeline/durable"
+	"github.com/kansa-audit/kansa/pipeline/partitions"
 	"github.com/kansa-audit/kansa/schema"
 	"github.com/kansa-audit/kansa/schema/seal"
 )
@@ -44,6 +45,8 @@ var (
 	ErrMode    = errors.New("the sealing key can be read by others")
 	ErrDamaged = errors.New("the sealing key is damaged")
 	ErrForeign = errors.New("the sealing key is not the one of this partition store")
+	// ErrEncrypted means that the partition store was opened without the keys of its encryption at rest.
+	ErrEncrypted = errors.New("the partition store is encrypted, and no key for it was given: name the configuration with encryption.partitions (-c FILE)")
 )
 
 // key is a private key as its file has it.
@@ -254,6 +257,9 @@ func Load(ctx context.Context, bucket *blob.Bucket) (*seal.Ring, error) {
 		data, err := bucket.ReadAll(ctx, name)
 		if gcerrors.Code(err) == gcerrors.NotFound {
 			return nil, nil
+		}
+		if err == nil && partitions.IsEncrypted(data) {
+			return nil, fmt.Errorf("%w: %s", ErrEncrypted, name)
 		}
 		return data, err
 	})

@@ -16,6 +16,7 @@ import (
 	"gocloud.dev/blob/driver"
 	"gocloud.dev/gcerrors"
 
+	"github.com/kansa-audit/kansa/pipeline/durable"
 	"github.com/kansa-audit/kansa/schema"
 )
 
@@ -66,7 +67,7 @@ func (d *directory) makeDurable(dir string) error {
 	if _, err := os.Stat(dir); err == nil && known {
 		return nil
 	}
-	if err := os.MkdirAll(dir, directoryMode); err != nil {
+	if err := durable.MkdirAll(dir, directoryMode); err != nil {
 		return err
 	}
 	// It may be there because somebody else has just made it and not yet come to this. Above the root
@@ -114,6 +115,9 @@ func (d *directory) NewTypedWriter(ctx context.Context, key, _ string, o *driver
 	f, err := os.OpenFile(path+"."+rand.Text()+unfinished, os.O_WRONLY|os.O_CREATE|os.O_EXCL, fileMode)
 	if err != nil {
 		return nil, err
+	}
+	if err := durable.Adopt(f, path); err != nil {
+		return nil, errors.Join(err, f.Close(), os.Remove(f.Name()))
 	}
 	if o.BeforeWrite != nil {
 		if err := o.BeforeWrite(func(any) bool { return false }); err != nil {

@@ -58,6 +58,9 @@ func Identities(text []byte) ([]age.Identity, error) {
 	return all, err
 }
 
+// IsEncrypted reports whether an object, as it is stored, is encrypted.
+func IsEncrypted(object []byte) bool { return bytes.HasPrefix(object, []byte(magic)) }
+
 // Recipient is to whom an identity's objects are encrypted, as text.
 func Recipient(i age.Identity) (string, error) {
 	r, err := recipient(i)

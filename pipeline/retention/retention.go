@@ -15,6 +15,7 @@ import (
 	"log/slog"
 	"slices"
 	"strings"
+	"sync"
 	"time"
 
 	"github.com/nats-io/nats.go/jetstream"
@@ -51,8 +52,22 @@ type Keeper struct {
 	Now    func() time.Time // default time.Now
 }
 
-// Run looks every so often what is to be removed, until ctx ends.
+// Run looks every so often what is to be removed, until ctx ends. Rows get another time to expire as soon as the rules of
+// their organization change: a legal hold must not wait until the engine has removed what it holds.
 func (k *Keeper) Run(ctx context.Context, every time.Duration) error {
+	var following sync.WaitGroup
+	defer following.Wait()
+	following.Go(func() {
+		_ = k.Settings.FollowOrganizations(ctx, func(name string) {
+			o, err := k.Settings.Organization(ctx, name)
+			if err == nil {
+				err = k.expiry(ctx, o)
+			}
+			if err != nil && ctx.Err() == nil {
+				k.Logger.Error("stored events do not expire by the new rules yet, trying again", slog.String("organization", name), slog.Duration("in", every), slog.Any("error", err))
+			}
+		})
+	})
 	tick := time.NewTicker(every)
 	defer tick.Stop()
 	for {
@@ -141,7 +156,12 @@ func (k *Keeper) expiry(ctx context.Context, o *settings.Organization) error {
 	if err := k.Rows.SetExpiry(ctx, o.Name, want.Days, want.Held); err != nil {
 		return err
 	}
-	return k.Settings.SetApplied(ctx, o.Name, want, revision)
+	if err = k.Settings.SetApplied(ctx, o.Name, want, revision); err != nil {
+		if have, _, again := k.Settings.Applied(ctx, o.Name); again == nil && have == want {
+			return nil // another process was faster
+		}
+	}
+	return err
 }
 
 // hour is a partition whose file is there.

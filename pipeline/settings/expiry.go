@@ -59,11 +59,7 @@ func (r *Retentions) Expires(organization string, recordedAt time.Time) time.Tim
 
 // Follow keeps r up to date until ctx ends.
 func (r *Retentions) Follow(ctx context.Context) error {
-	return r.store.Follow(ctx, func(key string) {
-		name, ok := strings.CutPrefix(key, organizationPrefix)
-		if !ok {
-			return
-		}
+	return r.store.FollowOrganizations(ctx, func(name string) {
 		o, err := r.store.Organization(ctx, name)
 		if err != nil {
 			r.store.Logger.Warn("retention of an organization not read; the next change or start does", slog.Any("error", err))
@@ -72,6 +68,16 @@ func (r *Retentions) Follow(ctx context.Context) error {
 		r.mu.Lock()
 		defer r.mu.Unlock()
 		r.of[name] = o.retention()
+	})
+}
+
+// FollowOrganizations calls changed with each organization that has rules, and again whenever its rules change, until ctx
+// ends.
+func (s *Store) FollowOrganizations(ctx context.Context, changed func(name string)) error {
+	return s.Follow(ctx, func(key string) {
+		if name, ok := strings.CutPrefix(key, organizationPrefix); ok {
+			changed(name)
+		}
 	})
 }
 

@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"github.com/kansa-audit/kansa/pipeline/access"
+	"github.com/kansa-audit/kansa/pipeline/durable"
 )
 
 type apikeyCmd struct {
@@ -50,6 +51,9 @@ func (c *apikeyAddCmd) Run(e *env) error {
 			return fmt.Errorf("write the key: %w", err)
 		}
 		defer file.Close()
+		if err := durable.Adopt(file, c.Out); err != nil {
+			return err
+		}
 	}
 	made, err := operatorOf(client).AddKey(e.ctx, k, c.Days)
 	if err != nil {

@@ -22,6 +22,9 @@ func TestCommandsOfTheDocumentation(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
+		for _, b := range blocks(string(text)) { // fenced, as those that are indented
+			text = append(text, "\n    "+strings.ReplaceAll(b.text, "\n", "\n    ")...)
+		}
 		for _, m := range line.FindAllStringSubmatch(strings.ReplaceAll(string(text), "\\\n", " "), -1) {
 			command, _, _ := strings.Cut(m[1], " #")
 			command = regexp.MustCompile(`\s(\|+|&&|>|<|;).*$`).ReplaceAllString(command, "")

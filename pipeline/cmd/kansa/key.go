@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io/fs"
 	"os"
+	"syscall"
 	"time"
 
 	"filippo.io/age"
@@ -138,6 +139,11 @@ func (c *keyGenerateCmd) Run(e *env) error {
 		return fmt.Errorf("make a key: %w", err)
 	}
 	fmt.Fprintf(e.stderr, "%s: name it in encryption.%s.file, and keep a copy of it where the data is not.\n", c.Out, c.For)
+	if info, err := os.Stat(c.Out); err == nil && os.Geteuid() == 0 {
+		if s, ok := info.Sys().(*syscall.Stat_t); ok && s.Uid == 0 {
+			fmt.Fprintf(e.stderr, "only root can read %s: if kansa runs as another user, give the file to that user (chown), or write it into a directory of that user.\n", c.Out)
+		}
+	}
 	return nil
 }
 

@@ -56,6 +56,9 @@ func TestEncryptStore(t *testing.T) {
 	want(exitUsage, "--identity", "verify", store, "-k", file("seal.pub"))
 	want(exitUsage, "--identity", "verify", store, "-k", file("seal.pub"), "-i", file("seal.pub"))
 	want(1, "encryption.partitions", "key", "encrypt", "--data-dir", data)
+	want(0, key.Public, "key", "show", "-c", config)
+	want(1, "is encrypted, and no key for it was given: name the configuration", "key", "show", "--data-dir", data)
+	want(1, "is encrypted, and no key for it was given: name the configuration", "key", "rotate", "--data-dir", data)
 
 	streams := file("streams.key")
 	want(0, "", "key", "generate", "streams", "-o", streams)

@@ -9,6 +9,7 @@ import (
 	"sync"
 
 	"github.com/nats-io/nats.go"
+	"github.com/nats-io/nats.go/jetstream"
 )
 
 // forbiddenPublish finds the subject in the server's words.
@@ -29,10 +30,11 @@ var watched struct {
 }
 
 // violationsOf watches a connection. Its own error handler is called as before.
-func violationsOf(nc *nats.Conn) *violations {
-	if nc == nil {
+func violationsOf(js jetstream.JetStream) *violations {
+	if js == nil { // of settings that are only checked
 		return &violations{}
 	}
+	nc := js.Conn()
 	watched.mu.Lock()
 	defer watched.mu.Unlock()
 	for old := range watched.of {

@@ -95,7 +95,7 @@ func New(js jetstream.JetStream, cfg Config) (*Publisher, error) {
 		js: js, cfg: cfg, ctx: ctx, stop: stop,
 		buffer: semaphore.NewWeighted(int64(cfg.MaxBuffered)),
 		turns:  turns.New(cfg.MaxInFlightEach, cfg.MaxInFlight, math.MaxInt),
-		lanes:  map[lane]*laneState{}, pending: map[*batch]struct{}{}, violations: violationsOf(js.Conn()),
+		lanes:  map[lane]*laneState{}, pending: map[*batch]struct{}{}, violations: violationsOf(js),
 	}
 	if cfg.Tracing != nil {
 		p.tracer = cfg.Tracing.Tracer("github.com/kansa-audit/kansa/producers")

@@ -472,7 +472,8 @@ func (p *powered) underLoad(ctx context.Context, r *rand.Rand, when moment) (*lo
 		time.Sleep(at) // the moment is drawn
 		return l, nil
 	}
-	l.working.Go(func() { p.optimize(ctx) })
+	table := p.table
+	l.working.Go(func() { optimize(ctx, table) })
 	there := map[string]bool{}
 	for deadline := time.Now().Add(time.Minute); time.Now().Before(deadline); {
 		merging, removed, err := p.parts(there)
@@ -539,9 +540,9 @@ func (p *powered) empty(ctx context.Context) error {
 }
 
 // optimize merges again and again what there is.
-func (p *powered) optimize(ctx context.Context) {
+func optimize(ctx context.Context, table *store.Store) {
 	for ctx.Err() == nil {
-		if err := p.table.Conn().Exec(ctx, "OPTIMIZE TABLE audit_events"); err != nil {
+		if err := table.Conn().Exec(ctx, "OPTIMIZE TABLE audit_events"); err != nil {
 			return
 		}
 		select {

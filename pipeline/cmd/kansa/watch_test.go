@@ -34,7 +34,7 @@ func TestDoctorAndTopCommands(t *testing.T) {
 		if err := json.Unmarshal([]byte(out), &seen); code != 0 || err != nil {
 			t.Fatalf("%d %v %s%s", code, err, out, errs)
 		}
-		return len(seen.Processes) == 1 && seen.Processes[0].State != "silent" && seen.Rates != nil && seen.Figures["sealed_until"] > 0 && len(seen.Streams) == 6, seen
+		return len(seen.Processes) == 1 && seen.Processes[0].State != "silent" && seen.Rates != nil && seen.Figures["sealed_until"] > 0 && len(seen.Streams) == 7, seen
 	})
 	if code, out, errs := kansa(t, "", "top", "--once", "--every=200ms", at); code != 0 || !strings.Contains(out, "writer,rollup,exporter") || !strings.Contains(out, "AUDIT") {
 		t.Errorf("%d %s%s", code, out, errs)

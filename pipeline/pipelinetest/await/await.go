@@ -15,7 +15,9 @@ import (
 // Limit is for what takes less than a second on a machine that has time, and much longer on one that does not.
 const Limit = 2 * time.Minute
 
-const pause = 5 * time.Millisecond
+// least is the pause between two looks at a condition. After one that takes long, the pause is twice as long as it took: what is awaited
+// needs the processors.
+const least = 10 * time.Millisecond
 
 // True waits until holds returns true. It fails the test after limit. It polls, so that it can wait for anything.
 func True(t testing.TB, limit time.Duration, what string, holds func() bool) {
@@ -39,9 +41,8 @@ func Unnamed(t testing.TB, limit time.Duration, skip int, condition func() (done
 func poll(t testing.TB, limit time.Duration, what func() string, condition func() (done bool, saw any)) {
 	t.Helper()
 	began := time.Now()
-	tick := time.NewTicker(pause)
-	defer tick.Stop()
 	for {
+		looked := time.Now()
 		done, saw := condition()
 		if done {
 			return
@@ -49,7 +50,7 @@ func poll(t testing.TB, limit time.Duration, what func() string, condition func(
 		if passed := time.Since(began); passed >= limit {
 			t.Fatal(failure(passed, what(), saw))
 		}
-		<-tick.C
+		time.Sleep(max(least, 2*time.Since(looked)))
 	}
 }
 

@@ -65,7 +65,10 @@ run: build ## the main job in half a minute: build/kansa demo
 	build/kansa demo $(DEMO)
 
 test: engine console browser analyst-client build/versitygw build/testrun test-tools ## every test, with the real parts
-	build/testrun -timeout $(TIMEOUT) -total $(TOTAL) $(if $(GOTESTFLAGS),-flags '$(GOTESTFLAGS)') $(if $(T),-run '$(T)') $(PKG)
+	build/testrun -timeout $(TIMEOUT) -total $(TOTAL) -alone '$(ALONE)' $(if $(GOTESTFLAGS),-flags '$(GOTESTFLAGS)') $(if $(T),-run '$(T)') $(PKG)
+
+# Packages whose tests start whole pipelines: two of them at once starve each other of processors.
+ALONE := ./pipeline ./pipeline/chaos ./pipeline/cmd/kansa
 
 # It runs the tests: limits, reruns, counts.
 TESTRUN := pipeline/pipelinetest/testrun

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"log/slog"
 	"net"
+	"strings"
 	"sync/atomic"
 	"time"
 
@@ -157,9 +158,13 @@ func (l *logins) followOnce(ctx context.Context, server *broker.Server) error {
 		}
 		there := map[string]bool{}
 		for i := range keys {
-			there[loginName(keys[i].Name)] = true
+			there[keys[i].Name] = true
 		}
-		return server.LogOut(func(name string) bool { return !there[name] })
+		// Others have no key: programs without one, and connections that are logging in, of which the server does not know the name yet.
+		return server.LogOut(func(name string) bool {
+			key, ok := strings.CutPrefix(name, keyLogin)
+			return ok && !there[key]
+		})
 	}
 	return l.store.FollowKeys(ctx, began, func(revoked string) {
 		if err := server.LogOut(func(name string) bool { return name == loginName(revoked) }); err != nil {
@@ -168,5 +173,7 @@ func (l *logins) followOnce(ctx context.Context, server *broker.Server) error {
 	})
 }
 
+const keyLogin = "key:"
+
 // loginName is what the broker calls a key.
-func loginName(key string) string { return "key:" + key }
+func loginName(key string) string { return keyLogin + key }

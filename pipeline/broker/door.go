@@ -55,6 +55,7 @@ type door struct {
 	close context.CancelFunc
 
 	logOuts atomic.Int64
+	names   sync.Map // of those who were let in
 	mu      sync.Mutex
 	of      map[string]*server.Account
 }
@@ -131,6 +132,7 @@ func (d *door) letIn(c server.ClientAuthentication, l *Login) error {
 			Subscribe: &server.SubjectPermission{Allow: []string{nats.InboxPrefix + ">", of.notice}},
 		}
 	}
+	d.names.Store(l.Name, true)
 	c.RegisterUser(u)
 	return nil
 }
@@ -182,7 +184,8 @@ func (d *door) account(organization string) (*server.Account, error) {
 	return a, nil
 }
 
-// LogOut ends the connections of those who logged in and are not to be here any more.
+// LogOut ends the connections of those who logged in and are not to be here any more. Connections that are logging in, of which some are
+// Kansa's own, are left alone: until the server knows who they are, it lists them under a name of its own, such as [REDACTED].
 func (s *Server) LogOut(ended func(name string) bool) error {
 	d := s.door.Load()
 	d.logOuts.Add(1) // before the list is made: see Check
@@ -191,7 +194,7 @@ func (s *Server) LogOut(ended func(name string) bool) error {
 		return fmt.Errorf("list the connections: %w", err)
 	}
 	for _, c := range all.Conns {
-		if c.AuthorizedUser != "" && c.AuthorizedUser != ourName && ended(c.AuthorizedUser) {
+		if _, loggedIn := d.names.Load(c.AuthorizedUser); loggedIn && ended(c.AuthorizedUser) {
 			_ = d.ns.DisconnectClientByID(c.Cid) // it may be gone by itself
 		}
 	}

@@ -67,6 +67,42 @@ func TestBrokerRequiresLogin(t *testing.T) {
 }
 
 // A server with a certificate speaks with nobody in plain, and knows itself though its certificate is nobody's.
+// Whoever is logging in when others are logged out comes in: the server lists such a connection under another name.
+func TestLogOutSparesConnectionsThatLogIn(t *testing.T) {
+	t.Parallel()
+	know := make(chan struct{})
+	s, err := broker.StartServer(t.Context(), broker.ServerOptions{Dir: t.TempDir(), LogIn: func(ctx context.Context, _, _ string) (*broker.Login, error) {
+		select {
+		case <-know:
+		case <-ctx.Done():
+		}
+		return &broker.Login{Name: "key:right", Organization: "acme"}, ctx.Err()
+	}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(s.Close)
+	connected := make(chan error, 1)
+	go func() {
+		nc, err := nats.Connect(s.URL(), nats.Token("right"), nats.Timeout(time.Minute))
+		if err == nil {
+			nc.Close()
+		}
+		connected <- err
+	}()
+	await.State(t, await.Limit, "the server to list the connection", func() (bool, any) {
+		all, err := s.Traffic()
+		return len(all) == 1, err
+	})
+	if err := s.LogOut(func(string) bool { return true }); err != nil {
+		t.Fatal(err)
+	}
+	close(know)
+	if err := await.Receive(t, await.Limit, "the connection", connected); err != nil {
+		t.Error(err)
+	}
+}
+
 func TestServerCertificate(t *testing.T) {
 	t.Parallel()
 	cert, key := certificate(t, "kansa")

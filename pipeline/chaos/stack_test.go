@@ -38,9 +38,9 @@ import (
 const (
 	hour   = time.Second
 	period = 2 * hour // of an archive
-	// The shortest that a writer takes, so that leases end all the time.
-	insertTimeout = time.Second
-	ackWait       = 4 * time.Second
+	// Short, so that leases end all the time; and long enough for an insert with its lookups on a machine that runs other tests.
+	insertTimeout = 2 * time.Second
+	ackWait       = 5 * time.Second
 	exportAckWait = 3 * time.Second
 )
 

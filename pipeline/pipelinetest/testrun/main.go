@@ -40,6 +40,7 @@ Flags:
 type options struct {
 	Dir        string // default the current one
 	Packages   []string
+	Alone      []string      // packages whose tests run after the others, one package at a time
 	Run        string        // pattern of tests
 	Timeout    time.Duration // of a package
 	Rerun      time.Duration // of a test that runs again
@@ -73,6 +74,7 @@ func command(args []string, stdout, stderr io.Writer) int {
 	flags.BoolVar(&o.Race, "race", true, "detect data races")
 	flags.BoolVar(&o.RequireAll, "require-all", os.Getenv("REQUIRE_ALL") != "", "fail if a test is skipped; default true if REQUIRE_ALL is set")
 	flags.IntVar(&o.Lines, "lines", 120, "print the last `n` lines of a log")
+	lone := flags.String("alone", "", "run the tests of these `packages` after the others, one package at a time; separated by spaces, as ./path")
 	more := flags.String("flags", "", "more `flags` of go test, separated by spaces")
 	switch err := flags.Parse(args); {
 	case err == flag.ErrHelp: //nolint:errorlint // the flag package returns it as it is
@@ -80,7 +82,7 @@ func command(args []string, stdout, stderr io.Writer) int {
 	case err != nil:
 		return 2
 	}
-	o.Packages, o.Flags = flags.Args(), strings.Fields(*more)
+	o.Packages, o.Flags, o.Alone = flags.Args(), strings.Fields(*more), strings.Fields(*lone)
 	if len(o.Packages) == 0 {
 		o.Packages = []string{"./..."}
 	}

@@ -10,7 +10,9 @@ import (
 	"io"
 	"os/exec"
 	"regexp"
+	"runtime"
 	"slices"
+	"strconv"
 	"strings"
 	"sync"
 	"time"
@@ -53,23 +55,74 @@ func run(ctx context.Context, o options) bool {
 	if o.Run != "" {
 		args = append(args, "-run", o.Run)
 	}
-	first := r.goTest(false, r.Timeout, args, o.Packages...)
 	v := &verdict{lines: o.Lines}
-	for _, path := range first.order {
-		r.judge(v, first, first.packages[path], args, true)
+	together, alone, err := r.packages()
+	if err != nil {
+		v.fail("go list", err.Error(), "")
 	}
-	if first.code != 0 && v.empty() {
-		v.fail("go test", fmt.Sprintf("go test ended with %d, and no test failed", first.code), first.stray.lines(o.Lines))
+	if len(together) > 0 {
+		r.first(v, args, args, together...)
 	}
-	if err := ctx.Err(); err != nil {
-		why := "the run was stopped by a signal"
-		if time.Until(deadline) <= 0 {
-			why = fmt.Sprintf("the run did not end within %s (-total)", o.Total)
-		}
-		v.fail("run", why+": tests without an outcome are not counted", first.stray.lines(o.Lines))
+	if len(alone) > 0 && ctx.Err() == nil {
+		// Their tests wait for processes of their own more than they compute.
+		r.first(v, args, append([]string{"-p", "1", "-parallel", strconv.Itoa(runtime.GOMAXPROCS(0) + 1)}, args...), alone...)
 	}
 	r.again(v)
 	return v.report(r.Out, o.RequireAll)
+}
+
+// first runs packages for the first time and judges them. Tests that run again get the flags again.
+func (r *runner) first(v *verdict, again, flags []string, packages ...string) {
+	before := len(v.failures) + len(v.retry)
+	rec := r.goTest(false, r.Timeout, flags, packages...)
+	for _, path := range rec.order {
+		r.judge(v, rec, rec.packages[path], again, true)
+	}
+	if rec.code != 0 && len(v.failures)+len(v.retry) == before {
+		v.fail("go test", fmt.Sprintf("go test ended with %d, and no test failed", rec.code), rec.stray.lines(r.Lines))
+	}
+	if r.ctx.Err() != nil {
+		why := "the run was stopped by a signal"
+		if time.Until(r.deadline) <= 0 {
+			why = fmt.Sprintf("the run did not end within %s (-total)", r.Total)
+		}
+		v.fail("run", why+": tests without an outcome are not counted", rec.stray.lines(r.Lines))
+	}
+}
+
+// packages returns those of which the tests run together, and those of which they run alone.
+func (r *runner) packages() (together, alone []string, err error) {
+	if len(r.Alone) == 0 {
+		return r.Packages, nil, nil
+	}
+	all, err := r.list(r.Packages)
+	if err != nil {
+		return nil, nil, err
+	}
+	lone, err := r.list(r.Alone)
+	if err != nil {
+		return nil, nil, err
+	}
+	for _, p := range all {
+		if slices.Contains(lone, p) {
+			alone = append(alone, p)
+		} else {
+			together = append(together, p)
+		}
+	}
+	return together, alone, nil
+}
+
+func (r *runner) list(patterns []string) ([]string, error) {
+	cmd := exec.CommandContext(r.ctx, "go", append([]string{"list"}, patterns...)...)
+	cmd.Dir = r.Dir
+	var errs strings.Builder
+	cmd.Stderr = &errs
+	out, err := cmd.Output()
+	if err != nil {
+		return nil, fmt.Errorf("list the packages: %w: %s", err, errs.String())
+	}
+	return strings.Fields(string(out)), nil
 }
 
 // judge counts the outcomes of a package, and runs what a hung test kept from running.

@@ -241,3 +241,16 @@ func TestWrongFlagsAreExplained(t *testing.T) {
 		t.Errorf("%d %s", code, errs.String())
 	}
 }
+
+func TestPackagesThatRunAloneRunLast(t *testing.T) {
+	t.Parallel()
+	files := map[string]string{
+		"a": `func TestA(t *testing.T) { if _, err := os.Stat("../done"); err != nil { t.Fatal(err) } }`,
+		"b": `func TestB(t *testing.T) { time.Sleep(time.Second); if err := os.WriteFile("../done", nil, 0o600); err != nil { t.Fatal(err) } }`,
+	}
+	passed, out := try(t, files, func(o *options) { o.Alone = []string{"./a"} })
+	if !passed {
+		t.Error("it failed")
+	}
+	has(t, out, `2 passed, 0 failed`)
+}

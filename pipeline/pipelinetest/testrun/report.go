@@ -30,9 +30,6 @@ func (v *verdict) fail(name, why, log string) {
 	v.failures = append(v.failures, failure{name, why, log})
 }
 
-// empty tells whether nothing failed.
-func (v *verdict) empty() bool { return len(v.failures)+len(v.retry) == 0 }
-
 // report prints what failed and the counts. It returns whether the run passed.
 func (v *verdict) report(w io.Writer, requireAll bool) bool {
 	for _, f := range v.failures {

@@ -292,7 +292,6 @@ publishing:
 // the engine. Each is killed under load, the leader of the stream for so long that another is elected. What was
 // acknowledged is stored once, hours are sealed once, and archives are delivered once.
 func TestCluster(t *testing.T) {
-	t.Parallel()
 	dir := generationDir(t, 1000)
 	c := startCluster(t, rand.New(rand.NewPCG(*seed, 1000)), dir)
 	a, was := &account{acked: map[uuid.UUID]bool{}}, newSeen()

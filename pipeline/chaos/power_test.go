@@ -91,7 +91,6 @@ func (r *powerReport) write() error {
 // TestPower cuts the power of a whole system under load, again and again. Everything it keeps is on a disk that loses what
 // was not synced, or half of it, or the order in which it was written.
 func TestPower(t *testing.T) {
-	t.Parallel()
 	if err := needsVolatileDisk(); err != nil {
 		if os.Getenv("REQUIRE_ALL") != "" {
 			t.Fatal(err)

@@ -50,6 +50,7 @@ func TestReplayOfKansaUpSucceeds(t *testing.T) {
 				t.Errorf("%d %s%s", code, stdout, stderr)
 			}
 			if !again {
+				await.Receive(t, await.Limit, "kansa up to end", ended)
 				_, out = start(t, "up", "-c", config)
 				isUp(out)
 				if code, stdout, stderr := kansa(t, "", append([]string{"shards"}, at...)...); code != 0 || !strings.Contains(stdout, "-r1") {

@@ -41,13 +41,13 @@ type Log struct {
 	mu   sync.Mutex
 	upTo uint64 // the claims up to this one are known
 	live map[uint64]*claim
-	// moved is closed, and made anew, when upTo moves.
+	// moved is closed and replaced when upTo moves.
 	moved chan struct{}
 	again context.CancelFunc // has the stream read again
 	reads int
 }
 
-// New returns a log in which a claim that nobody releases is over after hold: the process that made it is gone by then, or its insert is.
+// New returns a log in which a claim that is not released is over after hold: the process that made it is gone by then, or its insert is.
 func New(js jetstream.JetStream, hold time.Duration, logger *slog.Logger) *Log {
 	return &Log{js: js, hold: hold, logger: logger, live: map[uint64]*claim{}, moved: make(chan struct{})}
 }
@@ -86,7 +86,7 @@ func (c *claim) meets(o *claim) bool {
 // errPassed means that another writer has the messages by now.
 var errPassed = errors.New("another writer has claimed the same messages meanwhile")
 
-// Take claims the ids of messages and returns when nobody before has claimed any of them: then the table has what the others stored. The
+// Take claims the ids of messages and returns when no earlier claim has any of them: then the table has what the others stored. The
 // caller calls release when its insert has ended, however it did. Run must be running.
 func (l *Log) Take(ctx context.Context, messages []Message) (release func(), err error) {
 	ack, err := l.js.Publish(ctx, Subject, encode(messages), jetstream.WithExpectStream(Stream))
@@ -296,7 +296,8 @@ const (
 	kindSome    = 1
 	kindAll     = 2
 
-	mostIDs = 500_000
+	// With the sequences of their messages they fit into one message of the broker, which has little more than 4 MiB.
+	mostIDs = 400_000
 )
 
 func encode(messages []Message) []byte {

@@ -117,21 +117,18 @@ func (a *Auditor) step(ctx context.Context) (did bool, err error) {
 		return false, err
 	}
 	var hour time.Time
-	switch {
-	case w.Upper.IsZero() || w.Upper.After(sealed) || w.Upper.Before(first):
+	if w.Upper.IsZero() || w.Upper.After(sealed) || w.Upper.Before(first) {
 		w.Upper, w.Lower = sealed, sealed
-		fallthrough
+	}
+	switch {
+	case w.Upper.Before(sealed): // what was sealed since
+		hour, w.Upper = w.Upper, w.Upper.Add(a.Hour)
+	case w.Lower.After(first):
+		w.Lower = w.Lower.Add(-a.Hour)
+		hour = w.Lower
 	default:
-		switch {
-		case w.Upper.Before(sealed): // what was sealed since
-			hour, w.Upper = w.Upper, w.Upper.Add(a.Hour)
-		case w.Lower.After(first):
-			w.Lower = w.Lower.Add(-a.Hour)
-			hour = w.Lower
-		default:
-			w.Passes++
-			w.Completed, w.Lower = time.Now().UTC().Truncate(time.Second), w.Upper
-		}
+		w.Passes++
+		w.Completed, w.Lower = time.Now().UTC().Truncate(time.Second), w.Upper
 	}
 	if err := a.keep(ctx, w, revision); err != nil || hour.IsZero() {
 		return false, err
@@ -188,13 +185,9 @@ func (a *Auditor) compareHour(ctx context.Context, hour time.Time) error {
 	if err != nil || ring == nil {
 		return err
 	}
-	counts, err := a.Table.Counts(ctx, hour, hour.Add(a.Hour), true)
+	table, err := a.digests(ctx, hour, a.Hour)
 	if err != nil {
 		return err
-	}
-	table := map[trail]seal.Digest{}
-	for _, c := range counts {
-		table[trail{c.Organization, c.Trail}] = c.Digest
 	}
 	sealed := map[trail]bool{}
 	var errs []error
@@ -236,15 +229,24 @@ func (a *Auditor) compareHour(ctx context.Context, hour time.Time) error {
 	return a.recount(ctx, hour, table)
 }
 
+// digests are those of what the table has of some time, by trail.
+func (a *Auditor) digests(ctx context.Context, from time.Time, length time.Duration) (map[trail]seal.Digest, error) {
+	counts, err := a.Table.Counts(ctx, from, from.Add(length), true)
+	if err != nil {
+		return nil, err
+	}
+	digests := map[trail]seal.Digest{}
+	for _, c := range counts {
+		digests[trail{c.Organization, c.Trail}] = c.Digest
+	}
+	return digests, nil
+}
+
 // CorrectCounts corrects the hourly counts of an hour of the clock in which everything is sealed.
 func (a *Auditor) CorrectCounts(ctx context.Context, hour time.Time) error {
-	counts, err := a.Table.Counts(ctx, hour, hour.Add(time.Hour), true)
+	table, err := a.digests(ctx, hour, time.Hour)
 	if err != nil {
 		return err
-	}
-	table := map[trail]seal.Digest{}
-	for _, c := range counts {
-		table[trail{c.Organization, c.Trail}] = c.Digest
 	}
 	return a.recount(ctx, hour, table)
 }

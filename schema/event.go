@@ -83,11 +83,13 @@ func (t Trail) Valid() bool { return t == Activity || t == Access }
 // Outcome says how an action ended.
 type Outcome string
 
-// The outcomes. An event without one was a success.
+// The outcomes. An event without one was a success. Unknown is for records of other systems that do not say
+// how the action ended; a mapping never takes that for a success.
 const (
 	Success Outcome = "success"
 	Failure Outcome = "failure"
 	Denied  Outcome = "denied"
+	Unknown Outcome = "unknown"
 )
 
 // Complete fills in what an event may leave out: a UUIDv7 of now for the id, success for the outcome. It

@@ -332,8 +332,8 @@ func isLower(s string) (string, string) {
 
 func isOutcome(s string) (string, string) {
 	switch Outcome(s) {
-	case Success, Failure, Denied:
+	case Success, Failure, Denied, Unknown:
 		return "", ""
 	}
-	return "is no outcome", "use success, failure or denied"
+	return "is not an outcome", "use success, failure, denied or unknown"
 }

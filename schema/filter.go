@@ -112,9 +112,9 @@ func (f *Filter) Check() error {
 		return &Fault{Field: "end", Value: f.End.Format(time.RFC3339), Problem: "is not after start", Remedy: "give a later one"}
 	}
 	switch f.Outcome {
-	case "", Success, Failure, Denied:
+	case "", Success, Failure, Denied, Unknown:
 	default:
-		return &Fault{Field: "outcome", Value: string(f.Outcome), Problem: "is none", Remedy: "use success, failure or denied"}
+		return &Fault{Field: "outcome", Value: string(f.Outcome), Problem: "is none", Remedy: "use success, failure, denied or unknown"}
 	}
 	return nil
 }

@@ -3,6 +3,9 @@ package schema
 import (
 	"encoding/binary"
 	"math/bits"
+	"strings"
+	"unicode/utf16"
+	"unicode/utf8"
 	"unsafe"
 )
 
@@ -195,4 +198,61 @@ func skipDigits(s string, i int) (end int, ok bool) {
 		i++
 	}
 	return i, i > first
+}
+
+// AppendUnescaped appends the text of a valid JSON string without its quotes. Half of a surrogate pair
+// becomes U+FFFD, as in encoding/json.
+func AppendUnescaped(dst []byte, s string) []byte {
+	for {
+		i := strings.IndexByte(s, '\\')
+		if i < 0 {
+			return append(dst, s...)
+		}
+		dst = append(dst, s[:i]...)
+		c := s[i+1]
+		s = s[i+2:]
+		switch c {
+		case 'b':
+			dst = append(dst, '\b')
+		case 'f':
+			dst = append(dst, '\f')
+		case 'n':
+			dst = append(dst, '\n')
+		case 'r':
+			dst = append(dst, '\r')
+		case 't':
+			dst = append(dst, '\t')
+		case 'u':
+			r := hex4(s)
+			s = s[4:]
+			if utf16.IsSurrogate(r) {
+				pair := rune(utf8.RuneError)
+				if strings.HasPrefix(s, `\u`) {
+					pair = utf16.DecodeRune(r, hex4(s[2:]))
+				}
+				if r = pair; r != utf8.RuneError {
+					s = s[6:]
+				}
+			}
+			dst = utf8.AppendRune(dst, r)
+		default: // " \ /
+			dst = append(dst, c)
+		}
+	}
+}
+
+func hex4(s string) (r rune) {
+	for i := range 4 {
+		c := rune(s[i])
+		switch {
+		case c >= 'a':
+			c -= 'a' - 10
+		case c >= 'A':
+			c -= 'A' - 10
+		default:
+			c -= '0'
+		}
+		r = r<<4 | c
+	}
+	return r
 }

@@ -120,7 +120,7 @@ const (
 
 func severity(o schema.Outcome) string {
 	switch o {
-	case schema.Failure:
+	case schema.Failure, schema.Unknown: // what may have failed is worth a look
 		return "5"
 	case schema.Denied:
 		return "7"

@@ -159,7 +159,7 @@ func TestDecodeRejects(t *testing.T) {
 	wantIndex := []uint32{0, 3, 6, 10}
 	wantErrors := map[int]string{
 		1: "not JSON at byte 1", 2: `disagrees with the subject, which says "acme"`, 4: `disagrees with the subject, which says "activity"`,
-		5: "has 1048669 bytes", 7: "not valid UTF-8", 8: "unknown is no field", 9: `outcome "\x00" is no outcome`,
+		5: "has 1048669 bytes", 7: "not valid UTF-8", 8: "unknown is no field", 9: `outcome "\x00" is not an outcome`,
 	}
 	check := func(kind string, d *Decoded, err error, raw []string, wantIndex []uint32) {
 		t.Helper()

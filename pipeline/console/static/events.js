@@ -11,7 +11,7 @@ const filters = {
   trail: (e) => e.trail, event: (e) => e.event, action: (e) => e.action, outcome: (e) => e.outcome ?? 'success', source: (e) => e.source,
   userId: (e) => e.actor?.id, target: (e) => e.target?.type, targetId: (e) => e.target?.id, appId: (e) => e.app_id, ip: (e) => e.context?.ip, dataType: (e) => e.data_type,
 };
-const fixed = { trail: ['activity', 'access'], outcome: ['success', 'failure', 'denied'] };
+const fixed = { trail: ['activity', 'access'], outcome: ['success', 'failure', 'denied', 'unknown'] };
 
 const ranges = { '15m': 900, '1h': 3600, '24h': 86400, '7d': 7 * 86400, '30d': 30 * 86400, '1y': 365 * 86400, all: 0 };
 const usual = '24h';
@@ -36,7 +36,7 @@ const columns = {
 };
 const usualColumns = ['time', 'outcome', 'event', 'actor', 'target', 'description'];
 
-const outcome = (e) => badge({ success: 'quiet', failure: 'bad', denied: 'warn' }[e.outcome ?? 'success'], t('outcome.' + (e.outcome ?? 'success')));
+const outcome = (e) => badge({ success: 'quiet', failure: 'bad', denied: 'warn', unknown: 'warn' }[e.outcome ?? 'success'], t('outcome.' + (e.outcome ?? 'success')));
 
 const store = {
   read(name, fallback) {

@@ -30,7 +30,7 @@ export async function render(main, { org, signal, params }) {
   const overflow = h('select', {}, ['file', 'text'].map((v) => h('option', { value: v }, t('overflow.' + v))));
   const safe = h('select', {}, [['', 'safe.usual'], ['true', 'safe.on'], ['false', 'safe.off']].map(([v, key]) => h('option', { value: v }, t(key))));
   const recipients = h('textarea', { rows: 2, spellcheck: 'false', placeholder: 'age1…' });
-  const filters = Object.fromEntries(filterNames.map((f) => [f, f === 'outcome' ? h('select', {}, ['', 'success', 'failure', 'denied'].map((v) => h('option', { value: v }, v ? word('outcome', v) : t('filter.any')))) : h('input', { maxlength: 4096, autocomplete: 'off', spellcheck: 'false' })]));
+  const filters = Object.fromEntries(filterNames.map((f) => [f, f === 'outcome' ? h('select', {}, ['', 'success', 'failure', 'denied', 'unknown'].map((v) => h('option', { value: v }, v ? word('outcome', v) : t('filter.any')))) : h('input', { maxlength: 4096, autocomplete: 'off', spellcheck: 'false' })]));
   const profileField = field('profile', t('exports.profile'), profile, t('exports.profile.hint'));
   const overflowField = field('cef_overflow', t('exports.overflow'), overflow, t('exports.overflow.hint'));
   const safeField = field('spreadsheet_safe', t('exports.safe'), safe, t('exports.safe.hint'));

@@ -74,14 +74,14 @@ func (c *Change) apply(l *Letter) (*outgoing, error) {
 		if out.encoding != "" {
 			return nil, unfit(l, "its bytes are compressed by "+out.encoding, "give the events by --data")
 		}
-		e, err := c.Mapping.Apply(out.data)
+		events, err := c.Mapping.Events(bytes.NewReader(out.data))
 		if err == nil {
-			out.data, err = codec.AppendJSON(nil, &e)
+			out.data, err = appendEvents(nil, events)
 		}
 		if err != nil {
 			return nil, unfit(l, "the mapping fails: "+err.Error(), "correct the mapping, or give the event by --data")
 		}
-		out.contentType = codec.ContentJSON
+		out.contentType = codec.ContentNDJSON
 	}
 	set := maps.Clone(c.Set)
 	if set == nil {
@@ -298,4 +298,16 @@ func placeOf(events []map[string]any) (organization string, trail schema.Trail, 
 		organization, trail = org, schema.Trail(tr)
 	}
 	return organization, trail, nil
+}
+
+// appendEvents appends events as lines.
+func appendEvents(dst []byte, events []schema.Event) ([]byte, error) {
+	for i := range events {
+		var err error
+		if dst, err = codec.AppendJSON(dst, &events[i]); err != nil {
+			return nil, err
+		}
+		dst = append(dst, '\n')
+	}
+	return dst, nil
 }

@@ -39,7 +39,7 @@ func MadeUp(n uint64) Input {
 func File(path string, o mapping.Options) (Input, error) {
 	in := Input{Events: func(yield func(schema.Event, error) bool) {
 		for line, err := range lines(path, o) {
-			if err == nil && line.Err != nil {
+			if err == nil && (line.Err != nil || line.Skipped) {
 				continue
 			}
 			if !yield(line.Event, err) || err != nil {

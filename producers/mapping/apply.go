@@ -1,10 +1,7 @@
 package mapping
 
 import (
-	"encoding/json"
-	"fmt"
-	"math"
-	"strconv"
+	"errors"
 	"strings"
 	"time"
 
@@ -15,18 +12,129 @@ import (
 	"github.com/kansa-audit/kansa/schema/codec"
 )
 
-// Apply makes the event of one record. The error is a *schema.Fault. It does not validate the event.
-func (m *Mapping) Apply(record []byte) (schema.Event, error) {
+// events makes the events of a record. They are not validated. A record that the mapping leaves out has none.
+//
+// visit is called with each event or what is wrong with it (a *schema.Fault); more says that another follows.
+// Before, explained gets what the events leave of the record; it may be nil.
+func (m *Mapping) events(rec *record, now time.Time, explained func(*Explained), visit func(e schema.Event, err error, more bool) bool) bool {
+	s, err := m.open(rec)
+	if err != nil {
+		return visit(schema.Event{}, err, false)
+	}
+	if len(m.Input.Only) > 0 && !anyHolds(m.Input.Only, s) || anyHolds(m.Input.Skip, s) {
+		return visit(schema.Event{}, errSkipped, false)
+	}
+	items := []gjson.Result{{}}
+	if m.Input.Each != "" {
+		if found := s.get(m.Input.Each); found.IsArray() {
+			items = elements(found)
+		} else if found.IsObject() {
+			items[0] = found
+		}
+	}
+	if len(items) == 0 { // an array without elements is one event about the record
+		items = []gjson.Result{{}}
+	}
+	if explained != nil {
+		explained(m.explain(s, items, now))
+	}
+	for i, item := range items {
+		s.item = item
+		e, err := m.apply(s, i, now)
+		if !visit(e, err, i < len(items)-1) {
+			return false
+		}
+	}
+	return true
+}
+
+// elements are those of an array, with their places in the record.
+func elements(array gjson.Result) (all []gjson.Result) {
+	array.ForEach(func(_, element gjson.Result) bool {
+		all = append(all, element)
+		return true
+	})
+	return all
+}
+
+// errSkipped says that a mapping leaves a record out on purpose.
+var errSkipped = errors.New("left out by the mapping")
+
+// open reads a record as far as rules need it.
+func (m *Mapping) open(rec *record) (*source, error) {
+	text := rec.doc
+	if text == "" {
+		text = string(rec.raw)
+		var repeated *repeatedError
+		err := checkJSON(text)
+		if errors.As(err, &repeated) && m.Input.Repeated == "list" {
+			text, err = listRepeated(text), nil
+		}
+		if err == nil && !gjson.Parse(text).IsObject() {
+			err = errNotObject
+		}
+		if err != nil {
+			return nil, recordFault(nil, err)
+		}
+	}
+	s := &source{m: m, raw: string(rec.raw), doc: gjson.Parse(text)}
+	for _, p := range m.Input.Unwrap {
+		if v := s.get(p); v.IsObject() {
+			v.Index = 0
+			s.doc = v
+			break
+		}
+	}
+	for i := range m.Input.Parse {
+		step := &m.Input.Parse[i]
+		v := s.get(step.Path)
+		if v.Type != gjson.String {
+			continue
+		}
+		if s.doc.Get(gjsonName(step.Into)).Exists() {
+			return nil, &schema.Fault{Problem: "the record has a member " + step.Into, Remedy: "give another name in input.parse of the mapping"}
+		}
+		made, err := step.parse(textOf(v), m.Input.Repeated == "list")
+		if err != nil && step.Optional {
+			continue
+		}
+		if err != nil {
+			return nil, &schema.Fault{Problem: "the value of " + step.Path + " (" + step.Format.Format + ") " + err.Error(), Value: textOf(v), Remedy: "correct input.parse of the mapping, or make the step optional"}
+		}
+		s.doc = withMember(s.doc, step.Into, made)
+	}
+	return s, nil
+}
+
+// withMember adds a member at the end of an object.
+func withMember(doc gjson.Result, name, value string) gjson.Result {
+	text := strings.TrimRight(doc.Raw, " \t\r\n")
+	text = strings.TrimRight(text[:len(text)-1], " \t\r\n")
+	out := []byte(text)
+	if !strings.HasSuffix(text, "{") {
+		out = append(out, ',')
+	}
+	out = append(append(appendText(out, name), ':'), value...)
+	return gjson.ParseBytes(append(out, '}'))
+}
+
+// gjsonName escapes a name for a path.
+func gjsonName(name string) string {
+	var b strings.Builder
+	for _, r := range name {
+		if strings.ContainsRune(`.*?|#@\!{}[]()=<>%`, r) {
+			b.WriteByte('\\')
+		}
+		b.WriteRune(r)
+	}
+	return b.String()
+}
+
+// apply makes the event of one item of a record. It is not validated.
+func (m *Mapping) apply(s *source, item int, now time.Time) (schema.Event, error) {
 	var e schema.Event
-	if !gjson.ValidBytes(record) {
-		return e, &schema.Fault{Problem: "the record is not JSON", Remedy: "give one JSON object a line"}
-	}
-	doc := gjson.ParseBytes(record)
-	if !doc.IsObject() {
-		return e, &schema.Fault{Problem: "the record is no JSON object", Remedy: "give one JSON object a line"}
-	}
-	e.Organization = m.text(doc, "organization")
-	e.Trail = schema.Trail(m.text(doc, "trail"))
+	e.Organization = m.text(s, "organization")
+	e.Trail = schema.Trail(m.text(s, "trail"))
 	var id string
 	for i := range schema.Fields {
 		f := &schema.Fields[i]
@@ -36,155 +144,153 @@ func (m *Mapping) Apply(record []byte) (schema.Event, error) {
 		}
 		switch f.Kind {
 		case schema.KindID:
-			id = rule.value(doc)
+			id = rule.value(s)
+			if id != "" && item > 0 && !rule.usesItem() {
+				id += "\x00" + itoa(item)
+			}
 		case schema.KindTime:
-			t, err := rule.time(doc)
-			if err != nil {
+			if err := m.time(s, &rule, &e, now); err != nil {
 				return e, err
 			}
-			e.OccurredAt = t
 		case schema.KindText:
-			f.SetText(&e, rule.value(doc))
+			f.SetText(&e, rule.value(s))
 		case schema.KindJSON:
-			f.SetText(&e, rule.raw(doc))
+			f.SetText(&e, rule.raw(s))
 		case schema.KindMap:
 		}
 	}
+	if err := m.outcome(&e); err != nil {
+		return e, err
+	}
 	e.ID = eventID(e.Source, id)
 	for name, rule := range m.Attributes {
-		if v := rule.value(doc); v != "" {
-			if e.Attributes == nil {
-				e.Attributes = map[string]string{}
-			}
-			e.Attributes[name] = v
+		if v := rule.value(s); v != "" {
+			setAttribute(&e, name, v)
 		}
 	}
 	return e, nil
 }
 
-// eventID is the id of the event that a source calls id. An id that is not a UUID is hashed with the source, as that of a CloudEvent
-// is, so that a record keeps its id in every file and batch. It is uuid.Nil if there is no id.
+// outcome completes the event's: what a log does not say is not a success.
+func (m *Mapping) outcome(e *schema.Event) error {
+	if e.Outcome != "" {
+		return nil
+	}
+	if _, ok := m.Fields["outcome"]; ok {
+		return &schema.Fault{Field: "outcome", Problem: "has no value: no rule of the mapping applies to this record", Remedy: "add one, or a default such as unknown"}
+	}
+	e.Outcome = schema.Unknown
+	return nil
+}
+
+func (m *Mapping) time(s *source, rule *Rule, e *schema.Event, now time.Time) error {
+	v := rule.value(s)
+	if v == "" {
+		return nil // validation reports that it is missing
+	}
+	zone, assumed := m.zone, m.assumed
+	if rule.Zone != "" {
+		zone, _ = loadZone(rule.Zone) // checked by Parse
+		assumed = false
+	}
+	t, zoneUsed, err := parseTime(v, rule.Time, zone, now)
+	if err != nil {
+		return timeFault(v, rule.Time, err)
+	}
+	e.OccurredAt = t
+	if zoneUsed && assumed {
+		setAttribute(e, "time_zone_assumed", zone.String())
+	}
+	return nil
+}
+
+func setAttribute(e *schema.Event, name, value string) {
+	if e.Attributes == nil {
+		e.Attributes = map[string]string{}
+	}
+	e.Attributes[name] = value
+}
+
+func (r *Rule) usesItem() bool {
+	for _, p := range r.Path {
+		if strings.HasPrefix(p, pathItem) {
+			return true
+		}
+	}
+	for i := range r.Choose {
+		if r.Choose[i].usesItem() {
+			return true
+		}
+	}
+	return strings.Contains(r.Template, "${"+pathItem)
+}
+
+// eventID is the id of the event that a source calls id. An id that is not a UUID is hashed with the source, as
+// that of a CloudEvent is, so that a record keeps its id in every file and batch. It is uuid.Nil if there is no id.
 func eventID(source, id string) uuid.UUID {
 	if id == "" {
 		return uuid.Nil
 	}
 	// With an error, Parse returns the part that it has read, which other ids have in common.
-	if parsed, err := uuid.Parse(id); err == nil {
+	if parsed, err := uuid.Parse(id); err == nil && parsed != uuid.Nil {
 		return parsed
 	}
 	return codec.HashedID("mapping", source, id)
 }
 
-func (m *Mapping) text(doc gjson.Result, field string) string {
+func (m *Mapping) text(s *source, field string) string {
 	rule, ok := m.Fields[field]
 	if !ok {
 		return ""
 	}
-	return rule.value(doc)
+	return rule.value(s)
 }
 
-// value is the rule's value as text.
-func (r *Rule) value(doc gjson.Result) string {
-	v := r.source(doc)
-	for _, m := range r.Match {
-		if m.re.MatchString(v) {
-			v = m.Value
-			break
-		}
-	}
-	if r.Lower {
-		v = strings.ToLower(v)
-	}
-	if v == "" {
-		return r.Default
-	}
-	return v
+// listRepeated returns valid JSON in which the values of a repeated name are an array.
+func listRepeated(text string) string {
+	doc := gjson.Parse(text)
+	return string(appendListed(nil, doc))
 }
 
-func (r *Rule) source(doc gjson.Result) string {
+func appendListed(dst []byte, v gjson.Result) []byte {
 	switch {
-	case r.Const != nil:
-		return *r.Const
-	case r.Template != "":
-		return expand(r.Template, doc)
-	}
-	for _, p := range r.Paths {
-		if v := doc.Get(p); v.Exists() && v.Type != gjson.Null && v.String() != "" {
-			return v.String()
-		}
-	}
-	return ""
-}
-
-// raw is the rule's value as JSON: the record's own bytes, if it is a path.
-func (r *Rule) raw(doc gjson.Result) string {
-	for _, p := range r.Paths {
-		if p == "@this" {
-			return doc.Raw
-		}
-		if v := doc.Get(p); v.Exists() && v.Type != gjson.Null {
-			return v.Raw
-		}
-	}
-	if v := r.value(doc); v != "" {
-		text, _ := json.Marshal(v) // a string: it can't fail
-		return string(text)
-	}
-	return ""
-}
-
-func expand(template string, doc gjson.Result) string {
-	var b strings.Builder
-	for {
-		before, rest, found := strings.Cut(template, "${")
-		b.WriteString(before)
-		if !found {
-			return b.String()
-		}
-		path, after, _ := strings.Cut(rest, "}")
-		b.WriteString(doc.Get(path).String())
-		template = after
-	}
-}
-
-func (r *Rule) time(doc gjson.Result) (time.Time, error) {
-	v := r.value(doc)
-	if v == "" {
-		return time.Time{}, nil // validation says that it is missing
-	}
-	switch r.Time {
-	case "unix", "unix_ms", "unix_us":
-		unit := map[string]float64{"unix": 1e6, "unix_ms": 1e3, "unix_us": 1}[r.Time]
-		// What lies beyond all calendars is of another unit than the rule says, and would wrap around into
-		// a time that looks right.
-		f, err := strconv.ParseFloat(v, 64)
-		if err != nil || !(math.Abs(f*unit) < 1<<61) {
-			break
-		}
-		if n, err := strconv.ParseInt(v, 10, 64); err == nil {
-			return time.UnixMicro(n * int64(unit)).UTC(), nil
-		}
-		return time.UnixMicro(int64(math.Round(f * unit))).UTC(), nil
-	case "", "rfc3339":
-		for _, layout := range []string{time.RFC3339Nano, "2006-01-02T15:04:05.999999999", "2006-01-02 15:04:05.999999999"} {
-			if t, err := time.Parse(layout, v); err == nil {
-				return t.UTC(), nil
+	case v.IsObject():
+		var names []string
+		values := map[string][]gjson.Result{}
+		v.ForEach(func(name, value gjson.Result) bool {
+			n := textOf(name)
+			if _, ok := values[n]; !ok {
+				names = append(names, n)
 			}
+			values[n] = append(values[n], value)
+			return true
+		})
+		dst = append(dst, '{')
+		for i, n := range names {
+			if i > 0 {
+				dst = append(dst, ',')
+			}
+			dst = append(appendText(dst, n), ':')
+			if len(values[n]) == 1 {
+				dst = appendListed(dst, values[n][0])
+				continue
+			}
+			dst = appendElements(dst, values[n])
 		}
-	default:
-		if t, err := time.Parse(r.Time, v); err == nil {
-			return t.UTC(), nil
-		}
+		return append(dst, '}')
+	case v.IsArray():
+		return appendElements(dst, v.Array())
 	}
-	return time.Time{}, &schema.Fault{
-		Field: "occurred_at", Value: v, Problem: fmt.Sprintf("is no time of the form %s", r.timeForm()),
-		Remedy: "set time in the mapping's rule to rfc3339, unix, unix_ms, unix_us or a Go layout",
-	}
+	return append(dst, v.Raw...)
 }
 
-func (r *Rule) timeForm() string {
-	if r.Time == "" {
-		return "rfc3339"
+func appendElements(dst []byte, all []gjson.Result) []byte {
+	dst = append(dst, '[')
+	for i, v := range all {
+		if i > 0 {
+			dst = append(dst, ',')
+		}
+		dst = appendListed(dst, v)
 	}
-	return r.Time
+	return append(dst, ']')
 }

@@ -1,6 +1,9 @@
-// Package mapping turns foreign logs into audit events by a small file that says, for each field, which
-// JSON path it comes from or what constant it is. Mappings for AWS CloudTrail and the Windows event log
-// are built in.
+// Package mapping turns records of other systems into audit events, as a YAML file says: where records are in an
+// input, and for each field of an event where its value comes from and how it is changed. Mappings for common
+// systems are built in. deploy/MAPPINGS.md describes the language.
 //
-// It owns the reading of lines and their translation, and publishes nothing.
+// An input passes openText (bytes to UTF-8), reader (text to records), Mapping.open (a record as paths see it) and
+// Mapping.apply (rules to an event).
+//
+// It publishes nothing, and never guesses: what a record does not say is refused or unknown.
 package mapping

@@ -1,15 +1,13 @@
 package mapping
 
 import (
-	"bufio"
-	"bytes"
-	"compress/gzip"
 	"crypto/sha256"
 	"encoding/binary"
 	"errors"
 	"fmt"
 	"io"
 	"iter"
+	"strconv"
 	"time"
 
 	"github.com/google/uuid"
@@ -18,128 +16,163 @@ import (
 	"github.com/kansa-audit/kansa/schema/codec"
 )
 
-// maxLine bounds a line of input. A record may be larger than the event made of it.
-const maxLine = 8 << 20
-
-// Line is one line of input: an event, or why it is none.
+// Line is an event of the input, or why there is none.
 type Line struct {
-	Number int
-	Offset int64  // of its first byte, in the input without compression
-	Size   int64  // with its end
-	Raw    []byte // without spaces around it; valid until the next line
-	Event  schema.Event
-	Err    error
+	// Number is that of the record: its line or, in a JSON document, its ordinal; from 1.
+	Number   int
+	Document bool   // Number is an ordinal
+	Offset   int64  // of the record's first byte, in the input's text
+	Size     int64  // of the record, with the end of its line
+	Raw      []byte // the record, without white space around it; valid until the next line
+	Event    schema.Event
+	Err      error
+	// Part is the index of the event among those of its record.
+	Part int
+	// Skipped says that the mapping leaves the record out; there is neither an event nor an error.
+	Skipped bool
+	// Explained is set if Options.Explain is, and the record can be read by the mapping.
+	Explained *Explained
+	// More says that the same record or line gives another Line.
+	More bool
+}
+
+// Place says where the record is, for people: "12" for a line, "record 12" in a document.
+func (l *Line) Place() string {
+	if l.Document {
+		return "record " + itoa(l.Number)
+	}
+	return itoa(l.Number)
 }
 
 // Options of Lines.
 type Options struct {
-	// Mapping is nil for lines that are events already.
+	// Mapping is nil for records that are events already.
 	Mapping *Mapping
 	// Organization and Trail, if set, replace those of every event.
 	Organization string
 	Trail        schema.Trail
 	Now          func() time.Time // default time.Now
-	// From is the number of the first line to yield; lines before it are read, and skipped. Default
-	// 1.
+	// From is the number of the first record to yield; those before it are read, and skipped. Default 1.
 	From int
+	// Explain has each Line say what the mapping leaves of its record.
+	Explain bool
+	// WithoutID leaves events without an id if their records have none: for inputs that are not read again.
+	WithoutID bool
+	// unchecked leaves events as rules make them.
+	unchecked bool
 }
 
-// Lines reads events from NDJSON, gzip or not, a line at a time. Events without an id get one made of
-// their bytes and their place, so that reading the same input again gives the same events. Every event it
-// yields is valid. The last pair has an error if the input can't be read further.
+// Lines reads events from an input, gzip or not: NDJSON, a JSON document, or what the mapping's input says.
+//
+// Events without an id get one made of their bytes and their place, so that reading the same input again gives
+// the same events. Every event it yields is valid. The last pair has an error if the input cannot be read further.
 func Lines(input io.Reader, o Options) iter.Seq2[Line, error] {
 	if o.Now == nil {
 		o.Now = time.Now
 	}
 	return func(yield func(Line, error) bool) {
-		r := bufio.NewReaderSize(input, 1<<20)
-		if magic, _ := r.Peek(2); bytes.Equal(magic, []byte{0x1f, 0x8b}) {
-			gz, err := gzip.NewReader(r)
-			if err != nil {
-				yield(Line{}, fmt.Errorf("open gzip: %w", err))
-				return
-			}
-			r = bufio.NewReaderSize(gz, 1<<20)
+		var charset string
+		r := &reader{}
+		if o.Mapping != nil {
+			in := &o.Mapping.Input
+			charset, r.format, r.paths, r.lists = in.Charset, &in.Format, in.Records, in.Repeated == "list"
 		}
-		next := int64(0)
-		for n := 1; ; n++ {
-			raw, size, long, err := readLine(r)
-			offset := next
-			next += size
-			last := errors.Is(err, io.EOF)
-			if err != nil && !last {
-				yield(Line{}, fmt.Errorf("read line %d: %w", n, err))
-				return
+		text, err := openText(input, charset)
+		if err != nil {
+			yield(Line{}, err)
+			return
+		}
+		r.r = text
+		goOn := true
+		r.yield = func(rec record) bool {
+			if rec.number >= o.From {
+				goOn = o.events(&rec, func(l Line) bool { return yield(l, nil) })
 			}
-			if n == 1 {
-				raw = bytes.TrimPrefix(raw, []byte("\xef\xbb\xbf")) // what Windows puts first
-			}
-			if text := bytes.TrimSpace(raw); len(text) > 0 && n >= o.From {
-				line := Line{Number: n, Offset: offset, Size: size, Raw: text}
-				if long {
-					line.Err = &schema.Fault{Problem: fmt.Sprintf("the line is longer than %d bytes", maxLine), Remedy: "put one record in a line"}
-				} else {
-					line.Event, line.Err = o.parse(text, n)
-				}
-				if !yield(line, nil) {
-					return
-				}
-			}
-			if last {
-				return
-			}
+			return goOn
+		}
+		if err := r.each(); err != nil && goOn {
+			yield(Line{}, err)
 		}
 	}
 }
 
-// readLine returns the next line and its size; of one that is too long it keeps the beginning and
-// drops the rest.
-func readLine(r *bufio.Reader) (line []byte, size int64, long bool, err error) {
-	for {
-		chunk, err := r.ReadSlice('\n')
-		size += int64(len(chunk))
+// events yields the events of a record.
+func (o *Options) events(rec *record, yield func(Line) bool) bool {
+	l := Line{Number: rec.number, Document: rec.document, Offset: rec.offset, Size: rec.size, Raw: rec.raw}
+	now := o.Now()
+	index := 0
+	visit := func(e schema.Event, err error, more bool) bool {
+		l.Part = index
+		l.Event, l.Err, l.Skipped, l.More = e, err, errors.Is(err, errSkipped), more || rec.more
 		switch {
-		case !long && len(line)+len(chunk) <= maxLine:
-			line = append(line, chunk...)
-		default:
-			long = true
+		case l.Skipped:
+			l.Event, l.Err = schema.Event{}, nil
+		case err == nil && !o.unchecked:
+			l.Err = o.complete(&l.Event, rec, index, now)
 		}
-		if !errors.Is(err, bufio.ErrBufferFull) {
-			return line, size, long, err
-		}
+		index++
+		return yield(l)
 	}
+	switch {
+	case rec.err != nil:
+		return visit(schema.Event{}, rec.err, false)
+	case o.Mapping != nil:
+		var explained func(*Explained)
+		if o.Explain {
+			explained = func(x *Explained) { l.Explained = x }
+		}
+		return o.Mapping.events(rec, now, explained, visit)
+	}
+	e, err := codec.ParseEvent(rec.raw)
+	return visit(e, err, false)
 }
 
-func (o *Options) parse(text []byte, n int) (e schema.Event, err error) {
-	if o.Mapping != nil {
-		e, err = o.Mapping.Apply(text)
-	} else {
-		e, err = codec.ParseEvent(text)
-	}
-	if err != nil {
-		return e, err
-	}
+func (o *Options) complete(e *schema.Event, rec *record, index int, now time.Time) error {
 	if o.Organization != "" {
 		e.Organization = o.Organization
 	}
 	if o.Trail != "" {
 		e.Trail = o.Trail
 	}
+	withoutID := o.WithoutID && e.ID == uuid.Nil
 	if e.ID == uuid.Nil {
-		e.ID = contentID(text, n)
+		e.ID = contentID(rec.raw, rec.number, rec.sub, index)
 	}
-	now := o.Now()
 	e.Complete(now)
-	return e, e.Validate(now)
+	err := e.Validate(now)
+	if withoutID {
+		e.ID = uuid.Nil
+	}
+	return err
 }
 
-// contentID is a UUIDv8 (RFC 9562) of a line and its number: equal lines of one input are different events.
-func contentID(text []byte, n int) (id uuid.UUID) {
+// contentID is a UUIDv8 (RFC 9562) of a record and its place: equal records of one input are different events.
+func contentID(text []byte, place ...int) (id uuid.UUID) {
 	h := sha256.New()
-	h.Write(binary.BigEndian.AppendUint64(nil, uint64(n)))
+	for _, n := range place {
+		h.Write(binary.BigEndian.AppendUint64(nil, uint64(n)))
+	}
 	h.Write(text)
 	copy(id[:], h.Sum(nil))
 	id[6] = id[6]&0x0f | 0x80
 	id[8] = id[8]&0x3f | 0x80
 	return id
+}
+
+func itoa(n int) string { return strconv.Itoa(n) }
+
+// Events makes the events of a whole message, such as the bytes of a dead letter. They are not validated, and have no
+// id if their records have none. The error is of the first event that cannot be made.
+func (m *Mapping) Events(message io.Reader) (events []schema.Event, err error) {
+	for line, err := range Lines(message, Options{Mapping: m, unchecked: true}) {
+		switch {
+		case err != nil:
+			return nil, err
+		case line.Err != nil:
+			return nil, fmt.Errorf("record %s: %w", line.Place(), line.Err)
+		case !line.Skipped:
+			events = append(events, line.Event)
+		}
+	}
+	return events, nil
 }

@@ -84,7 +84,7 @@ func TestLines(t *testing.T) {
 func TestLinesThatAreTooLong(t *testing.T) {
 	t.Parallel()
 	// The piece that goes beyond the bound is followed by a small one, which would fit again.
-	long := "x" + strings.Repeat(" ", maxLine+100) + "y"
+	long := "x" + strings.Repeat(" ", maxRecord+100) + "y"
 	n := 0
 	for line, err := range Lines(strings.NewReader(event+"\n"+long+"\n"+event), Options{Now: func() time.Time { return testNow }}) {
 		if err != nil {

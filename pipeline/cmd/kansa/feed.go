@@ -62,6 +62,7 @@ type feed struct {
 	bar                *progress
 	name               string // of the input
 	published, refused uint64
+	skipped            uint64 // records that the mapping leaves out
 	started            time.Time
 	next               place // of the last input: the first line that has no outcome
 
@@ -267,6 +268,13 @@ func (f *feed) take(line mapping.Line) error {
 	w.lines++
 	w.bytes += len(line.Raw)
 	f.next = place{line.Number + 1, line.Offset + line.Size}
+	if line.More { // of this record or line
+		f.next = at
+	}
+	if line.Skipped {
+		f.skipped++
+		return nil
+	}
 	if line.Err == nil {
 		if reserved := schema.CheckReserved(line.Event.Organization, line.Event.Source); reserved != nil {
 			line.Err = reserved
@@ -390,7 +398,7 @@ func (f *feed) refuse(line mapping.Line) error {
 	switch {
 	case f.refused <= maxShownRejects:
 		f.bar.clear()
-		fmt.Fprintf(f.stderr, "%s:%d: refused: %s\n", f.name, line.Number, strings.TrimSpace(line.Err.Error()))
+		fmt.Fprintf(f.stderr, "%s:%s: refused: %s\n", f.name, line.Place(), strings.TrimSpace(line.Err.Error()))
 	case f.refused == maxShownRejects+1:
 		fmt.Fprintln(f.stderr, "… further refused lines are only counted; --rejects FILE keeps them")
 	}

@@ -26,6 +26,7 @@ type cli struct {
 	Up           upCmd           `cmd:"" help:"Run everything on this machine: broker, engine, writer, rollup, exporter, API, gateway."`
 	Run          runCmd          `cmd:"" help:"Run chosen roles against NATS and ClickHouse servers of your own."`
 	Publish      publishCmd      `cmd:"" help:"Publish events from files or standard input."`
+	Mapping      mappingCmd      `cmd:"" help:"Translate records of other systems: list and show built-in mappings, test one."`
 	Export       exportCmd       `cmd:"" help:"Ask for archives and see how they are doing."`
 	Destination  destinationCmd  `cmd:"" help:"Say where archives go: add, edit, test, list, pause, resume, remove."`
 	Organization organizationCmd `cmd:"" help:"Rules of an organization: what is exported, how often, how long it is kept."`

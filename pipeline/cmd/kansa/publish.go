@@ -100,18 +100,20 @@ func operatorKey(dir string) (string, error) {
 
 type publishCmd struct {
 	natsFlags
-	Files        []string `arg:"" optional:"" name:"file" help:"NDJSON files, .gz too; - or none for standard input."`
-	Mapping      string   `short:"m" placeholder:"NAME|FILE" help:"Translate foreign records: cloudtrail, windows, or a mapping file of your own."`
+	Files        []string `arg:"" optional:"" name:"file" help:"Files of events (NDJSON, JSON) or, with --mapping, of its format; .gz too; - or none for standard input."`
+	Mapping      string   `short:"m" placeholder:"NAME|FILE" help:"Translate foreign records: a built-in mapping (kansa mapping list), or a file of your own."`
+	Zone         string   `placeholder:"ZONE" help:"Time zone of records whose times do not say theirs: Asia/Tokyo, +09:00; with --mapping."`
 	Organization string   `short:"o" help:"Publish every event for this organization."`
 	Trail        string   `short:"t" enum:"activity,access," default:"" help:"Publish every event on this trail: activity or access."`
-	FromLine     int      `placeholder:"N" help:"Skip the lines before this one, as a command that stopped reports it; for one file."`
+	FromLine     int      `placeholder:"N" help:"Skip the lines before this one (in a JSON document, the records), as a command that stopped reports it; for one file."`
 	Rejects      string   `placeholder:"FILE" help:"Append lines that are refused to this file."`
 	JSON         bool     `name:"json" help:"Print the counts as JSON."`
 }
 
 func (*publishCmd) Help() string {
-	return `Each line is one event (or, with --mapping, one record). An event counts as published when it is on the broker's disk. Lines that
-break a rule are refused with the file, the line and the reason; the rest is published, and the exit code is 1.
+	return `Each line is one event; arrays of events and JSON over several lines are read as well. With --mapping, each record becomes an event, or several:
+see kansa mapping. An event counts as published when it is on the broker's disk. Records that break a rule are refused with the file, the line and the
+reason; the rest is published, and the exit code is 1.
 
 Publishing the same file again within writer.id_window (one day) stores nothing twice, also after an interruption. A file that stops early
 (SIGINT, SIGTERM, an error) reports the first line that is not acknowledged. From a pipe, events are sent after a fraction of a second;
@@ -123,7 +125,8 @@ that is not a UUID becomes one made of source and id. Lines without an id are to
   kansa publish events.ndjson
   journal | kansa publish -
   kansa publish --from-line 120001 events.ndjson
-  kansa publish --mapping cloudtrail --organization acme cloudtrail.ndjson.gz`
+  kansa publish --mapping cloudtrail --organization acme 123456789012_CloudTrail_eu-central-1.json.gz
+  kansa publish --mapping windows --zone Asia/Tokyo events.json`
 }
 
 func (c *publishCmd) Run(e *env) error {
@@ -133,7 +136,14 @@ func (c *publishCmd) Run(e *env) error {
 		if err != nil {
 			return err
 		}
+		if c.Zone != "" {
+			if m, err = m.InZone(c.Zone); err != nil {
+				return fmt.Errorf("read --zone: %w", err)
+			}
+		}
 		o.Mapping = m
+	} else if c.Zone != "" {
+		return fmt.Errorf("--zone %s is for records of a mapping: name one by --mapping", c.Zone)
 	}
 	files := c.Files
 	if len(files) == 0 {
@@ -183,10 +193,13 @@ func (c *publishCmd) Run(e *env) error {
 	}
 	acked, unrecorded := p.Stats().Acked, p.Stats().Unrecorded
 	if c.JSON {
-		fmt.Fprintf(e.stdout, `{"published":%d,"acked":%d,"rejected":%d,"not_recorded":%d,"next_line":%d,"next_byte":%d,"seconds":%.3f}`+"\n",
-			f.published, acked, f.refused, unrecorded, f.next.line, f.next.offset, time.Since(f.started).Seconds())
+		fmt.Fprintf(e.stdout, `{"published":%d,"acked":%d,"rejected":%d,"skipped":%d,"not_recorded":%d,"next_line":%d,"next_byte":%d,"seconds":%.3f}`+"\n",
+			f.published, acked, f.refused, f.skipped, unrecorded, f.next.line, f.next.offset, time.Since(f.started).Seconds())
 	} else {
 		fmt.Fprintf(stderr, "%s events published, %s acknowledged, %s refused in %.1f s\n", grouped(f.published), grouped(acked), grouped(f.refused), time.Since(f.started).Seconds())
+		if f.skipped > 0 {
+			fmt.Fprintf(stderr, "%s records were skipped, as the mapping says\n", grouped(f.skipped))
+		}
 		if unrecorded > 0 {
 			fmt.Fprintf(stderr, "%s events were left out, because their trail is switched off: see kansa trail list\n", grouped(unrecorded))
 		}

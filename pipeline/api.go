@@ -16,6 +16,7 @@ import (
 	"github.com/kansa-audit/kansa/pipeline/request"
 	"github.com/kansa-audit/kansa/producers"
 	"github.com/kansa-audit/kansa/producers/gateway"
+	"github.com/kansa-audit/kansa/producers/mapping"
 )
 
 // drainRequests is how long requests may take to end when the system does.
@@ -103,10 +104,15 @@ func (s *System) newGateway() (*producers.Publisher, error) {
 	if err != nil {
 		return nil, err
 	}
+	mappings, err := mapping.LoadAll(c.Mappings)
+	if err != nil {
+		return nil, fmt.Errorf("start the gateway: gateway.mappings: %w", err)
+	}
 	s.Gateway, err = gateway.New(publisher, gateway.Config{
-		Access:  &publishers{watch: s.watchAccess, anonymous: s.Config.Gateway.Anonymous == "loopback"},
-		Limits:  s.fair,
-		MaxBody: c.MaxBody, MaxEvents: c.MaxEvents, Memory: c.Memory, ClientMemory: c.ClientMemory, MaxRequests: c.MaxRequests,
+		Mappings: mappings,
+		Access:   &publishers{watch: s.watchAccess, anonymous: s.Config.Gateway.Anonymous == "loopback"},
+		Limits:   s.fair,
+		MaxBody:  c.MaxBody, MaxEvents: c.MaxEvents, Memory: c.Memory, ClientMemory: c.ClientMemory, MaxRequests: c.MaxRequests,
 		Timeout: c.Timeout, Window: s.Config.Streams.DuplicateWindow, Logger: log,
 	})
 	return publisher, err

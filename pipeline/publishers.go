@@ -28,6 +28,12 @@ type publisher struct {
 
 func (p publisher) Name() string { return "key:" + p.ID }
 
+// Mapping implements gateway.MappedClient.
+func (p publisher) Mapping() string { return p.Principal.Mapping }
+
+// Organization implements gateway.MappedClient.
+func (p publisher) Organization() string { return p.Principal.Organization }
+
 func (p publisher) MayPublish(organization string, _ schema.Trail) error {
 	if errors.Is(context.Cause(p.held), access.ErrEnded) {
 		return access.ErrEnded

@@ -63,6 +63,8 @@ type Principal struct {
 	Organization string `json:"organization,omitempty"`
 	// UID is the stable id of the user or key. A later one of the same name has another.
 	UID string `json:"uid,omitempty" doc:"Stable id of the user or key; a later one of the same name has another"`
+	// Mapping is that of the key.
+	Mapping string `json:"-"`
 	// Until is when the key or session expires.
 	Until time.Time `json:"-"`
 
@@ -101,13 +103,15 @@ func (s *Store) now() time.Time {
 // Key is an API key as people see it.
 type Key struct {
 	// ID is random and never used again.
-	ID           string    `json:"id,omitempty" doc:"Stable id; a later key of the same name has another"`
-	Name         string    `json:"name"`
-	Organization string    `json:"organization,omitempty"`
-	Role         Role      `json:"role"`
-	Created      time.Time `json:"created"`
-	By           string    `json:"by"`
-	Expires      time.Time `json:"expires"`
+	ID           string `json:"id,omitempty" doc:"Stable id; a later key of the same name has another"`
+	Name         string `json:"name"`
+	Organization string `json:"organization,omitempty"`
+	Role         Role   `json:"role"`
+	// Mapping makes events of the records that a publisher sends over HTTP; none if it is empty.
+	Mapping string    `json:"mapping,omitempty" doc:"Mapping of the records that this publisher sends over HTTP"`
+	Created time.Time `json:"created"`
+	By      string    `json:"by"`
+	Expires time.Time `json:"expires"`
 }
 
 // User is one as people see it.
@@ -212,6 +216,9 @@ func (s *Store) CreateKey(ctx context.Context, k *Key) (secret string, err error
 	}
 	if !k.Expires.After(s.now()) {
 		return "", &schema.Fault{Field: "expires", Value: k.Expires.Format(time.RFC3339), Problem: "is past", Remedy: "give a time to come"}
+	}
+	if k.Mapping != "" && k.Role != Publisher {
+		return "", &schema.Fault{Field: "mapping", Value: k.Mapping, Problem: "is for keys that publish", Remedy: "make a key of the role publisher, or leave it out"}
 	}
 	k.ID, k.Created = newID(), s.now()
 	secret = keyStart + random()
@@ -321,7 +328,7 @@ func (s *Store) ByKey(ctx context.Context, secret string) (*Principal, error) {
 }
 
 func (k *Key) principal() *Principal {
-	return &Principal{Kind: "key", ID: k.Name, UID: k.ID, Role: k.Role, Organization: k.Organization, Until: k.Expires}
+	return &Principal{Kind: "key", ID: k.Name, UID: k.ID, Role: k.Role, Organization: k.Organization, Mapping: k.Mapping, Until: k.Expires}
 }
 
 // The cost of a password: the second choice of RFC 9106, section 4.

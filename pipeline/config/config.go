@@ -419,6 +419,9 @@ type Gateway struct {
 	// organization. Use loopback for trials only. It is refused together with exports.public_url, and with addresses that other machines
 	// reach, since a reverse proxy on this machine would publish for anyone.
 	Anonymous string `yaml:"anonymous"`
+	// Mappings is a directory of mappings (NAME.yaml) that requests and keys can name beside the built-in ones. They are read at
+	// the start.
+	Mappings string `yaml:"mappings"`
 	// MaxBody and MaxEvents bound one request; MaxBody as sent and as decompressed.
 	MaxBody   int64 `yaml:"max_body"`
 	MaxEvents int   `yaml:"max_events"`

@@ -27,6 +27,15 @@ type Client interface {
 	MayPublish(organization string, trail schema.Trail) error
 }
 
+// MappedClient is a client whose requests hold records of another system.
+type MappedClient interface {
+	Client
+	// Mapping is the name of the mapping for requests that name none; empty for events.
+	Mapping() string
+	// Organization is that of mapped records if the request names none; empty if the mapping decides.
+	Organization() string
+}
+
 // Limits are the shares of clients and organizations in what is published. Its methods are safe for concurrent use.
 type Limits interface {
 	// Wait returns how long a client has to wait before its next request, or zero.

@@ -6,6 +6,7 @@ import (
 	"log/slog"
 	"time"
 
+	"github.com/kansa-audit/kansa/producers/mapping"
 	"github.com/kansa-audit/kansa/schema"
 )
 
@@ -30,6 +31,8 @@ type Config struct {
 	// Window is how long the broker knows a message again: for so long an Idempotency-Key is good. Default 10
 	// minutes, that of the streams.
 	Window time.Duration
+	// Mappings are those that requests and clients can name. Default: the built-in ones.
+	Mappings map[string]*mapping.Mapping
 	// Logger is told of requests that fail; default none.
 	Logger *slog.Logger
 	// Now is the clock; default time.Now.
@@ -52,6 +55,13 @@ func (c Config) withDefaults() (Config, error) {
 	def(&c.MaxBody, 32<<20)
 	def(&c.Memory, max(256<<20, 2*memoryPerBody*c.MaxBody))
 	def(&c.ClientMemory, max(c.Memory/2, memoryPerBody*c.MaxBody))
+	if c.Mappings == nil {
+		all, err := mapping.LoadAll("")
+		if err != nil {
+			return c, err
+		}
+		c.Mappings = all
+	}
 	if c.Limits == nil {
 		c.Limits = unlimited{}
 	}

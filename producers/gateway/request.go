@@ -1,12 +1,14 @@
 package gateway
 
 import (
+	"bytes"
 	"context"
 	"crypto/sha256"
 	"encoding/hex"
 	"errors"
 	"fmt"
 	"iter"
+	"maps"
 	"mime"
 	"net/http"
 	"net/url"
@@ -18,6 +20,7 @@ import (
 	"github.com/google/uuid"
 
 	"github.com/kansa-audit/kansa/producers"
+	"github.com/kansa-audit/kansa/producers/mapping"
 	"github.com/kansa-audit/kansa/schema"
 	"github.com/kansa-audit/kansa/schema/codec"
 	"github.com/kansa-audit/kansa/schema/tracecontext"
@@ -52,10 +55,12 @@ type request struct {
 	binary       bool   // a CloudEvent whose attributes are headers
 	organization string
 	trail        schema.Trail
-	key          string   // Idempotency-Key
-	sum          [32]byte // of what came with it
-	bytes        int      // of the body, decompressed
-	all          bool     // the answer has a result for every event
+	mapping      *mapping.Mapping // of records that are not events; nil for none
+	mapped       string           // its name
+	key          string           // Idempotency-Key
+	sum          [32]byte         // of what came with it
+	bytes        int              // of the body, decompressed
+	all          bool             // the answer has a result for every event
 
 	lease    *lease
 	overhead int64 // of the lease, for what is rejected
@@ -148,10 +153,18 @@ func (rq *request) authenticate() error {
 // understand reads everything that comes before the body.
 func (rq *request) understand() error {
 	r := rq.r
+	query, err := url.ParseQuery(r.URL.RawQuery)
+	if err != nil {
+		return malformed("The query is not well-formed.").at("query", "").do("percent-encode it")
+	}
+	if err := rq.mappingOf(query); err != nil {
+		return err
+	}
 	given := r.Header.Get("Content-Type")
 	kind, _, err := mime.ParseMediaType(given)
 	rq.contentType = kind
 	switch {
+	case rq.mapping != nil: // it says how the body is read
 	case kind == contentCloudEvent, kind == contentCloudEvents:
 	case r.Header.Get("Ce-Specversion") != "":
 		rq.binary = true
@@ -162,13 +175,9 @@ func (rq *request) understand() error {
 		p.header = map[string]string{"Accept-Post": strings.Join(contentTypes, ", ")}
 		return p
 	}
-	query, err := url.ParseQuery(r.URL.RawQuery)
-	if err != nil {
-		return malformed("The query is not well-formed.").at("query", "").do("percent-encode it")
-	}
 	for name := range query {
-		if name != "organization" && name != "trail" && name != "results" {
-			return malformed("There is no such parameter.").at("query", name).do("use organization, trail, results")
+		if name != "organization" && name != "trail" && name != "results" && name != "mapping" && name != "zone" {
+			return malformed("There is no such parameter.").at("query", name).do("use organization, trail, results, mapping, zone")
 		}
 	}
 	organization, err := one(query, r.Header, "organization", headerOrganization)
@@ -186,7 +195,7 @@ func (rq *request) understand() error {
 	if f := schema.CheckTrail(rq.trail); trail != "" && f != nil {
 		return malformed("The trail "+f.Problem+".").at("trail", trail).do(f.Remedy)
 	}
-	if kind == codec.ContentBlock && (organization == "" || trail == "") {
+	if rq.mapping == nil && kind == codec.ContentBlock && (organization == "" || trail == "") {
 		return malformed("A columnar block does not say whose events it holds.").at("query", "").do("add ?organization=…&trail=…")
 	}
 	switch results := query.Get("results"); results {
@@ -197,6 +206,60 @@ func (rq *request) understand() error {
 		return malformed("There is no such choice of results.").at("results", results).do("use results=all, or leave it out")
 	}
 	return rq.idempotencyKey()
+}
+
+// mappingOf finds the mapping of the request, or else of the client. "none" is for events of a client that has one.
+func (rq *request) mappingOf(query url.Values) error {
+	client, hasOwn := rq.client.(MappedClient)
+	name := query.Get("mapping")
+	if name == "" && hasOwn {
+		name = client.Mapping()
+	}
+	if name == "" || name == "none" {
+		if zone := query.Get("zone"); zone != "" {
+			return malformed("A zone is for records of a mapping.").at("zone", zone).do("name the mapping, too, or leave it out")
+		}
+		return nil
+	}
+	m, ok := rq.g.cfg.Mappings[name]
+	if !ok {
+		p := malformed("There is no such mapping.").at("mapping", name).do("use one of those supported, or none for events")
+		p.Supported = slices.Sorted(maps.Keys(rq.g.cfg.Mappings))
+		return p
+	}
+	if zone := query.Get("zone"); zone != "" {
+		var err error
+		if m, err = m.InZone(zone); err != nil {
+			return malformed("It is not a time zone.").at("zone", zone).do("use a name of the tz database such as Asia/Tokyo, or an offset such as +09:00")
+		}
+	}
+	rq.mapping, rq.mapped = m, name
+	return nil
+}
+
+// records reads the body by the mapping. Of the organization, the request decides, then the key, then the mapping.
+func (rq *request) records(body []byte) error {
+	o := mapping.Options{Mapping: rq.mapping, Organization: rq.organization, Trail: rq.trail, Now: rq.g.cfg.Now, WithoutID: true}
+	if client, ok := rq.client.(MappedClient); ok && o.Organization == "" {
+		o.Organization = client.Organization()
+	}
+	any := false
+	for line, err := range mapping.Lines(bytes.NewReader(body), o) {
+		any = true
+		switch {
+		case err != nil:
+			return fmt.Errorf("read the records: %w", err)
+		case line.Skipped:
+			continue
+		}
+		if err := rq.in.Event(line.Raw, &line.Event, line.Err); err != nil {
+			return err
+		}
+	}
+	if !any {
+		return errors.New("there is no record")
+	}
+	return nil
 }
 
 // one is a value that may be given as a parameter or as a header, and has to be the same everywhere.
@@ -271,8 +334,12 @@ func (rq *request) take(ctx context.Context, body []byte) error {
 			p.Title, p.Detail = "Too many events", fmt.Sprintf("A request holds at most %d events.", g.cfg.MaxEvents)
 			return p
 		}
-		return malformed("The body is not "+rq.contentType+": "+cut(strings.TrimPrefix(err.Error(), codec.ErrMalformed.Error()+": "))+".").
-			at("body", "").do("send what the Content-Type says, with one event at least")
+		form := rq.contentType
+		if rq.mapping != nil {
+			form = "what the mapping " + rq.mapped + " reads"
+		}
+		return malformed("The body is not "+form+": "+cut(strings.TrimPrefix(err.Error(), codec.ErrMalformed.Error()+": "))+".").
+			at("body", "").do("send what the Content-Type or the mapping says, with one event at least")
 	}
 	for _, b := range rq.held {
 		rq.publish(ctx, b)
@@ -285,6 +352,8 @@ func (rq *request) take(ctx context.Context, body []byte) error {
 
 func (rq *request) read(body []byte) error {
 	switch {
+	case rq.mapping != nil:
+		return rq.records(body)
 	case rq.binary:
 		return rq.in.CloudEvent(rq.ceAttributes(), body)
 	case rq.contentType == codec.ContentNDJSON:
@@ -302,7 +371,7 @@ func (rq *request) read(body []byte) error {
 // again makes the same events, and these the same messages, which the broker knows.
 func (rq *request) identify(body []byte) error {
 	h := sha256.New()
-	fmt.Fprintf(h, "%q %q %q\n", rq.contentType, rq.organization, rq.trail)
+	fmt.Fprintf(h, "%q %q %q %q\n", rq.contentType, rq.organization, rq.trail, rq.mapped)
 	if rq.binary {
 		h.Write([]byte(strings.Join(ceLines(rq.r.Header), "\n")))
 		h.Write([]byte{0})

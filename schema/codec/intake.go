@@ -107,6 +107,23 @@ func (in *Intake) JSON(body []byte) error { return in.json(body, (*parser).parse
 // CloudEvents reads one CloudEvent in the structured mode, or a batch of them; see [Intake.CloudEvent].
 func (in *Intake) CloudEvents(body []byte) error { return in.json(body, (*parser).cloudEvent) }
 
+// Event takes an event that was made of a record, whose bytes are raw, or what is wrong with the record. Only more
+// events than are welcome make it fail.
+func (in *Intake) Event(raw []byte, e *schema.Event, wrong error) error {
+	return in.add(raw, func(_ *parser, _ []byte, to *schema.Event) *schema.Fault {
+		*to = schema.Event{}
+		var fault *schema.Fault
+		switch {
+		case errors.As(wrong, &fault):
+			return fault
+		case wrong != nil:
+			return &schema.Fault{Problem: wrong.Error(), Remedy: "correct the record"}
+		}
+		*to = *e
+		return nil
+	})
+}
+
 func (in *Intake) json(body []byte, parse parseFunc) error {
 	text := unsafe.String(unsafe.SliceData(body), len(body))
 	i := schema.SkipSpace(text, 0)

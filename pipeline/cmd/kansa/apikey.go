@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"encoding/json"
 	"fmt"
 	"os"
@@ -20,11 +21,12 @@ type apikeyCmd struct {
 
 type apikeyAddCmd struct {
 	natsFlags
-	Name string `arg:"" help:"ORGANIZATION/NAME; NAME alone makes a key for all organizations."`
-	Role string `enum:"publisher,auditor,admin" default:"publisher" help:"publisher publishes events, auditor reads and exports, admin also changes settings (${default})."`
-	Days int    `default:"365" help:"How many days it works (${default})."`
-	Out  string `short:"o" placeholder:"FILE" help:"Write the key to a new file that only its owner can read, instead of printing it."`
-	JSON bool   `name:"json" help:"Print the key and its properties as JSON."`
+	Name    string `arg:"" help:"ORGANIZATION/NAME; NAME alone makes a key for all organizations."`
+	Role    string `enum:"publisher,auditor,admin" default:"publisher" help:"publisher publishes events, auditor reads and exports, admin also changes settings (${default})."`
+	Mapping string `placeholder:"NAME" help:"Mapping of the records that this publisher sends over HTTP: kansa mapping list."`
+	Days    int    `default:"365" help:"How many days it works (${default})."`
+	Out     string `short:"o" placeholder:"FILE" help:"Write the key to a new file that only its owner can read, instead of printing it."`
+	JSON    bool   `name:"json" help:"Print the key and its properties as JSON."`
 }
 
 func (*apikeyAddCmd) Help() string {
@@ -32,11 +34,12 @@ func (*apikeyAddCmd) Help() string {
 
   kansa apikey add acme/billing
   kansa apikey add acme/billing -o billing.key
+  kansa apikey add acme/cloudtrail --mapping cloudtrail
   kansa apikey add --role admin deployment          # for all organizations`
 }
 
 func (c *apikeyAddCmd) Run(e *env) error {
-	k := access.Key{Name: c.Name, Role: access.Role(c.Role)}
+	k := access.Key{Name: c.Name, Role: access.Role(c.Role), Mapping: c.Mapping}
 	if organization, name, ok := strings.Cut(c.Name, "/"); ok {
 		k.Organization, k.Name = organization, name
 	}
@@ -109,10 +112,10 @@ func (c *apikeyListCmd) Run(e *env) error {
 		return jsonLines(e, all)
 	}
 	t := tabwriter.NewWriter(e.stdout, 0, 0, 2, ' ', 0)
-	fmt.Fprintln(t, "NAME\tORGANIZATION\tROLE\tEXPIRES\tCREATED\tBY")
+	fmt.Fprintln(t, "NAME\tORGANIZATION\tROLE\tMAPPING\tEXPIRES\tCREATED\tBY")
 	for i := range all {
 		k := &all[i]
-		fmt.Fprintf(t, "%s\t%s\t%s\t%s\t%s\t%s\n", k.Name, ofOrganizations(k.Organization), k.Role, k.Expires.Format(time.DateOnly), k.Created.Format(time.DateOnly), k.By)
+		fmt.Fprintf(t, "%s\t%s\t%s\t%s\t%s\t%s\t%s\n", k.Name, ofOrganizations(k.Organization), k.Role, cmp.Or(k.Mapping, "-"), k.Expires.Format(time.DateOnly), k.Created.Format(time.DateOnly), k.By)
 	}
 	return t.Flush()
 }

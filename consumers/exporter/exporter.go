@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"log/slog"
 	"net"
+	"runtime/debug"
 	"slices"
 	"strings"
 	"sync/atomic"
@@ -58,6 +59,9 @@ type Config struct {
 	Receipts Receipts
 	// Tracing has each attempt to deliver be a span, in the trace of its request. Default: none.
 	Tracing trace.TracerProvider
+	// CorrectEvery is how long a scheduled export waits after a failure that somebody has to correct, such as
+	// a wrong password; default 1 minute.
+	CorrectEvery time.Duration
 	// KeepStates is how long the state of an export that is over is kept; default 90 days, and no less than LinkTTL.
 	KeepStates time.Duration
 	Logger     *slog.Logger
@@ -107,6 +111,9 @@ func New(bucket *blob.Bucket, states States, links Links, mailer Mailer, js jets
 	}
 	if cfg.AlertAfter == 0 {
 		cfg.AlertAfter = 15 * time.Minute
+	}
+	if cfg.CorrectEvery == 0 {
+		cfg.CorrectEvery = time.Minute
 	}
 	if cfg.Record == nil {
 		cfg.Record = func(context.Context, schema.Event) {}
@@ -164,7 +171,7 @@ func (x *Exporter) export(ctx context.Context, r Request) error {
 		e = Export{Request: r, Created: now}
 	}
 	e.Updated, e.Sent, e.Error = now, 0, ""
-	err = x.attempt(ctx, &e)
+	err = x.try(ctx, &e)
 	e.Updated = x.cfg.Now().UTC()
 	switch {
 	case err == nil:
@@ -179,12 +186,12 @@ func (x *Exporter) export(ctx context.Context, r Request) error {
 		e.State, e.Error = Failed, err.Error()
 		x.stats.givenUp.Add(1)
 	default:
-		// What a schedule asks for is never given up: it is delivered when the destination is mended.
+		// What a schedule requests is never given up: it is delivered once somebody has corrected the cause.
 		x.stats.failed.Add(1)
 		e.State, e.Error = Retrying, err.Error()
 		x.failing.note(e.ID, err)
 		if errors.Is(err, consumers.ErrPermanent) {
-			err = consumers.Later(err, waitForMending)
+			err = consumers.Later(err, x.cfg.CorrectEvery)
 		}
 	}
 	if e.State != Retrying {
@@ -194,7 +201,10 @@ func (x *Exporter) export(ctx context.Context, r Request) error {
 	keep, cancel := context.WithTimeout(context.WithoutCancel(ctx), 5*time.Second)
 	defer cancel()
 	if putErr := x.states.Put(keep, e); putErr != nil {
-		return errors.Join(putErr, err)
+		if err != nil { // its text alone: an outcome that is not kept is not final
+			putErr = fmt.Errorf("%w; the attempt failed: %s", putErr, err.Error())
+		}
+		return putErr
 	}
 	if ctx.Err() == nil || e.State == Done {
 		x.after(keep, &e)
@@ -226,6 +236,17 @@ func (x *Exporter) after(ctx context.Context, e *Export) {
 			x.log.Warn("schedule goes on with its next tick", slog.String("destination", e.Organization+"/"+e.Destination), slog.Any("error", err))
 		}
 	}
+}
+
+// try makes an attempt. A panic ends it like any other failure, so that the export's state says so.
+func (x *Exporter) try(ctx context.Context, e *Export) (err error) {
+	defer func() {
+		if p := recover(); p != nil {
+			x.log.Error("delivery panicked", slog.String("export", e.ID), slog.Any("panic", p), slog.String("stack", string(debug.Stack())))
+			err = consumers.Permanent(fmt.Errorf("delivery panicked: %v: report this with the log", p))
+		}
+	}()
+	return x.attempt(ctx, e)
 }
 
 func (x *Exporter) attempt(ctx context.Context, e *Export) error {
@@ -320,9 +341,6 @@ func (x *Exporter) allowed(ctx context.Context, organization string, trails []sc
 
 // waitForHour is how long an export whose hours are not closed waits before it looks again.
 const waitForHour = time.Second
-
-// waitForMending is how long a scheduled export waits that can't be delivered before somebody mends something.
-const waitForMending = time.Minute
 
 // progressEvery is how often the state of a running export is kept.
 const progressEvery = 2 * time.Second
@@ -432,7 +450,7 @@ func (x *Exporter) deliverLink(ctx context.Context, e *Export, plan *Plan, to []
 		}
 		m.ID = fmt.Sprintf("%s.%d.%d", e.ID, i, e.Attempts)
 		if err := x.mayMail(ctx, e.Organization); err != nil {
-			return consumers.Later(err, waitForMending)
+			return consumers.Later(err, x.cfg.CorrectEvery)
 		}
 		if err := x.mailer.Send(ctx, m); err != nil {
 			return classify(err, mail.Permanent(err))

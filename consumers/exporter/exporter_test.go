@@ -53,6 +53,8 @@ type fixture struct {
 	// exporter is that of run.
 	exporter *exporter.Exporter
 	settings *settings.Store
+	// correctEvery is that of the exporter's configuration.
+	correctEvery time.Duration
 
 	mu       sync.Mutex
 	closed   time.Time
@@ -65,12 +67,21 @@ type mailbox struct {
 	mu   sync.Mutex
 	sent []mail.Message
 	fail error
+	// failTo is the one recipient that fail is for; empty for all.
+	failTo string
+}
+
+// refuse has mails to somebody, or to everybody if that is empty, fail with an error; nil ends it.
+func (m *mailbox) refuse(to string, err error) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.fail, m.failTo = err, to
 }
 
 func (m *mailbox) Send(_ context.Context, msg mail.Message) error {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	if m.fail != nil {
+	if m.fail != nil && (m.failTo == "" || m.failTo == msg.To) {
 		return m.fail
 	}
 	m.sent = append(m.sent, msg)
@@ -187,7 +198,7 @@ func (f *fixture) run(t *testing.T, destinations ...exporter.Destination) {
 		t.Fatal(err)
 	}
 	f.exporter = exporter.New(f.bucket, f.states, f.links, f.mails, f.client.JS, exporter.Config{
-		Settings: f.settings, PublicURL: "https://audit.example.com/", Closed: f.closedUntil, Now: f.clock, Record: f.record, Logger: logger(t),
+		Settings: f.settings, PublicURL: "https://audit.example.com/", Closed: f.closedUntil, Now: f.clock, Record: f.record, Logger: logger(t), CorrectEvery: f.correctEvery,
 		Receipts: &keys.Receipts{Dir: f.keyDir, Bucket: f.bucket},
 	})
 	queue, err := f.client.JS.Consumer(t.Context(), broker.StreamExports, broker.ConsumerExporter)

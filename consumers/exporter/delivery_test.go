@@ -22,9 +22,7 @@ import (
 // tick has the exporter look at a schedule.
 func (f *fixture) tick(t *testing.T, name string) {
 	t.Helper()
-	if err := exporter.LookAtSchedule(t.Context(), f.client.JS, "acme", name); err != nil {
-		t.Fatal(err)
-	}
+	f.exporter.ScheduleChanged("acme", name)
 }
 
 // Requirement B3: a paused destination gets nothing; resumed, it gets all, in order. One that fails for long has
@@ -39,13 +37,17 @@ func TestDeliveryHealth(t *testing.T) {
 	}
 	f.run(t, d)
 	first := exporter.ScheduledID("acme", "store", start)
-	f.tick(t, "store")
+	f.tick(t, "store") // which requests nothing
+	f.submit(t, exporter.Request{
+		ID: first, Organization: "acme", Trails: schema.Trails, From: start, To: start.AddDate(0, 0, 1), Destination: "store", Scheduled: true,
+	})
 	if e := f.until(t, first, is(exporter.Waiting)); !strings.Contains(e.Error, "paused") {
 		t.Errorf("got %+v", e)
 	}
 	if _, err := f.settings.PauseDestination(t.Context(), "acme", "store", "test", false); err != nil {
 		t.Fatal(err)
 	}
+	f.tick(t, "store")
 	f.until(t, first, is(exporter.Retrying)) // there is no such directory
 	var h exporter.Health
 	pipelinetest.Until(t, time.Minute, func() (bool, any) { // it is kept a moment later
@@ -252,3 +254,90 @@ func TestDestinationFaults(t *testing.T) {
 }
 
 var _ exporter.Settings = (*settings.Store)(nil)
+
+// A schedule is run by the exporter's clock: not before it is due, on the day of a clock change too; where its last
+// hour is not sealed yet, as soon as it is, and not a period later.
+func TestScheduleWaitsForItsTimeAndItsLastHour(t *testing.T) {
+	t.Parallel()
+	f := newFixture(t, 0)
+	from := time.Date(2027, 3, 27, 0, 0, 0, 0, time.UTC)
+	due := from.AddDate(0, 0, 1).Add(time.Hour) // 01:15 does not exist in London on that day
+	set := func(now, closed time.Time) {
+		f.mu.Lock()
+		defer f.mu.Unlock()
+		f.now, f.closed = now, closed
+	}
+	set(due.Add(-time.Second), from.AddDate(0, 0, 1))
+	f.run(t, exporter.Destination{
+		Name: "nightly", Organization: "acme", FromFile: true, Bucket: "file://" + filepath.ToSlash(t.TempDir()),
+		Schedule: &exporter.Schedule{Cron: "0 15 1 * * *", TimeZone: "Europe/London", Since: from},
+	})
+	f.tick(t, "nightly")
+	await.State(t, await.Limit, "the first look at the schedule", func() (bool, any) {
+		h, err := f.states.Health(t.Context(), "acme", "nightly")
+		return err == nil && h.Next.Equal(from), h
+	})
+	set(due, from.AddDate(0, 0, 1).Add(-time.Hour)) // the last hour is not sealed
+	f.tick(t, "nightly")
+	set(due.Add(2*time.Second), from.AddDate(0, 0, 1))
+	e := f.until(t, exporter.ScheduledID("acme", "nightly", from), is(exporter.Done))
+	if e.Created.Before(due) {
+		t.Errorf("the archive was requested at %s, before it was due at %s", e.Created, due)
+	}
+	var h exporter.Health
+	await.State(t, await.Limit, "the schedule to go on", func() (bool, any) {
+		var err error
+		h, err = f.states.Health(t.Context(), "acme", "nightly")
+		return err == nil && h.Next.Equal(from.AddDate(0, 0, 1)), h
+	})
+	s := exporter.Schedule{Cron: "0 15 1 * * *", TimeZone: "Europe/London", Period: 24 * time.Hour}
+	if next, err := s.NextRun(h.Next, f.clock()); err != nil || !next.Equal(from.AddDate(0, 0, 2).Add(15*time.Minute)) {
+		t.Errorf("the next run is %s, %v", next, err)
+	}
+}
+
+// After an outage of a server, the first delivery that succeeds has the others attempted that wait out their pauses.
+func TestDeliveryWakesOthersOfItsServer(t *testing.T) {
+	t.Parallel()
+	f := newFixture(t, 24)
+	dir := filepath.Join(t.TempDir(), "archives")
+	bucket := "file://" + filepath.ToSlash(dir)
+	f.backoff, f.correctEvery = time.Hour, time.Hour // no attempt comes by itself
+	f.run(t,
+		exporter.Destination{Name: "one", Organization: "acme", FromFile: true, Bucket: bucket},
+		exporter.Destination{Name: "two", Organization: "acme", FromFile: true, Bucket: bucket},
+	)
+	f.mails.refuse("", errors.New("connection refused"))
+	request := func(id, destination string) exporter.Request {
+		r := day(id)
+		if destination != "" {
+			r.Destination, r.MailTo, r.Scheduled = destination, nil, true
+		}
+		return r
+	}
+	waiting := []exporter.Request{request("w1", "one"), request("w2", "two"), request("w3", "one"), request("other", "")}
+	for _, r := range waiting {
+		f.submit(t, r)
+		f.until(t, r.ID, is(exporter.Retrying))
+	}
+	if err := os.MkdirAll(dir, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	await.State(t, await.Limit, "the exports to be noted as waiting", func() (bool, any) {
+		keys, err := f.states.KV.Keys(t.Context())
+		n := 0
+		for _, key := range keys {
+			if strings.HasPrefix(key, "down.") {
+				n++
+			}
+		}
+		return err == nil && n == len(waiting), keys
+	})
+	f.submit(t, request("first", "two"))
+	for _, id := range []string{"first", "w1", "w2", "w3"} {
+		f.until(t, id, is(exporter.Done))
+	}
+	if e, _, err := f.states.Get(t.Context(), "other"); err != nil || e.State != exporter.Retrying || e.Attempts != 1 {
+		t.Errorf("an export for another server: %+v, %v", e, err)
+	}
+}

@@ -78,6 +78,7 @@ type Exporter struct {
 	js      jetstream.JetStream
 	log     *slog.Logger
 	failing failing
+	clock   clock
 	tracer  trace.Tracer
 	stats   struct{ delivered, failed, givenUp atomic.Uint64 }
 }
@@ -124,7 +125,7 @@ func New(bucket *blob.Bucket, states States, links Links, mailer Mailer, js jets
 	return &Exporter{
 		tracer: cfg.Tracing.Tracer("github.com/kansa-audit/kansa/consumers/exporter"),
 		cfg:    cfg, bucket: bucket, states: states, links: links, mailer: mailer, js: js, log: cfg.Logger,
-		failing: failing{now: cfg.Now, of: map[string]failure{}},
+		failing: failing{now: cfg.Now, of: map[string]failure{}}, clock: clock{changed: make(chan struct{}, 1)},
 	}
 }
 
@@ -142,11 +143,8 @@ func (x *Exporter) Handle(ctx context.Context, msg jetstream.Msg) (err error) {
 		return consumers.Permanent(fmt.Errorf("read the export request: %w", err))
 	}
 	organization := strings.TrimPrefix(msg.Subject(), schema.SubjectExports+".")
-	if t.Schedule != "" {
-		return x.schedule(ctx, organization, t.Schedule)
-	}
 	if t.Request == nil {
-		return consumers.Permanent(errors.New("read the export request: it holds neither a request nor a schedule"))
+		return consumers.Permanent(errors.New("read the export request: it holds no request"))
 	}
 	if err := t.Request.Validate(); err != nil {
 		return consumers.Permanent(err)
@@ -154,7 +152,10 @@ func (x *Exporter) Handle(ctx context.Context, msg jetstream.Msg) (err error) {
 	if t.Request.Organization != organization {
 		return consumers.Permanent(fmt.Errorf("export %s came on %s and speaks of organization %s", t.Request.ID, msg.Subject(), t.Request.Organization))
 	}
-	return x.export(ctx, *t.Request)
+	if err := x.export(ctx, *t.Request); err != nil && !t.Once {
+		return err
+	}
+	return nil
 }
 
 // export brings one export a step further. What it returns decides whether it is tried again.
@@ -231,9 +232,12 @@ func (x *Exporter) after(ctx context.Context, e *Export) {
 			x.log.Warn("health of a destination not kept", slog.String("destination", e.Organization+"/"+e.Destination), slog.Any("error", err))
 		}
 	}
+	if err := x.spread(ctx, e); err != nil {
+		x.log.Warn("exports that wait for the same server are retried after their pause", slog.String("export", e.ID), slog.Any("error", err))
+	}
 	if e.Scheduled && e.State == Done {
 		if err := x.advance(ctx, e); err != nil {
-			x.log.Warn("schedule goes on with its next tick", slog.String("destination", e.Organization+"/"+e.Destination), slog.Any("error", err))
+			x.log.Warn("schedule goes on with its next look", slog.String("destination", e.Organization+"/"+e.Destination), slog.Any("error", err))
 		}
 	}
 }
@@ -338,9 +342,6 @@ func (x *Exporter) allowed(ctx context.Context, organization string, trails []sc
 	}
 	return nil
 }
-
-// waitForHour is how long an export whose hours are not closed waits before it looks again.
-const waitForHour = time.Second
 
 // progressEvery is how often the state of a running export is kept.
 const progressEvery = 2 * time.Second
@@ -471,16 +472,21 @@ func Submit(ctx context.Context, js jetstream.JetStream, r Request) error {
 	if err := r.Validate(); err != nil {
 		return err
 	}
-	data, err := EncodeRequest(r)
+	return submit(ctx, js, task{Request: &r}, r.ID)
+}
+
+// submit puts a task on the stream, once for each message id.
+func submit(ctx context.Context, js jetstream.JetStream, t task, id string) error {
+	data, err := json.Marshal(t)
 	if err != nil {
-		return fmt.Errorf("encode export %s: %w", r.ID, err)
+		return fmt.Errorf("encode export %s: %w", t.Request.ID, err)
 	}
-	msg := nats.NewMsg(schema.SubjectExports + "." + r.Organization)
+	msg := nats.NewMsg(schema.SubjectExports + "." + t.Request.Organization)
 	msg.Data = data
-	msg.Header.Set(nats.MsgIdHdr, r.ID)
+	msg.Header.Set(nats.MsgIdHdr, id)
 	tracecontext.Into(ctx, msg.Header)
 	if _, err := js.PublishMsg(ctx, msg); err != nil {
-		return fmt.Errorf("ask for export %s: %w", r.ID, err)
+		return fmt.Errorf("request export %s: %w", t.Request.ID, err)
 	}
 	return nil
 }

@@ -3,6 +3,7 @@ package exporter_test
 import (
 	"archive/zip"
 	"bytes"
+	"cmp"
 	"context"
 	"crypto/sha256"
 	"encoding/hex"
@@ -55,6 +56,8 @@ type fixture struct {
 	settings *settings.Store
 	// correctEvery is that of the exporter's configuration.
 	correctEvery time.Duration
+	// backoff is the pause before another attempt; default 50 ms.
+	backoff time.Duration
 
 	mu       sync.Mutex
 	closed   time.Time
@@ -209,11 +212,16 @@ func (f *fixture) run(t *testing.T, destinations ...exporter.Destination) {
 	ended := make(chan error, 1)
 	w := consumers.Work{
 		Queue: queue, Handle: f.exporter.Handle, Parallel: 2, AckWait: 30 * time.Second, Logger: logger(t),
-		Backoff: func(uint64) time.Duration { return 50 * time.Millisecond },
+		Backoff: func(uint64) time.Duration { return cmp.Or(f.backoff, 50*time.Millisecond) },
 	}
 	go func() { ended <- w.Run(ctx) }()
+	clockEnded := make(chan error, 1)
+	go func() { clockEnded <- f.exporter.RunSchedules(ctx) }()
 	t.Cleanup(func() {
 		stop()
+		if err := await.Receive(t, await.Limit, "the exporter's clock to end", clockEnded); err != nil {
+			t.Error(err)
+		}
 		if err := await.Receive(t, await.Limit, "the exporter's work to end", ended); err != nil {
 			t.Error(err)
 		}
@@ -423,17 +431,11 @@ func TestScheduleCatchesUp(t *testing.T) {
 	server := localSFTP(t, dir)
 	d := exporter.Destination{Name: "daily", Organization: "acme", SFTP: server, Schedule: &exporter.Schedule{Since: start}}
 	f.run(t, d)
-	body, err := exporter.EncodeSchedule("daily")
-	if err != nil {
-		t.Fatal(err)
-	}
 	f.mu.Lock()
 	f.closed = start.AddDate(0, 0, 3).Add(time.Hour) // three days, and a piece of the fourth
 	f.mu.Unlock()
-	for range 3 { // the same tick again changes nothing
-		if _, err := f.client.JS.Publish(t.Context(), "audit.exports.acme", body); err != nil {
-			t.Fatal(err)
-		}
+	for range 3 { // looking again changes nothing
+		f.tick(t, "daily")
 	}
 	for i := range 3 {
 		f.until(t, exporter.ScheduledID("acme", "daily", start.AddDate(0, 0, i)), is(exporter.Done))

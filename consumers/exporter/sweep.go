@@ -196,7 +196,11 @@ func (x *Exporter) sweepStates(ctx context.Context, now time.Time) (n int, _ err
 		}
 		gone++
 	}
-	return n, purge(ctx, kv, n+gone)
+	waiting, err := x.sweepWaiting(ctx)
+	if err != nil {
+		return n, err
+	}
+	return n, purge(ctx, kv, n+gone+waiting)
 }
 
 // keysOf lists the keys with a prefix, without it.

@@ -52,7 +52,7 @@ type DestinationStatus struct {
 	Health exporter.Health `json:"health"`
 	// State is ok, failing, paused, waiting (nothing was delivered yet) or manual (there is no schedule).
 	State string `json:"state"`
-	// NextRun is when its schedule is due.
+	// NextRun is when the next archive is due; in the past while that archive waits or fails.
 	NextRun time.Time `json:"next_run,omitzero"`
 }
 
@@ -196,7 +196,7 @@ func (d *Desk) destinations(ctx context.Context, organization string) ([]Destina
 			s.State = "waiting"
 		}
 		if s.Schedule != nil && !s.Paused {
-			if s.NextRun, err = s.Schedule.Next(time.Now()); err != nil {
+			if s.NextRun, err = s.Schedule.NextRun(s.Health.Next, time.Now()); err != nil {
 				return nil, err
 			}
 		}

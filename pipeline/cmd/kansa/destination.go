@@ -438,9 +438,17 @@ func (c *destinationListCmd) Run(e *env) error {
 			to = strings.Join(d.Mail, ",")
 		}
 		fmt.Fprintf(t, "%s/%s\t%s\t%s\t%s\t%s\t%s\t%d\t%s\n", d.Organization, d.Name, to, d.State, when(d.Health.LastSuccess), when(d.Health.Next),
-			when(d.NextRun), d.Health.Failures, shorten(d.Health.LastError, 80))
+			nextRun(d.NextRun), d.Health.Failures, shorten(d.Health.LastError, 80))
 	}
 	return t.Flush()
+}
+
+// nextRun is when the next archive is due; one that is due already waits for its last hour, or fails.
+func nextRun(t time.Time) string {
+	if !t.IsZero() && t.Before(time.Now()) {
+		return "due since " + when(t)
+	}
+	return when(t)
 }
 
 func when(t time.Time) string {

@@ -341,3 +341,46 @@ func TestDeliveryWakesOthersOfItsServer(t *testing.T) {
 		t.Errorf("an export for another server: %+v, %v", e, err)
 	}
 }
+
+// A stored schedule that cannot run, because it names no time or cannot be read, is skipped and reported; those of other
+// destinations run, and one whose destination is removed is forgotten.
+func TestBadScheduleStopsNoOther(t *testing.T) {
+	t.Parallel()
+	f := newFixture(t, 24)
+	good := exporter.Destination{
+		Name: "nightly", Organization: "acme", FromFile: true, Bucket: "file://" + filepath.ToSlash(t.TempDir()), Schedule: &exporter.Schedule{Since: start},
+	}
+	f.run(t, good)
+	for name, value := range map[string]string{
+		"never":   `{"name":"never","organization":"acme","trails":["activity"],"bucket":"mem://","schedule":{"cron":"0 0 0 30 2 *","period":"24h0m0s"}}`,
+		"nowhere": `{"name":"nowhere","organization":"acme","trails":["activity"],"bucket":"mem://","schedule":{"cron":"0 15 1 * * *","time_zone":"Mars","period":"24h0m0s"}}`,
+		"damaged": `{"name":`,
+	} {
+		document := `{"version":2,"value":` + value + `}`
+		if _, err := f.settings.KV.PutString(t.Context(), "destination.acme."+name, document); err != nil {
+			t.Fatal(err)
+		}
+		f.tick(t, name)
+	}
+	await.State(t, await.Limit, "three schedules to be skipped", func() (bool, any) {
+		skipped := f.exporter.SkippedSchedules()
+		return len(skipped) == 3, skipped
+	})
+	f.tick(t, "nightly")
+	f.until(t, exporter.ScheduledID("acme", "nightly", start), is(exporter.Done))
+	for _, want := range []string{"acme/damaged: ", "acme/never: ", "acme/nowhere: "} {
+		if text := strings.Join(f.exporter.SkippedSchedules(), "\n"); !strings.Contains(text, want) {
+			t.Errorf("%q does not name %s", text, want)
+		}
+	}
+	for _, name := range []string{"never", "nowhere", "damaged"} {
+		if err := f.settings.RemoveDestination(t.Context(), "acme", name, settings.Change{By: "ann"}); err != nil {
+			t.Error(err)
+		}
+		f.tick(t, name)
+	}
+	await.State(t, await.Limit, "the schedules to be forgotten", func() (bool, any) {
+		skipped := f.exporter.SkippedSchedules()
+		return len(skipped) == 0, skipped
+	})
+}

@@ -17,6 +17,7 @@ import (
 	"github.com/nats-io/nats.go/jetstream"
 	"gocloud.dev/blob"
 
+	"github.com/kansa-audit/kansa/consumers"
 	"github.com/kansa-audit/kansa/consumers/exporter/render"
 	"github.com/kansa-audit/kansa/schema"
 )
@@ -271,7 +272,7 @@ func (i *Intake) before(ctx context.Context, r *Request) (_ Export, revision uin
 
 func (i *Intake) remember(ctx context.Context, r *Request, revision uint64) error {
 	// If two ask at once, both get theirs, and either is found later.
-	if _, err := i.States.KV.Update(ctx, same(r), []byte(r.ID), revision); err != nil && !wrongRevision(err) {
+	if _, err := consumers.Replace(ctx, i.States.KV, same(r), []byte(r.ID), revision); err != nil && !errors.Is(err, consumers.ErrReplaced) {
 		return fmt.Errorf("remember export %s: %w", r.ID, err)
 	}
 	return nil
@@ -359,18 +360,12 @@ func (s States) change(ctx context.Context, key string, edit func([]string) ([]s
 		if err != nil {
 			return fmt.Errorf("encode %s: %w", key, err)
 		}
-		if _, err = s.KV.Update(ctx, key, data, revision); err == nil {
+		if _, err = consumers.Replace(ctx, s.KV, key, data, revision); err == nil {
 			return nil
-		} else if !wrongRevision(err) {
+		} else if !errors.Is(err, consumers.ErrReplaced) {
 			return fmt.Errorf("keep %s: %w", key, err)
 		}
 	}
-}
-
-// wrongRevision tells that somebody else wrote the key meanwhile.
-func wrongRevision(err error) bool {
-	var api *jetstream.APIError
-	return errors.As(err, &api) && api.ErrorCode == jetstream.JSErrCodeStreamWrongLastSequence
 }
 
 func trailList(trails []schema.Trail) string {

@@ -222,7 +222,7 @@ func forget(ctx context.Context, kv jetstream.KeyValue, key string) error {
 	return nil
 }
 
-// purge takes away the marks of what was forgotten: a key with one can't be made again as one that never was.
+// purge removes the markers of what was forgotten.
 func purge(ctx context.Context, kv jetstream.KeyValue, forgotten int) error {
 	if forgotten == 0 {
 		return nil

@@ -2,6 +2,7 @@ package main
 
 import (
 	"bytes"
+	"cmp"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -261,6 +262,9 @@ func (c *destinationEditCmd) Run(e *env) error {
 	if err != nil {
 		return err
 	}
+	if have.SFTP == nil && have.Bucket == "" && len(have.Mail) == 0 {
+		return fmt.Errorf("edit destination %s: %s: remove it with kansa destination remove %s, and add it again", c.Name, have.Problem, c.Name)
+	}
 	data, err := json.Marshal(have.Destination.Destination)
 	if err != nil {
 		return fmt.Errorf("read the destination: %w", err)
@@ -438,7 +442,7 @@ func (c *destinationListCmd) Run(e *env) error {
 			to = strings.Join(d.Mail, ",")
 		}
 		fmt.Fprintf(t, "%s/%s\t%s\t%s\t%s\t%s\t%s\t%d\t%s\n", d.Organization, d.Name, to, d.State, when(d.Health.LastSuccess), when(d.Health.Next),
-			nextRun(d.NextRun), d.Health.Failures, shorten(d.Health.LastError, 80))
+			nextRun(d.NextRun), d.Health.Failures, shorten(cmp.Or(d.Problem, d.Health.LastError), 80))
 	}
 	return t.Flush()
 }

@@ -84,7 +84,7 @@ const fieldHelp = `Fields, as YAML or with --set:
 
   kansa destination add acme/archive -s sftp.host=sftp.example.com -s sftp.user=kansa -s sftp.password=@pw \
         -s sftp.host_keys='[SHA256:…]' -s sftp.path=/incoming -s schedule.cron='0 15 1 * * *' -s schedule.time_zone=Asia/Tokyo
-  kansa destination edit acme/archive -s sftp.port=2222`
+  kansa destination edit acme/archive -s sftp.path=/archives`
 
 // apply changes fields, as JSON has them.
 func (f *fieldFlags) apply(e *env, fields map[string]any) error {

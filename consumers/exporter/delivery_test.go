@@ -13,6 +13,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 
 	"github.com/kansa-audit/kansa/consumers/exporter"
+	"github.com/kansa-audit/kansa/consumers/exporter/mail"
 	"github.com/kansa-audit/kansa/pipeline/pipelinetest"
 	"github.com/kansa-audit/kansa/pipeline/pipelinetest/await"
 	"github.com/kansa-audit/kansa/pipeline/settings"
@@ -202,7 +203,7 @@ func TestIntake(t *testing.T) {
 		r.To = r.To.Add(-time.Hour)
 		_, err = in.Ask(t.Context(), r)
 	}
-	if !errors.Is(err, exporter.ErrQuota) || !strings.Contains(err.Error(), "3 of 3 of access") {
+	if !errors.Is(err, exporter.ErrQuota) || !strings.Contains(err.Error(), "3 of 3 access exports used today") {
 		t.Errorf("a fourth export: %v", err)
 	}
 	f.mu.Lock()
@@ -383,4 +384,69 @@ func TestBadScheduleStopsNoOther(t *testing.T) {
 		skipped := f.exporter.SkippedSchedules()
 		return len(skipped) == 0, skipped
 	})
+}
+
+// Exports that failed do not use the day up. Those under way do, so that requests at the same moment cannot exceed it.
+func TestOnlyDeliveredExportsUseUpTheDay(t *testing.T) {
+	t.Parallel()
+	f := newFixture(t, 24)
+	f.run(t)
+	f.mails.refuse("", &mail.Error{Class: mail.ErrRecipient, Code: 550, Err: errors.New("550 no such user")})
+	in := f.intake()
+	ask := func(hours int) (*exporter.Asked, error) {
+		r := anonymous(day(""))
+		r.To = r.To.Add(-time.Duration(hours) * time.Hour)
+		return in.Ask(t.Context(), r)
+	}
+	for i := range 5 {
+		asked, err := ask(i)
+		if err != nil {
+			t.Fatalf("request %d, after %d that failed: %v", i, i, err)
+		}
+		if asked.Left[schema.Activity] != 2 {
+			t.Errorf("request %d leaves %d, want 2", i, asked.Left[schema.Activity])
+		}
+		f.until(t, asked.Export.ID, is(exporter.Failed))
+	}
+	f.mails.refuse("", nil)
+	f.mu.Lock()
+	f.closed = start // what is requested now waits
+	f.mu.Unlock()
+	const atOnce = 8
+	errs := make(chan error, atOnce)
+	for i := range atOnce {
+		go func() {
+			_, err := ask(5 + i)
+			errs <- err
+		}()
+	}
+	taken := 0
+	for range atOnce {
+		switch err := await.Receive(t, await.Limit, "a request to be answered", errs); {
+		case err == nil:
+			taken++
+		case !errors.Is(err, exporter.ErrQuota):
+			t.Error(err)
+		}
+	}
+	if taken != 3 {
+		t.Errorf("%d of %d requests at once were taken, want 3", taken, atOnce)
+	}
+	f.mu.Lock()
+	f.closed = start.AddDate(0, 0, 1)
+	f.mu.Unlock()
+	all, err := f.states.List(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	delivered := 0
+	for _, e := range all {
+		if e.State != exporter.Failed {
+			f.until(t, e.ID, is(exporter.Done))
+			delivered++
+		}
+	}
+	if _, err := ask(20); delivered != 3 || !errors.Is(err, exporter.ErrQuota) {
+		t.Errorf("after %d deliveries: %v", delivered, err)
+	}
 }

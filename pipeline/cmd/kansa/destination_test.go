@@ -134,7 +134,7 @@ func TestDestinationCommands(t *testing.T) {
 	if out := do(0, "export", "start", "-o", "acme", "-d", "archive", "--from", from, "--to", to); !strings.Contains(out, "costs nothing") {
 		t.Errorf("the same again:\n%s", out)
 	}
-	if out := do(1, "export", "start", "-o", "acme", "-t", "access", "-d", "archive", "--from", from, "--to", to); !strings.Contains(out, "no more exports today") {
+	if out := do(1, "export", "start", "-o", "acme", "-t", "access", "-d", "archive", "--from", from, "--to", to); !strings.Contains(out, "export quota reached") {
 		t.Errorf("beyond the quota:\n%s", out)
 	}
 	do(0, "destination", "remove", "acme/archive")

@@ -3,6 +3,7 @@ package exporter_test
 import (
 	"context"
 	"errors"
+	"fmt"
 	"os"
 	"path/filepath"
 	"slices"
@@ -14,10 +15,13 @@ import (
 
 	"github.com/kansa-audit/kansa/consumers/exporter"
 	"github.com/kansa-audit/kansa/consumers/exporter/mail"
+	"github.com/kansa-audit/kansa/pipeline/keys"
 	"github.com/kansa-audit/kansa/pipeline/pipelinetest"
 	"github.com/kansa-audit/kansa/pipeline/pipelinetest/await"
 	"github.com/kansa-audit/kansa/pipeline/settings"
 	"github.com/kansa-audit/kansa/schema"
+	"github.com/kansa-audit/kansa/schema/codec"
+	"github.com/kansa-audit/kansa/schema/seal"
 )
 
 // tick has the exporter look at a schedule.
@@ -448,5 +452,89 @@ func TestOnlyDeliveredExportsUseUpTheDay(t *testing.T) {
 	}
 	if _, err := ask(20); delivered != 3 || !errors.Is(err, exporter.ErrQuota) {
 		t.Errorf("after %d deliveries: %v", delivered, err)
+	}
+}
+
+// retain removes the file of an hour as the retention does.
+func (f *fixture) retain(t *testing.T, trail schema.Trail, hour int) {
+	t.Helper()
+	p := schema.Partition{Organization: "acme", Trail: trail, Hour: start.Add(time.Duration(hour) * time.Hour), Length: time.Hour}
+	manifest, err := f.bucket.ReadAll(t.Context(), p.ManifestKey())
+	if err != nil {
+		t.Fatal(err)
+	}
+	m, err := seal.Parse(manifest)
+	if err != nil {
+		t.Fatal(err)
+	}
+	statement, err := f.keys.SealRemoval(t.Context(), seal.NewRemoval(m, f.clock(), "retention of 500 bytes"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := f.bucket.WriteAll(t.Context(), p.RemovedKey(), statement, nil); err != nil {
+		t.Fatal(err)
+	}
+	if err := f.bucket.Delete(t.Context(), p.CSVKey()); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// A link gives the archive that was mailed, after a rotation of keys too, or says why that is gone: it never gives
+// another one, and the same request makes a new archive then.
+func TestLinkKeepsItsPromiseOrSaysWhyNot(t *testing.T) {
+	t.Parallel()
+	f, _ := historyOf(t, 24)
+	f.run(t)
+	in := f.intake()
+	plain, rendered := anonymous(day("")), anonymous(day(""))
+	rendered.Format = codec.FormatCEF
+	var all []exporter.Export
+	for _, r := range []exporter.Request{plain, rendered} {
+		asked, err := in.Ask(t.Context(), r)
+		if err != nil {
+			t.Fatal(err)
+		}
+		e := f.until(t, asked.Export.ID, is(exporter.Done))
+		if len(e.Oldest) != 2 || e.ETag == "" {
+			t.Errorf("what the link promises is not kept: %+v", e.Promise)
+		}
+		all = append(all, e)
+	}
+	if _, err := keys.Rotate(t.Context(), f.keyDir, f.bucket, f.clock()); err != nil {
+		t.Fatal(err)
+	}
+	for i := range all {
+		plan, err := exporter.PlanLink(t.Context(), f.bucket, &all[i])
+		if err != nil || plan.Size() != all[i].Bytes {
+			t.Errorf("%s after a rotation: %v", all[i].File, err)
+		}
+		if err := exporter.Available(t.Context(), f.bucket, &all[i]); err != nil {
+			t.Error(err)
+		}
+	}
+	var err error
+	if f.keys, err = keys.Open(t.Context(), f.keyDir, f.bucket); err != nil {
+		t.Fatal(err)
+	}
+	oldest := 0
+	for !strings.HasSuffix(all[0].Oldest[0], fmt.Sprintf("/%02d.csv.gz", oldest)) {
+		oldest++
+	}
+	f.retain(t, schema.Access, oldest)
+	for i := range all {
+		var gone *exporter.Gone
+		if err := exporter.Available(t.Context(), f.bucket, &all[i]); !errors.As(err, &gone) || !strings.Contains(gone.Reason, "retention of 500 bytes") {
+			t.Errorf("%s after its hour was removed: %v", all[i].File, err)
+		}
+		if _, err := exporter.PlanLink(t.Context(), f.bucket, &all[i]); !errors.As(err, &gone) {
+			t.Errorf("%s after its hour was removed: it is another archive: %v", all[i].File, err)
+		}
+	}
+	if swept, err := f.exporter.Sweep(t.Context()); err != nil || swept.Areas != 1 || len(keysBelow(t, f.bucket)) != 0 {
+		t.Errorf("what was rendered stays after its hour was removed: %+v, %v", swept, err)
+	}
+	again, err := in.Ask(t.Context(), plain)
+	if err != nil || again.Again {
+		t.Errorf("the same request: %+v, %v; want a new archive", again, err)
 	}
 }

@@ -443,7 +443,7 @@ func (x *Exporter) deliverLink(ctx context.Context, e *Export, plan *Plan, to []
 		Organization: e.Organization, Trails: trails, From: e.From, To: e.To, Events: int64(e.Rows), Files: int64(e.Files),
 		Size: e.Bytes, FileName: e.File, Link: absolute(x.cfg.PublicURL, DownloadPath(token, e.File)), Expires: expires,
 	}
-	e.Expires = &expires
+	e.Expires, e.Promise = &expires, plan.promise()
 	for i, address := range to {
 		m, err := body.Message(address)
 		if err != nil {

@@ -267,6 +267,12 @@ func (i *Intake) before(ctx context.Context, r *Request) (_ Export, revision uin
 	e, ok, err := i.States.Get(ctx, string(entry.Value()))
 	now := i.now()
 	old := !ok || e.State == Failed || e.Revoked != nil || e.Expires != nil && !now.Before(*e.Expires) || e.State == Done && now.Sub(e.Updated) > i.Linger
+	if err == nil && !old {
+		var gone *Gone
+		if err = Available(ctx, i.Bucket, &e); errors.As(err, &gone) {
+			old, err = true, nil
+		}
+	}
 	return e, entry.Revision(), !old, err
 }
 

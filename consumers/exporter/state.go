@@ -49,6 +49,8 @@ type Export struct {
 	Expires *time.Time `json:"expires,omitempty"`
 	// Revoked links open nothing.
 	Revoked *time.Time `json:"revoked,omitempty"`
+	// Promise of the link, if it is delivered by one.
+	Promise
 }
 
 // States keeps exports in a key-value bucket.

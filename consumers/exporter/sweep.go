@@ -87,6 +87,12 @@ func (x *Exporter) removeArea(ctx context.Context, id string) error {
 	return forget(ctx, x.states.KV, prefixArea+id)
 }
 
+// gone reports whether an archive that was delivered by a link is gone: what was rendered for it goes with its hours.
+func (x *Exporter) gone(ctx context.Context, e *Export) bool {
+	var gone *Gone
+	return e.State == Done && errors.As(Available(ctx, x.bucket, e), &gone)
+}
+
 func (x *Exporter) sweepAreas(ctx context.Context, now time.Time) (n int, _ error) {
 	ids, err := keysOf(ctx, x.states.KV, prefixArea)
 	if err != nil {
@@ -97,7 +103,7 @@ func (x *Exporter) sweepAreas(ctx context.Context, now time.Time) (n int, _ erro
 		if err != nil {
 			return n, err
 		}
-		if found && !e.areaIsOver(now) {
+		if found && !e.areaIsOver(now) && !x.gone(ctx, &e) {
 			continue
 		}
 		if err := x.removeArea(ctx, id); err != nil {

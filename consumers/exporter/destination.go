@@ -50,7 +50,9 @@ type Destination struct {
 	SFTP *sftp.Config `yaml:"sftp,omitempty" json:"sftp,omitempty"`
 	// Mail are the addresses that get a link instead.
 	Mail []string `yaml:"mail,omitempty" json:"mail,omitempty"`
-	// Bucket is the URL of an object store, as gocloud.dev has them: file:///srv/archives, s3://archives?region=eu-central-1.
+	// Bucket is the URL of an object store, as gocloud.dev has them: file:///srv/archives, s3://archives?region=eu-central-1. Another store
+	// than S3 itself has an endpoint: s3://archives?region=us-east-1&endpoint=https://minio.example.com&use_path_style=true. With one,
+	// checksums that many stores refuse are not sent; request_checksum_calculation=when_supported sends them.
 	Bucket string `yaml:"bucket,omitempty" json:"bucket,omitempty"`
 	// BucketKeyID and BucketSecret are the access key of an S3 bucket. Without them, a destination of the configuration file uses the server's own
 	// identity, as the AWS SDK finds it; any other destination needs them.

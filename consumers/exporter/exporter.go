@@ -10,6 +10,7 @@ import (
 	"runtime/debug"
 	"slices"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"time"
 
@@ -79,8 +80,10 @@ type Exporter struct {
 	log     *slog.Logger
 	failing failing
 	clock   clock
-	tracer  trace.Tracer
-	stats   struct{ delivered, failed, givenUp atomic.Uint64 }
+	// unconditional has the addresses of buckets that do not know If-None-Match.
+	unconditional sync.Map
+	tracer        trace.Tracer
+	stats         struct{ delivered, failed, givenUp atomic.Uint64 }
 }
 
 // Stats counts attempts to deliver since the exporter was made.

@@ -369,7 +369,11 @@ func (x *Exporter) deliverSFTP(ctx context.Context, e *Export, cfg *sftp.Config,
 	if err != nil {
 		return classify(err, sftp.Permanent(err))
 	}
-	if cfg.Receipt {
+	switch {
+	case cfg.Receipt && up.PickedUp:
+		e.Note = "it was picked up before it could be read back: there is no receipt"
+		x.log.Warn("archive was picked up before it could be read back; it has no receipt", slog.String("export", e.ID), slog.String("file", e.File))
+	case cfg.Receipt:
 		if err := x.receipt(ctx, e, cfg, plan.Name, up); err != nil {
 			return err
 		}

@@ -43,6 +43,8 @@ type Export struct {
 	RowsToRender uint64 `json:"rows_to_render,omitempty"`
 	// Sent counts the bytes of the attempt that is running.
 	Sent int64 `json:"sent,omitempty"`
+	// Note is what else is to be known of the delivery.
+	Note string `json:"note,omitempty"`
 	// Receipt tells that a signed one is kept; see States.Receipt.
 	Receipt bool `json:"receipt,omitempty"`
 	// Link ends then.

@@ -70,6 +70,7 @@ const fieldHelp = `Fields, as YAML or with --set:
   sftp.host_keys                                      [SHA256:…] or lines of known_hosts; a test shows what the server has
   sftp.key_exchanges, .ciphers, .macs                 lists, best first; none for the modern ones
   sftp.verify                                         size, or sha256: each file is read back before it gets its name
+  sftp.naming                                         hidden, suffix, folder or none: how a file gets its name; a test says what works
   sftp.checksum_file, sftp.receipt                    true: NAME.sha256 beside each file; a signed receipt of what was read back
   sftp.connect_timeout, .idle_timeout, .keepalive, .concurrency
   mail                                                [who@example.com]: gets a link instead of a file

@@ -21,7 +21,8 @@ type permanent struct{ error }
 func (p *permanent) Unwrap() error        { return p.error }
 func (p *permanent) Is(target error) bool { return target == ErrPermanent }
 
-// Later says that it is too early: err is no failure, and the task comes again after a pause.
+// Later has the task tried again after a pause. That decides, whatever err says of itself: a handler
+// may know that what is permanent for one attempt is corrected by somebody later.
 func Later(err error, pause time.Duration) error { return &later{err, pause} }
 
 type later struct {

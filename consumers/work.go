@@ -21,9 +21,10 @@ type Queue interface {
 // FetchWait is how long one fetch waits for messages: a consumer stops within about this time.
 const FetchWait = time.Second
 
-// Handler does what a task asks for. Its error decides what becomes of the task: nil, done; one that
-// answers to [ErrPermanent], given up; one made by [Later], not due yet; any other, tried again after a while. It must not panic, and must not
-// acknowledge the message.
+// Handler does what a task asks for. Its error decides what becomes of the task: nil, done; one made
+// by [Later], tried again after its pause, whatever it wraps; one that answers to [ErrPermanent],
+// given up; any other, tried again after a while. It must not panic, and must not acknowledge the
+// message.
 type Handler func(ctx context.Context, msg jetstream.Msg) error
 
 // Work takes tasks one at a time, in parallel as told, and runs handle for each, until ctx ends; a task
@@ -92,11 +93,11 @@ func (w Work) one(ctx context.Context, msg jetstream.Msg) {
 		err = msg.Ack()
 	case ctx.Err() != nil:
 		err = msg.Nak()
+	case errors.As(err, &early): // before permanent: a handler that says when to try again has decided
+		err = msg.NakWithDelay(early.pause)
 	case errors.Is(err, ErrPermanent):
 		w.Logger.Error("task given up", slog.String("subject", msg.Subject()), slog.Any("error", err))
 		err = msg.TermWithReason(err.Error())
-	case errors.As(err, &early):
-		err = msg.NakWithDelay(early.pause)
 	default:
 		pause := w.Backoff(tried)
 		w.Logger.Warn("task failed, trying again", slog.String("subject", msg.Subject()),

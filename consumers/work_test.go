@@ -30,7 +30,7 @@ func TestWorkOutcomes(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	tasks := []string{"done", "later", "again", "never", "panics"}
+	tasks := []string{"done", "later", "corrected", "again", "never", "panics"}
 	for _, task := range tasks {
 		if _, err := c.JS.Publish(t.Context(), "t."+task, nil); err != nil {
 			t.Fatal(err)
@@ -49,6 +49,8 @@ func TestWorkOutcomes(t *testing.T) {
 			switch {
 			case task == "later" && tries[task] < 3:
 				return consumers.Later(errors.New("too early"), 10*time.Millisecond)
+			case task == "corrected" && tries[task] < 3: // what is permanent does not end what is to come again
+				return consumers.Later(consumers.Permanent(errors.New("wrong password")), 10*time.Millisecond)
 			case task == "again" && tries[task] < 4:
 				return errors.New("it did not work")
 			}
@@ -82,7 +84,7 @@ func TestWorkOutcomes(t *testing.T) {
 	if err := await.Receive(t, await.Limit, "the work to end", ended); err != nil {
 		t.Error(err)
 	}
-	if got, want := fmt.Sprint(tries), "map[again:4 done:1 later:3 never:1 panics:1]"; got != want {
+	if got, want := fmt.Sprint(tries), "map[again:4 corrected:3 done:1 later:3 never:1 panics:1]"; got != want {
 		t.Errorf("tried %s, want %s", got, want)
 	}
 }

@@ -40,10 +40,8 @@ func (s *System) startExporter(ctx context.Context) error {
 	s.Intake = &exporter.Intake{
 		JS: s.Client.JS, Bucket: s.Bucket, States: s.States, Settings: kept, Closed: progress.Sealed, Began: progress.Began, Linger: c.LinkTTL(), Record: s.own.Record,
 	}
-	if err := s.schedules(ctx); err != nil {
-		return err
-	}
 	s.roles.Go(func() error { return s.followSettings(s.ended) })
+	s.roles.Go(func() error { return s.Exporter.RunSchedules(s.ended) })
 	s.roles.Go(func() error { return s.Exporter.Housekeep(s.ended) })
 	desk := &operator.Desk{Settings: kept, States: s.States, Intake: s.Intake, Exporter: s.Exporter, Access: &s.Access, Record: s.own.Record, Logger: log}
 	s.roles.Go(func() error { return desk.Serve(s.ended, s.Client.NC) })

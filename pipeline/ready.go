@@ -68,6 +68,7 @@ func (s *System) addChecks(roles []Role, progress *rollup.Progress) {
 			}})
 		case RoleExporter:
 			add("deliveries", health.Warning, s.deliveriesSucceed)
+			add("schedules", health.Warning, s.schedulesRun)
 		case RoleAPI:
 			add("keys", health.Warning, s.apiKeysLast)
 		}
@@ -367,6 +368,15 @@ func (s *System) deliveriesSucceed(context.Context) error {
 	if failing := s.Exporter.Failing(); len(failing) > 0 {
 		found := fmt.Errorf("%d are to be tried again: %s", len(failing), strings.Join(failing, "; "))
 		return health.Do(health.Named(found, "%d deliveries are to be tried again", len(failing)), "kansa export list; kansa destination test ORGANIZATION/NAME")
+	}
+	return nil
+}
+
+// schedulesRun says which destinations' schedules are skipped: each concerns that destination alone.
+func (s *System) schedulesRun(context.Context) error {
+	if skipped := s.Exporter.SkippedSchedules(); len(skipped) > 0 {
+		found := fmt.Errorf("%d schedules are skipped: %s", len(skipped), strings.Join(skipped, "; "))
+		return health.Do(health.Named(found, "%d schedules are skipped", len(skipped)), "kansa destination list; kansa destination edit ORGANIZATION/NAME, or remove it and add it again")
 	}
 	return nil
 }

@@ -2,14 +2,10 @@ package pipeline
 
 import (
 	"context"
-	"errors"
-	"fmt"
 	"log/slog"
 	"path/filepath"
 	"strings"
 
-	"github.com/kansa-audit/kansa/consumers/exporter"
-	"github.com/kansa-audit/kansa/pipeline/broker"
 	"github.com/kansa-audit/kansa/pipeline/config"
 	"github.com/kansa-audit/kansa/pipeline/settings"
 )
@@ -42,38 +38,13 @@ func (s *System) openSecrets() (*settings.Store, error) {
 	return kept, nil
 }
 
-// schedules gives the broker the schedules of the destinations, and takes away those of others.
-func (s *System) schedules(ctx context.Context) error {
-	kept, err := s.Settings.Destinations(ctx, "")
-	if err != nil {
-		return err
-	}
-	var all []broker.Schedule
-	for i := range kept {
-		d := &kept[i]
-		if d.Schedule == nil || d.Paused {
-			continue
-		}
-		body, err := exporter.EncodeSchedule(d.Name)
-		if err != nil {
-			return fmt.Errorf("encode the schedule of %s: %w", d.Name, err)
-		}
-		all = append(all, broker.ExportSchedule(d.Name, d.Organization, d.Schedule.Cron, d.Schedule.TimeZone, d.Schedule.Every, body))
-	}
-	return s.Client.SetExportSchedules(ctx, all)
-}
-
-// followSettings brings the schedules in line with the destinations whenever one is changed, and has a look at the
-// schedule of that one at once: what waited for it need not wait for the hour at which it is due.
+// followSettings has the exporter look at the schedule of each destination, and again whenever the destination is
+// changed: what waited for that does not wait until it is due again.
 func (s *System) followSettings(ctx context.Context) error {
 	return s.Settings.Follow(ctx, func(key string) {
-		id, ok := strings.CutPrefix(key, settings.DestinationPrefix)
-		if !ok {
-			return
-		}
-		organization, name, _ := strings.Cut(id, ".")
-		if err := errors.Join(s.schedules(ctx), exporter.LookAtSchedule(ctx, s.Client.JS, organization, name)); err != nil && ctx.Err() == nil {
-			s.log.Warn("schedules were not brought up to date; the next change or start does", slog.Any("error", err))
+		if id, ok := strings.CutPrefix(key, settings.DestinationPrefix); ok {
+			organization, name, _ := strings.Cut(id, ".")
+			s.Exporter.ScheduleChanged(organization, name)
 		}
 	})
 }

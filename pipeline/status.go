@@ -123,6 +123,9 @@ func SecretFiles(c *config.Config, roles []Role) health.Secrets {
 	if c.Mail != nil && c.Mail.PasswordFile != "" {
 		all["mail.password_file"] = c.Mail.PasswordFile
 	}
+	if c.Mail != nil && c.Mail.TokenFile != "" {
+		all["mail.token_file"] = c.Mail.TokenFile
+	}
 	return all
 }
 

@@ -12,8 +12,6 @@ import (
 	"strings"
 	"time"
 
-	"github.com/robfig/cron/v3"
-
 	"github.com/kansa-audit/kansa/consumers/exporter/reach"
 	"github.com/kansa-audit/kansa/consumers/exporter/render"
 	"github.com/kansa-audit/kansa/consumers/exporter/sftp"
@@ -52,7 +50,9 @@ type Destination struct {
 	SFTP *sftp.Config `yaml:"sftp,omitempty" json:"sftp,omitempty"`
 	// Mail are the addresses that get a link instead.
 	Mail []string `yaml:"mail,omitempty" json:"mail,omitempty"`
-	// Bucket is the URL of an object store, as gocloud.dev has them: file:///srv/archives, s3://archives?region=eu-central-1.
+	// Bucket is the URL of an object store, as gocloud.dev has them: file:///srv/archives, s3://archives?region=eu-central-1. Another store
+	// than S3 itself has an endpoint: s3://archives?region=us-east-1&endpoint=https://minio.example.com&use_path_style=true. With one,
+	// checksums that many stores refuse are not sent; request_checksum_calculation=when_supported sends them.
 	Bucket string `yaml:"bucket,omitempty" json:"bucket,omitempty"`
 	// BucketKeyID and BucketSecret are the access key of an S3 bucket. Without them, a destination of the configuration file uses the server's own
 	// identity, as the AWS SDK finds it; any other destination needs them.
@@ -72,8 +72,9 @@ type Destination struct {
 
 // Schedule says when a destination gets its archives, and how much one holds.
 type Schedule struct {
-	// Cron has six fields, seconds first, and TimeZone is an IANA name, UTC by default. Every is the
-	// other way to say when. Default: daily at 01:15.
+	// Cron has six fields, seconds first, and TimeZone is an IANA name, UTC by default. A time that does
+	// not exist on the day of a clock change comes right after the change. Every is the other way to say
+	// when, counted from midnight UTC. Default: daily at 01:15.
 	Cron     string        `yaml:"cron,omitempty" json:"cron,omitempty"`
 	TimeZone string        `yaml:"time_zone,omitempty" json:"time_zone,omitempty"`
 	Every    time.Duration `yaml:"every,omitempty" json:"-"`
@@ -111,48 +112,6 @@ func (s *Schedule) UnmarshalJSON(data []byte) error {
 	d := json.NewDecoder(strings.NewReader(string(data)))
 	d.DisallowUnknownFields()
 	return d.Decode(&t)
-}
-
-// cronFields are those of the broker's schedules; the words are its own.
-var cronFields = cron.NewParser(cron.Second | cron.Minute | cron.Hour | cron.Dom | cron.Month | cron.Dow | cron.Descriptor)
-
-// cronText is what a cron may consist of: six fields, or a word. The parser takes more, such as time zones within the text, and ends the
-// process on some of it.
-var cronText = regexp.MustCompile(`^(@(yearly|annually|monthly|weekly|daily|midnight|hourly)|[0-9A-Za-z*?,/-]{1,100}( +[0-9A-Za-z*?,/-]{1,100}){5})$`)
-
-// parseCron reads a cron, and refuses one that never comes.
-func parseCron(text string) (due cron.Schedule, err error) {
-	defer func() {
-		if p := recover(); p != nil { // the parser is not maintained
-			due, err = nil, fmt.Errorf("it cannot be read: %v", p)
-		}
-	}()
-	if !cronText.MatchString(text) {
-		return nil, errors.New("it does not have six fields of digits, names and * ? , / -")
-	}
-	if due, err = cronFields.Parse(text); err != nil {
-		return nil, err
-	}
-	if due.Next(time.Date(2025, 1, 1, 0, 0, 0, 0, time.UTC)).IsZero() { // not within five years
-		return nil, errors.New("it never comes")
-	}
-	return due, nil
-}
-
-// Next is when the schedule is due after a time.
-func (s *Schedule) Next(after time.Time) (time.Time, error) {
-	if s.Every != 0 {
-		return after.UTC().Truncate(s.Every).Add(s.Every), nil
-	}
-	zone, err := time.LoadLocation(s.TimeZone)
-	if err != nil {
-		return time.Time{}, fmt.Errorf("time zone %q: %w", s.TimeZone, err)
-	}
-	due, err := parseCron(s.Cron)
-	if err != nil {
-		return time.Time{}, fmt.Errorf("cron %q: %w", s.Cron, err)
-	}
-	return due.Next(after.In(zone)), nil
 }
 
 var namePattern = regexp.MustCompile(`^[A-Za-z0-9_-]{1,64}$`)
@@ -227,8 +186,11 @@ func (s *Schedule) normalize(fault func(field, value, problem, remedy string)) {
 	if s.Cron == "" && s.Every == 0 {
 		s.Cron = "0 15 1 * * *"
 	}
-	if s.Every != 0 && s.Every < time.Second {
-		fault("schedule.every", s.Every.String(), "is too short", "give one second at least")
+	if s.Every != 0 && (s.Every < time.Second || s.Every%time.Second != 0) {
+		fault("schedule.every", s.Every.String(), "is not a number of whole seconds", "give one second at least")
+	}
+	if s.Every != 0 && s.TimeZone != "" {
+		fault("schedule.time_zone", s.TimeZone, "has no effect on every, which counts from midnight UTC", "remove it, or give cron instead of every")
 	}
 	if s.Cron != "" {
 		if _, err := parseCron(s.Cron); err != nil {
@@ -241,8 +203,8 @@ func (s *Schedule) normalize(fault func(field, value, problem, remedy string)) {
 	if s.Period == 0 {
 		s.Period = 24 * time.Hour
 	}
-	if s.Period < time.Second {
-		fault("schedule.period", s.Period.String(), "is too short", "give a multiple of an hour of the rollup")
+	if s.Period < time.Second || s.Period%time.Second != 0 {
+		fault("schedule.period", s.Period.String(), "is not a number of whole seconds", "give a multiple of an hour of the rollup")
 	}
 }
 

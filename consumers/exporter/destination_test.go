@@ -96,6 +96,30 @@ func TestCronsThatAreRefused(t *testing.T) {
 	}
 }
 
+// A schedule whose fields contradict each other is refused where it is given.
+func TestSchedulesThatAreRefused(t *testing.T) {
+	t.Parallel()
+	for name, s := range map[string]Schedule{
+		"every with a zone":       {Every: 6 * time.Hour, TimeZone: "Asia/Tokyo"},
+		"every below a second":    {Every: 500 * time.Millisecond},
+		"every with a fraction":   {Every: 1500 * time.Millisecond},
+		"every and cron":          {Every: time.Hour, Cron: "0 15 1 * * *"},
+		"@every":                  {Cron: "@every 6h"},
+		"zone in the cron":        {Cron: "CRON_TZ=Asia/Tokyo 0 15 1 * * *"},
+		"30 February":             {Cron: "0 0 0 30 2 *"},
+		"31st of short months":    {Cron: "0 0 0 31 4,6,9,11 *"},
+		"the machine's zone":      {TimeZone: "Local"},
+		"period with a fraction":  {Period: 1500 * time.Millisecond},
+		"period that is negative": {Period: -time.Hour},
+	} {
+		refused := 0
+		s.normalize(func(_, _, _, _ string) { refused++ })
+		if refused == 0 {
+			t.Errorf("%s is taken: %+v", name, s)
+		}
+	}
+}
+
 func FuzzCron(f *testing.F) {
 	for _, text := range []string{"TZ=0", "0 15 1 * * *", "@every 1s", "*/0 * * * * *", "1-0 * * * * *", "0 0 0 ? * 7", "99999999999999999999 * * * * *", "0/1/2 * * * * *"} {
 		f.Add(text, "Europe/Berlin")

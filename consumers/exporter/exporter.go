@@ -7,8 +7,10 @@ import (
 	"fmt"
 	"log/slog"
 	"net"
+	"runtime/debug"
 	"slices"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"time"
 
@@ -58,6 +60,9 @@ type Config struct {
 	Receipts Receipts
 	// Tracing has each attempt to deliver be a span, in the trace of its request. Default: none.
 	Tracing trace.TracerProvider
+	// CorrectEvery is how long a scheduled export waits after a failure that somebody has to correct, such as
+	// a wrong password; default 1 minute.
+	CorrectEvery time.Duration
 	// KeepStates is how long the state of an export that is over is kept; default 90 days, and no less than LinkTTL.
 	KeepStates time.Duration
 	Logger     *slog.Logger
@@ -74,8 +79,11 @@ type Exporter struct {
 	js      jetstream.JetStream
 	log     *slog.Logger
 	failing failing
-	tracer  trace.Tracer
-	stats   struct{ delivered, failed, givenUp atomic.Uint64 }
+	clock   clock
+	// unconditional has the addresses of buckets that do not know If-None-Match.
+	unconditional sync.Map
+	tracer        trace.Tracer
+	stats         struct{ delivered, failed, givenUp atomic.Uint64 }
 }
 
 // Stats counts attempts to deliver since the exporter was made.
@@ -108,6 +116,9 @@ func New(bucket *blob.Bucket, states States, links Links, mailer Mailer, js jets
 	if cfg.AlertAfter == 0 {
 		cfg.AlertAfter = 15 * time.Minute
 	}
+	if cfg.CorrectEvery == 0 {
+		cfg.CorrectEvery = time.Minute
+	}
 	if cfg.Record == nil {
 		cfg.Record = func(context.Context, schema.Event) {}
 	}
@@ -117,7 +128,7 @@ func New(bucket *blob.Bucket, states States, links Links, mailer Mailer, js jets
 	return &Exporter{
 		tracer: cfg.Tracing.Tracer("github.com/kansa-audit/kansa/consumers/exporter"),
 		cfg:    cfg, bucket: bucket, states: states, links: links, mailer: mailer, js: js, log: cfg.Logger,
-		failing: failing{now: cfg.Now, of: map[string]failure{}},
+		failing: failing{now: cfg.Now, of: map[string]failure{}}, clock: clock{changed: make(chan struct{}, 1)},
 	}
 }
 
@@ -135,11 +146,8 @@ func (x *Exporter) Handle(ctx context.Context, msg jetstream.Msg) (err error) {
 		return consumers.Permanent(fmt.Errorf("read the export request: %w", err))
 	}
 	organization := strings.TrimPrefix(msg.Subject(), schema.SubjectExports+".")
-	if t.Schedule != "" {
-		return x.schedule(ctx, organization, t.Schedule)
-	}
 	if t.Request == nil {
-		return consumers.Permanent(errors.New("read the export request: it holds neither a request nor a schedule"))
+		return consumers.Permanent(errors.New("read the export request: it holds no request"))
 	}
 	if err := t.Request.Validate(); err != nil {
 		return consumers.Permanent(err)
@@ -147,7 +155,10 @@ func (x *Exporter) Handle(ctx context.Context, msg jetstream.Msg) (err error) {
 	if t.Request.Organization != organization {
 		return consumers.Permanent(fmt.Errorf("export %s came on %s and speaks of organization %s", t.Request.ID, msg.Subject(), t.Request.Organization))
 	}
-	return x.export(ctx, *t.Request)
+	if err := x.export(ctx, *t.Request); err != nil && !t.Once {
+		return err
+	}
+	return nil
 }
 
 // export brings one export a step further. What it returns decides whether it is tried again.
@@ -164,7 +175,7 @@ func (x *Exporter) export(ctx context.Context, r Request) error {
 		e = Export{Request: r, Created: now}
 	}
 	e.Updated, e.Sent, e.Error = now, 0, ""
-	err = x.attempt(ctx, &e)
+	err = x.try(ctx, &e)
 	e.Updated = x.cfg.Now().UTC()
 	switch {
 	case err == nil:
@@ -179,12 +190,12 @@ func (x *Exporter) export(ctx context.Context, r Request) error {
 		e.State, e.Error = Failed, err.Error()
 		x.stats.givenUp.Add(1)
 	default:
-		// What a schedule asks for is never given up: it is delivered when the destination is mended.
+		// What a schedule requests is never given up: it is delivered once somebody has corrected the cause.
 		x.stats.failed.Add(1)
 		e.State, e.Error = Retrying, err.Error()
 		x.failing.note(e.ID, err)
 		if errors.Is(err, consumers.ErrPermanent) {
-			err = consumers.Later(err, waitForMending)
+			err = consumers.Later(err, x.cfg.CorrectEvery)
 		}
 	}
 	if e.State != Retrying {
@@ -194,7 +205,10 @@ func (x *Exporter) export(ctx context.Context, r Request) error {
 	keep, cancel := context.WithTimeout(context.WithoutCancel(ctx), 5*time.Second)
 	defer cancel()
 	if putErr := x.states.Put(keep, e); putErr != nil {
-		return errors.Join(putErr, err)
+		if err != nil { // its text alone: an outcome that is not kept is not final
+			putErr = fmt.Errorf("%w; the attempt failed: %s", putErr, err.Error())
+		}
+		return putErr
 	}
 	if ctx.Err() == nil || e.State == Done {
 		x.after(keep, &e)
@@ -221,11 +235,25 @@ func (x *Exporter) after(ctx context.Context, e *Export) {
 			x.log.Warn("health of a destination not kept", slog.String("destination", e.Organization+"/"+e.Destination), slog.Any("error", err))
 		}
 	}
+	if err := x.spread(ctx, e); err != nil {
+		x.log.Warn("exports that wait for the same server are retried after their pause", slog.String("export", e.ID), slog.Any("error", err))
+	}
 	if e.Scheduled && e.State == Done {
 		if err := x.advance(ctx, e); err != nil {
-			x.log.Warn("schedule goes on with its next tick", slog.String("destination", e.Organization+"/"+e.Destination), slog.Any("error", err))
+			x.log.Warn("schedule goes on with its next look", slog.String("destination", e.Organization+"/"+e.Destination), slog.Any("error", err))
 		}
 	}
+}
+
+// try makes an attempt. A panic ends it like any other failure, so that the export's state says so.
+func (x *Exporter) try(ctx context.Context, e *Export) (err error) {
+	defer func() {
+		if p := recover(); p != nil {
+			x.log.Error("delivery panicked", slog.String("export", e.ID), slog.Any("panic", p), slog.String("stack", string(debug.Stack())))
+			err = consumers.Permanent(fmt.Errorf("delivery panicked: %v: report this with the log", p))
+		}
+	}()
+	return x.attempt(ctx, e)
 }
 
 func (x *Exporter) attempt(ctx context.Context, e *Export) error {
@@ -318,12 +346,6 @@ func (x *Exporter) allowed(ctx context.Context, organization string, trails []sc
 	return nil
 }
 
-// waitForHour is how long an export whose hours are not closed waits before it looks again.
-const waitForHour = time.Second
-
-// waitForMending is how long a scheduled export waits that can't be delivered before somebody mends something.
-const waitForMending = time.Minute
-
 // progressEvery is how often the state of a running export is kept.
 const progressEvery = 2 * time.Second
 
@@ -347,7 +369,11 @@ func (x *Exporter) deliverSFTP(ctx context.Context, e *Export, cfg *sftp.Config,
 	if err != nil {
 		return classify(err, sftp.Permanent(err))
 	}
-	if cfg.Receipt {
+	switch {
+	case cfg.Receipt && up.PickedUp:
+		e.Note = "it was picked up before it could be read back: there is no receipt"
+		x.log.Warn("archive was picked up before it could be read back; it has no receipt", slog.String("export", e.ID), slog.String("file", e.File))
+	case cfg.Receipt:
 		if err := x.receipt(ctx, e, cfg, plan.Name, up); err != nil {
 			return err
 		}
@@ -424,7 +450,7 @@ func (x *Exporter) deliverLink(ctx context.Context, e *Export, plan *Plan, to []
 		Organization: e.Organization, Trails: trails, From: e.From, To: e.To, Events: int64(e.Rows), Files: int64(e.Files),
 		Size: e.Bytes, FileName: e.File, Link: absolute(x.cfg.PublicURL, DownloadPath(token, e.File)), Expires: expires,
 	}
-	e.Expires = &expires
+	e.Expires, e.Promise = &expires, plan.promise()
 	for i, address := range to {
 		m, err := body.Message(address)
 		if err != nil {
@@ -432,7 +458,7 @@ func (x *Exporter) deliverLink(ctx context.Context, e *Export, plan *Plan, to []
 		}
 		m.ID = fmt.Sprintf("%s.%d.%d", e.ID, i, e.Attempts)
 		if err := x.mayMail(ctx, e.Organization); err != nil {
-			return consumers.Later(err, waitForMending)
+			return consumers.Later(err, x.cfg.CorrectEvery)
 		}
 		if err := x.mailer.Send(ctx, m); err != nil {
 			return classify(err, mail.Permanent(err))
@@ -453,16 +479,21 @@ func Submit(ctx context.Context, js jetstream.JetStream, r Request) error {
 	if err := r.Validate(); err != nil {
 		return err
 	}
-	data, err := EncodeRequest(r)
+	return submit(ctx, js, task{Request: &r}, r.ID)
+}
+
+// submit puts a task on the stream, once for each message id.
+func submit(ctx context.Context, js jetstream.JetStream, t task, id string) error {
+	data, err := json.Marshal(t)
 	if err != nil {
-		return fmt.Errorf("encode export %s: %w", r.ID, err)
+		return fmt.Errorf("encode export %s: %w", t.Request.ID, err)
 	}
-	msg := nats.NewMsg(schema.SubjectExports + "." + r.Organization)
+	msg := nats.NewMsg(schema.SubjectExports + "." + t.Request.Organization)
 	msg.Data = data
-	msg.Header.Set(nats.MsgIdHdr, r.ID)
+	msg.Header.Set(nats.MsgIdHdr, id)
 	tracecontext.Into(ctx, msg.Header)
 	if _, err := js.PublishMsg(ctx, msg); err != nil {
-		return fmt.Errorf("ask for export %s: %w", r.ID, err)
+		return fmt.Errorf("request export %s: %w", t.Request.ID, err)
 	}
 	return nil
 }

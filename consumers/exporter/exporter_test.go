@@ -3,6 +3,7 @@ package exporter_test
 import (
 	"archive/zip"
 	"bytes"
+	"cmp"
 	"context"
 	"crypto/sha256"
 	"encoding/hex"
@@ -53,6 +54,10 @@ type fixture struct {
 	// exporter is that of run.
 	exporter *exporter.Exporter
 	settings *settings.Store
+	// correctEvery is that of the exporter's configuration.
+	correctEvery time.Duration
+	// backoff is the pause before another attempt; default 50 ms.
+	backoff time.Duration
 
 	mu       sync.Mutex
 	closed   time.Time
@@ -65,12 +70,21 @@ type mailbox struct {
 	mu   sync.Mutex
 	sent []mail.Message
 	fail error
+	// failTo is the one recipient that fail is for; empty for all.
+	failTo string
+}
+
+// refuse has mails to somebody, or to everybody if that is empty, fail with an error; nil ends it.
+func (m *mailbox) refuse(to string, err error) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.fail, m.failTo = err, to
 }
 
 func (m *mailbox) Send(_ context.Context, msg mail.Message) error {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	if m.fail != nil {
+	if m.fail != nil && (m.failTo == "" || m.failTo == msg.To) {
 		return m.fail
 	}
 	m.sent = append(m.sent, msg)
@@ -187,7 +201,7 @@ func (f *fixture) run(t *testing.T, destinations ...exporter.Destination) {
 		t.Fatal(err)
 	}
 	f.exporter = exporter.New(f.bucket, f.states, f.links, f.mails, f.client.JS, exporter.Config{
-		Settings: f.settings, PublicURL: "https://audit.example.com/", Closed: f.closedUntil, Now: f.clock, Record: f.record, Logger: logger(t),
+		Settings: f.settings, PublicURL: "https://audit.example.com/", Closed: f.closedUntil, Now: f.clock, Record: f.record, Logger: logger(t), CorrectEvery: f.correctEvery,
 		Receipts: &keys.Receipts{Dir: f.keyDir, Bucket: f.bucket},
 	})
 	queue, err := f.client.JS.Consumer(t.Context(), broker.StreamExports, broker.ConsumerExporter)
@@ -198,11 +212,16 @@ func (f *fixture) run(t *testing.T, destinations ...exporter.Destination) {
 	ended := make(chan error, 1)
 	w := consumers.Work{
 		Queue: queue, Handle: f.exporter.Handle, Parallel: 2, AckWait: 30 * time.Second, Logger: logger(t),
-		Backoff: func(uint64) time.Duration { return 50 * time.Millisecond },
+		Backoff: func(uint64) time.Duration { return cmp.Or(f.backoff, 50*time.Millisecond) },
 	}
 	go func() { ended <- w.Run(ctx) }()
+	clockEnded := make(chan error, 1)
+	go func() { clockEnded <- f.exporter.RunSchedules(ctx) }()
 	t.Cleanup(func() {
 		stop()
+		if err := await.Receive(t, await.Limit, "the exporter's clock to end", clockEnded); err != nil {
+			t.Error(err)
+		}
 		if err := await.Receive(t, await.Limit, "the exporter's work to end", ended); err != nil {
 			t.Error(err)
 		}
@@ -412,17 +431,11 @@ func TestScheduleCatchesUp(t *testing.T) {
 	server := localSFTP(t, dir)
 	d := exporter.Destination{Name: "daily", Organization: "acme", SFTP: server, Schedule: &exporter.Schedule{Since: start}}
 	f.run(t, d)
-	body, err := exporter.EncodeSchedule("daily")
-	if err != nil {
-		t.Fatal(err)
-	}
 	f.mu.Lock()
 	f.closed = start.AddDate(0, 0, 3).Add(time.Hour) // three days, and a piece of the fourth
 	f.mu.Unlock()
-	for range 3 { // the same tick again changes nothing
-		if _, err := f.client.JS.Publish(t.Context(), "audit.exports.acme", body); err != nil {
-			t.Fatal(err)
-		}
+	for range 3 { // looking again changes nothing
+		f.tick(t, "daily")
 	}
 	for i := range 3 {
 		f.until(t, exporter.ScheduledID("acme", "daily", start.AddDate(0, 0, i)), is(exporter.Done))

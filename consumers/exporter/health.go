@@ -10,6 +10,7 @@ import (
 
 	"github.com/nats-io/nats.go/jetstream"
 
+	"github.com/kansa-audit/kansa/consumers"
 	"github.com/kansa-audit/kansa/consumers/exporter/mail"
 	"github.com/kansa-audit/kansa/schema"
 )
@@ -63,8 +64,8 @@ func (s States) setHealth(ctx context.Context, h Health, revision uint64) (bool,
 		return false, fmt.Errorf("encode the health of a destination: %w", err)
 	}
 	key := prefixHealth + h.Organization + "." + h.Destination
-	_, err = s.KV.Update(ctx, key, data, revision)
-	if wrongRevision(err) {
+	_, err = consumers.Replace(ctx, s.KV, key, data, revision)
+	if errors.Is(err, consumers.ErrReplaced) {
 		return false, nil
 	}
 	if err != nil {

@@ -17,13 +17,14 @@ import (
 	"github.com/nats-io/nats.go/jetstream"
 	"gocloud.dev/blob"
 
+	"github.com/kansa-audit/kansa/consumers"
 	"github.com/kansa-audit/kansa/consumers/exporter/render"
 	"github.com/kansa-audit/kansa/schema"
 )
 
 // What can be said against an export that a person asks for.
 var (
-	ErrQuota    = errors.New("no more exports today")
+	ErrQuota    = errors.New("export quota reached")
 	ErrOff      = errors.New("exports are switched off")
 	ErrNoExport = errors.New("there is no such export")
 )
@@ -199,10 +200,10 @@ func (i *Intake) Ask(ctx context.Context, r Request) (*Asked, error) {
 		now := i.now()
 		answer.Export = Export{Request: r, State: Waiting, Created: now, Updated: now}
 		if err := i.States.Put(ctx, answer.Export); err != nil {
-			return nil, err
+			return nil, errors.Join(err, i.giveBack(ctx, &r, r.Trails))
 		}
 		if err := Submit(ctx, i.JS, r); err != nil {
-			return nil, err
+			return nil, errors.Join(err, i.giveBack(ctx, &r, r.Trails))
 		}
 		if err := i.remember(ctx, &r, revision); err != nil {
 			return nil, err
@@ -266,25 +267,29 @@ func (i *Intake) before(ctx context.Context, r *Request) (_ Export, revision uin
 	e, ok, err := i.States.Get(ctx, string(entry.Value()))
 	now := i.now()
 	old := !ok || e.State == Failed || e.Revoked != nil || e.Expires != nil && !now.Before(*e.Expires) || e.State == Done && now.Sub(e.Updated) > i.Linger
+	if err == nil && !old {
+		var gone *Gone
+		if err = Available(ctx, i.Bucket, &e); errors.As(err, &gone) {
+			old, err = true, nil
+		}
+	}
 	return e, entry.Revision(), !old, err
 }
 
 func (i *Intake) remember(ctx context.Context, r *Request, revision uint64) error {
 	// If two ask at once, both get theirs, and either is found later.
-	if _, err := i.States.KV.Update(ctx, same(r), []byte(r.ID), revision); err != nil && !wrongRevision(err) {
+	if _, err := consumers.Replace(ctx, i.States.KV, same(r), []byte(r.ID), revision); err != nil && !errors.Is(err, consumers.ErrReplaced) {
 		return fmt.Errorf("remember export %s: %w", r.ID, err)
 	}
 	return nil
 }
 
-// spend takes one of today's exports of each trail, or of none.
+// spend takes one of today's exports of each trail, or of none. An export counts from the request on, so that several
+// at once cannot exceed the quota, and no more once it has failed: only what is delivered uses the day up.
 func (i *Intake) spend(ctx context.Context, r *Request, perDay int) error {
 	for n, t := range r.Trails {
 		if err := i.spendOne(ctx, r, t, perDay); err != nil {
-			for _, back := range r.Trails[:n] {
-				err = errors.Join(err, i.giveBack(ctx, r, back))
-			}
-			return err
+			return errors.Join(err, i.giveBack(ctx, r, r.Trails[:n]))
 		}
 	}
 	return nil
@@ -295,19 +300,42 @@ func (i *Intake) spendOne(ctx context.Context, r *Request, t schema.Trail, perDa
 		if slices.Contains(spent, r.ID) {
 			return spent, nil
 		}
+		spent, err := i.counted(ctx, spent)
+		if err != nil {
+			return nil, err
+		}
 		if len(spent) >= perDay {
 			day := i.now().Truncate(24*time.Hour).AddDate(0, 0, 1)
-			return nil, fmt.Errorf("%w: %d of %d of %s of %s are used; the next from %s on, and the same range as before costs nothing",
+			return nil, fmt.Errorf("%w: %d of %d %s exports used today for %s; resets at %s. Repeating an earlier export is free",
 				ErrQuota, len(spent), perDay, t, r.Organization, day.Format(time.RFC3339))
 		}
 		return append(spent, r.ID), nil
 	})
 }
 
-func (i *Intake) giveBack(ctx context.Context, r *Request, t schema.Trail) error {
-	return i.States.change(ctx, i.quotaKey(r.Organization, t), func(spent []string) ([]string, error) {
-		return slices.DeleteFunc(spent, func(id string) bool { return id == r.ID }), nil
-	})
+// counted are the exports of a list that were delivered, or may still be.
+func (i *Intake) counted(ctx context.Context, spent []string) ([]string, error) {
+	var count []string
+	for _, id := range spent {
+		e, found, err := i.States.Get(ctx, id)
+		if err != nil {
+			return nil, err
+		}
+		if !found || e.State != Failed { // one without a state is just being requested
+			count = append(count, id)
+		}
+	}
+	return count, nil
+}
+
+func (i *Intake) giveBack(ctx context.Context, r *Request, trails []schema.Trail) error {
+	var errs []error
+	for _, t := range trails {
+		errs = append(errs, i.States.change(ctx, i.quotaKey(r.Organization, t), func(spent []string) ([]string, error) {
+			return slices.DeleteFunc(spent, func(id string) bool { return id == r.ID }), nil
+		}))
+	}
+	return errors.Join(errs...)
 }
 
 func (i *Intake) left(ctx context.Context, organization string, trails []schema.Trail) (map[schema.Trail]int, error) {
@@ -323,6 +351,9 @@ func (i *Intake) left(ctx context.Context, organization string, trails []schema.
 			err = json.Unmarshal(entry.Value(), &spent)
 		} else if errors.Is(err, jetstream.ErrKeyNotFound) {
 			err = nil
+		}
+		if err == nil {
+			spent, err = i.counted(ctx, spent)
 		}
 		if err != nil {
 			return nil, fmt.Errorf("read what is left of today's exports: %w", err)
@@ -359,18 +390,12 @@ func (s States) change(ctx context.Context, key string, edit func([]string) ([]s
 		if err != nil {
 			return fmt.Errorf("encode %s: %w", key, err)
 		}
-		if _, err = s.KV.Update(ctx, key, data, revision); err == nil {
+		if _, err = consumers.Replace(ctx, s.KV, key, data, revision); err == nil {
 			return nil
-		} else if !wrongRevision(err) {
+		} else if !errors.Is(err, consumers.ErrReplaced) {
 			return fmt.Errorf("keep %s: %w", key, err)
 		}
 	}
-}
-
-// wrongRevision tells that somebody else wrote the key meanwhile.
-func wrongRevision(err error) bool {
-	var api *jetstream.APIError
-	return errors.As(err, &api) && api.ErrorCode == jetstream.JSErrCodeStreamWrongLastSequence
 }
 
 func trailList(trails []schema.Trail) string {

@@ -8,6 +8,8 @@ import (
 	"strings"
 
 	"github.com/nats-io/nats.go/jetstream"
+
+	"github.com/kansa-audit/kansa/consumers"
 )
 
 // ErrMails means that an organization has used up its mails of the day.
@@ -40,8 +42,8 @@ func (x *Exporter) mayMail(ctx context.Context, organization string) error {
 			}
 			return fmt.Errorf("%w: organization %s has sent %d of %d (limits.mails_per_day); the next go out after midnight UTC", ErrMails, organization, sent, x.cfg.MailsPerDay)
 		}
-		_, err = x.states.KV.Update(ctx, key, []byte(today+" "+strconv.Itoa(sent+1)), revision)
-		if wrongRevision(err) {
+		_, err = consumers.Replace(ctx, x.states.KV, key, []byte(today+" "+strconv.Itoa(sent+1)), revision)
+		if errors.Is(err, consumers.ErrReplaced) {
 			continue
 		}
 		if err != nil {

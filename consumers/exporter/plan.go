@@ -8,7 +8,6 @@ import (
 	"time"
 
 	"gocloud.dev/blob"
-	"gocloud.dev/gcerrors"
 
 	"github.com/kansa-audit/kansa/consumers/exporter/archive"
 	"github.com/kansa-audit/kansa/consumers/exporter/render"
@@ -34,6 +33,14 @@ type Plan struct {
 	// Rows counts the events in it; 0 where nobody can see them.
 	Rows     uint64
 	Modified time.Time // of the newest hour in it
+	// rotations and oldest are those of a Promise.
+	rotations int
+	oldest    []string
+}
+
+// promise is what a link to the archive promises.
+func (p *Plan) promise() Promise {
+	return Promise{ETag: p.ETag(), Rotations: p.rotations, Oldest: p.oldest}
 }
 
 // ContentType is the media type of the archive.
@@ -50,12 +57,19 @@ func (p *Plan) ContentType() string {
 // gives the same bytes, as partitions never change. What has to be rendered or encrypted was so before, by Prepare, or
 // the error answers to render.ErrNotRendered.
 func PlanArchive(ctx context.Context, bucket *blob.Bucket, r *Request) (*Plan, error) {
+	return planArchive(ctx, bucket, r, allRotations)
+}
+
+// allRotations stands for as many as there are.
+const allRotations = -1
+
+func planArchive(ctx context.Context, bucket *blob.Bucket, r *Request, rotations int) (*Plan, error) {
 	if len(r.Recipients) == 0 {
 		all, err := findAll(ctx, bucket, r)
 		if err != nil {
 			return nil, err
 		}
-		return layOut(ctx, bucket, r, all)
+		return layOut(ctx, bucket, r, all, rotations)
 	}
 	o, err := area(bucket, r).Object(ctx, r.FileName())
 	if err != nil {
@@ -77,7 +91,7 @@ func Prepare(ctx context.Context, bucket *blob.Bucket, r *Request, progress func
 			return nil, err
 		}
 	}
-	plan, err := layOut(ctx, bucket, r, all)
+	plan, err := layOut(ctx, bucket, r, all, allRotations)
 	if err != nil || len(r.Recipients) == 0 {
 		return plan, err
 	}
@@ -94,7 +108,7 @@ func Prepare(ctx context.Context, bucket *blob.Bucket, r *Request, progress func
 	if err != nil {
 		return nil, err
 	}
-	sealed.Rows = plan.Rows
+	sealed.Rows, sealed.rotations, sealed.oldest = plan.Rows, plan.rotations, plan.oldest
 	return sealed, nil
 }
 
@@ -135,8 +149,8 @@ func (f found) sources() (sources []render.Source, rows uint64) {
 }
 
 // layOut lays out the archive that is not encrypted. It takes all's entries.
-func layOut(ctx context.Context, bucket *blob.Bucket, r *Request, all found) (_ *Plan, err error) {
-	plan := &Plan{Name: r.FileName(), Modified: r.To}
+func layOut(ctx context.Context, bucket *blob.Bucket, r *Request, all found, rotations int) (_ *Plan, err error) {
+	plan := &Plan{Name: r.FileName(), Modified: r.To, oldest: all.oldest()}
 	if len(all) > 0 {
 		plan.Modified = time.Time{}
 	}
@@ -161,10 +175,11 @@ func layOut(ctx context.Context, bucket *blob.Bucket, r *Request, all found) (_ 
 		}
 	}
 	facts.Rows = plan.Rows
-	entries, err := frontMatter(ctx, bucket, plan.Modified, &facts)
+	entries, rotated, err := frontMatter(ctx, bucket, plan.Modified, &facts, rotations)
 	if err != nil {
 		return nil, err
 	}
+	plan.rotations = rotated
 	if r.Rendered() {
 		list, err := renderedList(r, all, rendered)
 		if err != nil {
@@ -216,31 +231,28 @@ func appendParts(entries []archive.Entry, bucket *blob.Bucket, f *render.File, m
 }
 
 // frontMatter is what stands in front of the partitions: what the archive is, and what it takes to check
-// it besides a key from elsewhere. After a rotation of keys the same request gives an archive with one
-// file more.
-func frontMatter(ctx context.Context, bucket *blob.Bucket, modified time.Time, f *facts) ([]archive.Entry, error) {
+// it besides a key from elsewhere, and how many rotations of keys that are. After a rotation the same request gives an
+// archive with one file more, unless the number of rotations is given.
+func frontMatter(ctx context.Context, bucket *blob.Bucket, modified time.Time, f *facts, rotations int) ([]archive.Entry, int, error) {
 	text, err := f.readme()
 	if err != nil {
-		return nil, err
+		return nil, 0, err
 	}
 	entries := []archive.Entry{archive.FromBytes("README.txt", modified, text)}
-	files, err := seal.ReadKeys(func(name string) ([]byte, error) {
-		data, err := bucket.ReadAll(ctx, name)
-		if gcerrors.Code(err) == gcerrors.NotFound {
-			return nil, nil
-		}
-		return data, err
-	})
+	files, err := readKeys(ctx, bucket)
 	if err != nil || files.First == nil {
-		return entries, err
+		return entries, 0, err
+	}
+	if rotations != allRotations && rotations < len(files.Rotations) {
+		files.Rotations = files.Rotations[:rotations]
 	}
 	ring, err := files.Ring()
 	if err != nil {
-		return nil, fmt.Errorf("keys of the partition store: %w", err)
+		return nil, 0, fmt.Errorf("keys of the partition store: %w", err)
 	}
 	entries = append(entries, archive.FromBytes(seal.PublicKey, modified, []byte(ring.Current()+"\n")))
 	for i, r := range files.Rotations {
 		entries = append(entries, archive.FromBytes(seal.RotationKey(uint64(i+1)), modified, r))
 	}
-	return entries, nil
+	return entries, len(files.Rotations), nil
 }

@@ -84,19 +84,15 @@ func (r *Request) FileName() string {
 		r.From.UTC().Format(layout), r.To.UTC().Format(layout), id[:4], r.ArchiveSuffix())
 }
 
-// task is what a message on EXPORTS holds: a request, or the name of a destination whose schedule is due.
+// task is what a message on EXPORTS holds.
 type task struct {
-	Request  *Request `json:"request,omitempty"`
-	Schedule string   `json:"schedule,omitempty"`
+	Request *Request `json:"request"`
+	// Once says that this is an attempt beside those of another message, which goes on if this one fails.
+	Once bool `json:"once,omitempty"`
 }
 
 // EncodeRequest is the body of a message that asks for r.
 func EncodeRequest(r Request) ([]byte, error) { return json.Marshal(task{Request: &r}) }
-
-// EncodeSchedule is the body of the message by which the broker says that a destination's schedule is due.
-func EncodeSchedule(destination string) ([]byte, error) {
-	return json.Marshal(task{Schedule: destination})
-}
 
 // Share is whose share a request counts against: see control.Shared.
 func (r Request) Share() string { return r.Organization }

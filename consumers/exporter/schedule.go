@@ -4,59 +4,108 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"log/slog"
 	"time"
 
-	"github.com/nats-io/nats.go/jetstream"
-
 	"github.com/kansa-audit/kansa/consumers/exporter/render"
-	"github.com/kansa-audit/kansa/schema"
 )
 
-// schedule asks for the first period of a destination that is not delivered yet, if it is rolled up. One period
-// is under way at a time, so that they arrive in order, and a destination that fails for months holds up nobody
-// else's exports.
-func (x *Exporter) schedule(ctx context.Context, organization, name string) error {
-	d, err := x.cfg.Settings.Destination(ctx, organization, name)
-	if errors.Is(err, ErrNoDestination) {
-		return nil // it was removed since
+const (
+	// waitForHour is how long is waited before it is looked again whether an hour is sealed.
+	waitForHour = time.Second
+	// waitForDelivery is how often a schedule looks after a delivery that is under way; its end wakes the schedule.
+	waitForDelivery = time.Minute
+	// stalled is how old the state of a scheduled export becomes while its request is on the stream: the longest pause
+	// between two attempts is five minutes. One that is older is requested again.
+	stalled = 10 * time.Minute
+)
+
+// schedule requests the first period of a destination that is not delivered yet, if it is due and sealed, and returns
+// when to look again; zero if only a change of the destination makes that necessary. One period is under way at a
+// time, so that they arrive in order, and a destination that fails for months delays no other destination.
+//
+// Every exporter looks at every schedule. Requests have an id made of their period, so that they are one request.
+func (x *Exporter) schedule(ctx context.Context, id scheduleID) (again time.Time, err error) {
+	d, err := x.cfg.Settings.Destination(ctx, id.organization, id.name)
+	if errors.Is(err, ErrNoDestination) { // it was removed; another of its name begins anew
+		return time.Time{}, x.states.forgetDestination(ctx, id)
 	}
-	if err != nil || d.Schedule == nil {
-		return err
+	if err != nil || d.Schedule == nil || d.Paused {
+		return time.Time{}, err
 	}
-	next, err := x.states.next(ctx, organization, name)
+	next, err := x.states.next(ctx, id.organization, id.name)
 	if err != nil {
-		return err
+		return time.Time{}, err
 	}
 	if next.IsZero() {
-		if next = d.Schedule.Since.UTC(); next.IsZero() {
-			next = x.cfg.Now().UTC()
-		}
-		next = next.Truncate(d.Schedule.Period)
-		if err := x.states.setNext(ctx, organization, name, next); err != nil {
-			return err
+		next = d.Schedule.first(x.cfg.Now())
+		if err := x.states.setNext(ctx, id.organization, id.name, next); err != nil {
+			return time.Time{}, err
 		}
 	}
-	closed, err := x.cfg.Closed(ctx, d.Organization, d.Trails)
-	if err != nil {
-		return fmt.Errorf("find which hours are rolled up: %w", err)
+	for {
+		end := next.Add(d.Schedule.Period)
+		due, err := d.Schedule.Due(end)
+		if err != nil {
+			return time.Time{}, err
+		}
+		now := x.cfg.Now().UTC()
+		if now.Before(due) {
+			return due, nil
+		}
+		r := Request{
+			ID:           ScheduledID(id.organization, id.name, next),
+			Organization: d.Organization, Trails: d.Trails, From: next, To: end,
+			Destination: d.Name, RequestedBy: "schedule", Scheduled: true, Content: d.contentOf(render.Content{}),
+		}
+		e, found, err := x.states.Get(ctx, r.ID)
+		switch {
+		case err != nil:
+			return time.Time{}, err
+		case found && e.State == Done: // the exporter that delivered it ended before it said so
+			if err := x.states.setNext(ctx, id.organization, id.name, e.To); err != nil {
+				return time.Time{}, err
+			}
+			next = e.To.UTC()
+			continue
+		case found && now.Sub(e.Updated) < stalled:
+			return now.Add(waitForDelivery), nil
+		case found:
+			x.log.Warn("scheduled export has made no attempt for a while; requesting it again", slog.String("export", r.ID),
+				slog.Time("last_attempt", e.Updated))
+			return now.Add(waitForDelivery), submit(ctx, x.js, task{Request: &e.Request}, fmt.Sprintf("%s.%d", r.ID, e.Updated.Unix()))
+		}
+		closed, err := x.cfg.Closed(ctx, d.Organization, d.Trails)
+		if err != nil {
+			return time.Time{}, fmt.Errorf("find which hours are sealed: %w", err)
+		}
+		if end.After(closed) {
+			if x.clock.waitsFor(id, end) {
+				x.log.Info("scheduled archive waits until its last hour is sealed", slog.String("destination", id.String()),
+					slog.Time("due", due), slog.Time("ends", end), slog.Time("sealed_until", closed))
+			}
+			return now.Add(waitForHour), nil
+		}
+		return now.Add(waitForDelivery), Submit(ctx, x.js, r)
 	}
-	if next.Add(d.Schedule.Period).After(closed) {
-		return nil
+}
+
+// first is where the first period begins: at Since, or in the period in which the schedule is first seen.
+func (s *Schedule) first(now time.Time) time.Time {
+	from := s.Since
+	if from.IsZero() {
+		from = now
 	}
-	r := Request{
-		ID:           ScheduledID(organization, name, next),
-		Organization: d.Organization, Trails: d.Trails, From: next, To: next.Add(d.Schedule.Period),
-		Destination: name, RequestedBy: "schedule", Scheduled: true, Content: d.contentOf(render.Content{}),
+	return from.UTC().Truncate(s.Period)
+}
+
+// NextRun is when the next archive is due, after those up to a time are delivered; zero if none was looked at. It is in
+// the past while that archive waits or fails.
+func (s *Schedule) NextRun(delivered, now time.Time) (time.Time, error) {
+	if delivered.IsZero() {
+		delivered = s.first(now)
 	}
-	switch e, found, err := x.states.Get(ctx, r.ID); {
-	case err != nil:
-		return err
-	case found && e.State == Done: // whoever delivered it did not come to say so
-		return x.advance(ctx, &e)
-	case found:
-		return nil // it is being delivered, or tried again
-	}
-	return Submit(ctx, x.js, r)
+	return s.Due(delivered.Add(s.Period))
 }
 
 // advance goes on to the period after a delivered one.
@@ -65,28 +114,16 @@ func (x *Exporter) advance(ctx context.Context, e *Export) error {
 	if err != nil {
 		return err
 	}
-	if !next.Equal(e.From) {
-		return nil // somebody else did
+	if next.Equal(e.From) { // or another exporter did
+		if err := x.states.setNext(ctx, e.Organization, e.Destination, e.To); err != nil {
+			return err
+		}
 	}
-	if err := x.states.setNext(ctx, e.Organization, e.Destination, e.To); err != nil {
-		return err
-	}
-	return x.schedule(ctx, e.Organization, e.Destination)
+	x.ScheduleChanged(e.Organization, e.Destination)
+	return nil
 }
 
 // ScheduledID is the id of the export of a destination's period that begins at a time.
 func ScheduledID(organization, destination string, from time.Time) string {
 	return organization + "." + destination + "." + from.UTC().Format("20060102T150405")
-}
-
-// LookAtSchedule has an exporter look at the schedule of a destination now.
-func LookAtSchedule(ctx context.Context, js jetstream.JetStream, organization, name string) error {
-	body, err := EncodeSchedule(name)
-	if err != nil {
-		return fmt.Errorf("encode the schedule of %s: %w", name, err)
-	}
-	if _, err := js.Publish(ctx, schema.SubjectExports+"."+organization, body); err != nil {
-		return fmt.Errorf("look at the schedule of destination %s/%s: %w", organization, name, err)
-	}
-	return nil
 }

@@ -5,6 +5,7 @@ package exporter_test
 import (
 	"archive/zip"
 	"context"
+	"errors"
 	"log/slog"
 	"net"
 	"os"
@@ -12,11 +13,15 @@ import (
 	"strconv"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/kansa-audit/kansa/consumers/exporter"
+	"github.com/kansa-audit/kansa/consumers/exporter/mail"
 	"github.com/kansa-audit/kansa/consumers/exporter/sftp"
 	"github.com/kansa-audit/kansa/consumers/exporter/sftp/sftptest"
 	"github.com/kansa-audit/kansa/pipeline/demo/sshd"
+	"github.com/kansa-audit/kansa/pipeline/pipelinetest/await"
+	"github.com/kansa-audit/kansa/pipeline/settings"
 	"github.com/kansa-audit/kansa/schema"
 )
 
@@ -135,4 +140,65 @@ func list(t *testing.T, dir string) []string {
 		names[i] = e.Name()
 	}
 	return names
+}
+
+// A failure that somebody has to correct does not end a schedule: it is retried, those in notify learn of it, and
+// once it is corrected the same archive is delivered.
+func TestScheduleSurvivesPermanentFailures(t *testing.T) {
+	t.Parallel()
+	for name, c := range map[string]struct {
+		destination func(f *fixture) exporter.Destination
+		correct     func(f *fixture, d *exporter.Destination)
+		says        string
+	}{
+		"wrong password": {
+			func(*fixture) exporter.Destination {
+				server := localSFTP(t, t.TempDir())
+				server.Password = "wrong"
+				return exporter.Destination{SFTP: server}
+			},
+			func(_ *fixture, d *exporter.Destination) { d.SFTP.Password = "p" },
+			"password",
+		},
+		"recipient refused": {
+			func(f *fixture) exporter.Destination {
+				f.mails.refuse("auditor@acme.example", &mail.Error{Class: mail.ErrRecipient, Code: 550, Err: errors.New("550 no such user")})
+				return exporter.Destination{Mail: []string{"auditor@acme.example"}}
+			},
+			func(f *fixture, _ *exporter.Destination) { f.mails.refuse("", nil) },
+			"550",
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			f := newFixture(t, 24)
+			f.correctEvery = 20 * time.Millisecond
+			d := c.destination(f)
+			d.Name, d.Organization, d.Schedule, d.Notify = "nightly", "acme", &exporter.Schedule{Since: start}, []string{"ops@acme.example"}
+			f.run(t, d)
+			f.tick(t, "nightly")
+			id := exporter.ScheduledID("acme", "nightly", start)
+			e := f.until(t, id, func(e exporter.Export) bool { return e.State == exporter.Retrying && e.Attempts >= 3 })
+			if !strings.Contains(e.Error, c.says) {
+				t.Errorf("the state says %q, want it to contain %q", e.Error, c.says)
+			}
+			f.mu.Lock()
+			f.now = f.now.Add(time.Hour)
+			f.mu.Unlock()
+			await.State(t, await.Limit, "the alert to those in notify", func() (bool, any) { return f.mailed() > 0, f.mailed() })
+			kept, err := f.settings.Destination(t.Context(), "acme", "nightly")
+			if err != nil {
+				t.Fatal(err)
+			}
+			shown, err := f.settings.ShowDestination(t.Context(), "acme", "nightly")
+			if err != nil {
+				t.Fatal(err)
+			}
+			c.correct(f, &kept)
+			if _, err := f.settings.SaveDestination(t.Context(), kept, settings.Change{By: "test", Revision: shown.Meta.Revision}); err != nil {
+				t.Fatal(err)
+			}
+			f.until(t, id, is(exporter.Done))
+		})
+	}
 }

@@ -9,6 +9,8 @@ import (
 	"time"
 
 	"github.com/nats-io/nats.go/jetstream"
+
+	"github.com/kansa-audit/kansa/consumers"
 )
 
 // State is how far an export has come.
@@ -41,12 +43,16 @@ type Export struct {
 	RowsToRender uint64 `json:"rows_to_render,omitempty"`
 	// Sent counts the bytes of the attempt that is running.
 	Sent int64 `json:"sent,omitempty"`
+	// Note is what else is to be known of the delivery.
+	Note string `json:"note,omitempty"`
 	// Receipt tells that a signed one is kept; see States.Receipt.
 	Receipt bool `json:"receipt,omitempty"`
 	// Link ends then.
 	Expires *time.Time `json:"expires,omitempty"`
 	// Revoked links open nothing.
 	Revoked *time.Time `json:"revoked,omitempty"`
+	// Promise of the link, if it is delivered by one.
+	Promise
 }
 
 // States keeps exports in a key-value bucket.
@@ -100,9 +106,9 @@ func (s States) Put(ctx context.Context, e Export) error {
 			if (old.State == Done || old.State == Failed && e.State != Done) && !revokes {
 				return nil
 			}
-			_, err = s.KV.Update(ctx, prefixExport+e.ID, data, revision)
+			_, err = consumers.Replace(ctx, s.KV, prefixExport+e.ID, data, revision)
 		}
-		if !errors.Is(err, jetstream.ErrKeyExists) { // another was faster
+		if !errors.Is(err, consumers.ErrReplaced) { // another was faster
 			if err != nil {
 				return fmt.Errorf("keep the state of export %s: %w", e.ID, err)
 			}
@@ -148,6 +154,16 @@ func (s States) next(ctx context.Context, organization, destination string) (tim
 		return time.Time{}, fmt.Errorf("read how far destination %s/%s has come: %w", organization, destination, err)
 	}
 	return t, nil
+}
+
+// forgetDestination forgets how far a destination has come and how it was doing.
+func (s States) forgetDestination(ctx context.Context, id scheduleID) error {
+	for _, prefix := range []string{prefixNext, prefixHealth} {
+		if err := forget(ctx, s.KV, prefix+id.organization+"."+id.name); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 func (s States) setNext(ctx context.Context, organization, destination string, t time.Time) error {

@@ -87,6 +87,12 @@ func (x *Exporter) removeArea(ctx context.Context, id string) error {
 	return forget(ctx, x.states.KV, prefixArea+id)
 }
 
+// gone reports whether an archive that was delivered by a link is gone: what was rendered for it goes with its hours.
+func (x *Exporter) gone(ctx context.Context, e *Export) bool {
+	var gone *Gone
+	return e.State == Done && errors.As(Available(ctx, x.bucket, e), &gone)
+}
+
 func (x *Exporter) sweepAreas(ctx context.Context, now time.Time) (n int, _ error) {
 	ids, err := keysOf(ctx, x.states.KV, prefixArea)
 	if err != nil {
@@ -97,7 +103,7 @@ func (x *Exporter) sweepAreas(ctx context.Context, now time.Time) (n int, _ erro
 		if err != nil {
 			return n, err
 		}
-		if found && !e.areaIsOver(now) {
+		if found && !e.areaIsOver(now) && !x.gone(ctx, &e) {
 			continue
 		}
 		if err := x.removeArea(ctx, id); err != nil {
@@ -196,7 +202,11 @@ func (x *Exporter) sweepStates(ctx context.Context, now time.Time) (n int, _ err
 		}
 		gone++
 	}
-	return n, purge(ctx, kv, n+gone)
+	waiting, err := x.sweepWaiting(ctx)
+	if err != nil {
+		return n, err
+	}
+	return n, purge(ctx, kv, n+gone+waiting)
 }
 
 // keysOf lists the keys with a prefix, without it.
@@ -218,7 +228,7 @@ func forget(ctx context.Context, kv jetstream.KeyValue, key string) error {
 	return nil
 }
 
-// purge takes away the marks of what was forgotten: a key with one can't be made again as one that never was.
+// purge removes the markers of what was forgotten.
 func purge(ctx context.Context, kv jetstream.KeyValue, forgotten int) error {
 	if forgotten == 0 {
 		return nil

@@ -2,10 +2,14 @@ package exporter
 
 import (
 	"context"
+	"crypto/rand"
 	"fmt"
 	"strings"
 	"time"
 
+	"gocloud.dev/blob"
+
+	"github.com/kansa-audit/kansa/consumers/buckets"
 	"github.com/kansa-audit/kansa/consumers/exporter/sftp"
 )
 
@@ -59,7 +63,7 @@ func (x *Exporter) Test(ctx context.Context, d Destination) (*TestReport, error)
 			step("receipt", func() (string, error) { return "there is a key to sign it with", x.canReceipt(ctx) })
 		}
 	case d.Bucket != "":
-		step("write to the bucket", func() (string, error) { return "", x.tryBucket(ctx, &d) })
+		step("write to the bucket", func() (string, error) { return x.tryBucket(ctx, &d) })
 	default:
 		step("mail server is set up", func() (string, error) {
 			if x.mailer == nil || x.cfg.PublicURL == "" {
@@ -78,20 +82,25 @@ func (x *Exporter) Test(ctx context.Context, d Destination) (*TestReport, error)
 	return r, nil
 }
 
-// tryBucket writes an object and removes it.
-func (x *Exporter) tryBucket(ctx context.Context, d *Destination) error {
+// tryBucket writes an object as a delivery does, and removes it.
+func (x *Exporter) tryBucket(ctx context.Context, d *Destination) (found string, err error) {
 	address := d.Bucket
 	b, err := x.openBucket(ctx, d)
 	if err != nil {
-		return err
+		return "", err
 	}
 	defer b.Close()
-	const name = ".kansa-check"
-	if err := b.WriteAll(ctx, name, []byte("kansa\n"), nil); err != nil {
-		return fmt.Errorf("write to bucket %s: %w", address, err)
+	name, text := ".kansa-check-"+rand.Text()[:8], []byte("kansa\n")
+	err = b.WriteAll(ctx, name, text, &blob.WriterOptions{IfNotExist: true})
+	if buckets.NotImplemented(err) {
+		found = "the store does not know If-None-Match; a name is only looked up before it is written"
+		err = b.WriteAll(ctx, name, text, nil)
+	}
+	if err != nil {
+		return "", fmt.Errorf("write to bucket %s: %w", address, buckets.Explain(err))
 	}
 	if err := b.Delete(ctx, name); err != nil {
-		return fmt.Errorf("remove %s from bucket %s: %w", name, address, err)
+		return "", fmt.Errorf("remove %s from bucket %s: %w", name, address, err)
 	}
-	return nil
+	return found, nil
 }

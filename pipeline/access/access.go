@@ -24,6 +24,7 @@ import (
 	"github.com/nats-io/nats.go/jetstream"
 	"golang.org/x/crypto/argon2"
 
+	"github.com/kansa-audit/kansa/consumers"
 	"github.com/kansa-audit/kansa/schema"
 )
 
@@ -799,17 +800,17 @@ func (s *Store) readAt(ctx context.Context, key string, to any) (uint64, error) 
 var errMoved = errors.New("it was changed meanwhile")
 
 func moved(err error) bool {
-	return errors.Is(err, jetstream.ErrKeyExists) || errors.Is(err, jetstream.ErrKeyRevisionMismatch)
+	return errors.Is(consumers.Replaced(err), consumers.ErrReplaced)
 }
 
 // update replaces what had a revision.
 func (s *Store) update(ctx context.Context, key string, v any, revision uint64) (uint64, error) {
 	data, err := json.Marshal(v)
 	if err == nil {
-		revision, err = s.KV.Update(ctx, key, data, revision)
+		revision, err = consumers.Replace(ctx, s.KV, key, data, revision)
 	}
 	switch {
-	case err != nil && moved(err):
+	case errors.Is(err, consumers.ErrReplaced):
 		return 0, errMoved
 	case err != nil:
 		return 0, fmt.Errorf("write users and keys: %w", err)

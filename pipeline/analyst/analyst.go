@@ -21,6 +21,7 @@ import (
 	"github.com/google/uuid"
 	"github.com/nats-io/nats.go/jetstream"
 
+	"github.com/kansa-audit/kansa/consumers"
 	"github.com/kansa-audit/kansa/schema"
 )
 
@@ -112,7 +113,7 @@ func (s *Store) Add(ctx context.Context, organization, name, by string, days int
 		return nil, "", fmt.Errorf("keep analyst %s: %w", a.FullName(), err)
 	}
 	_, err = s.KV.Create(ctx, key(organization, name), data)
-	if errors.Is(err, jetstream.ErrKeyExists) {
+	if errors.Is(consumers.Replaced(err), consumers.ErrReplaced) {
 		return nil, "", fmt.Errorf("%w: %s: remove it first, or choose another name", ErrTaken, a.FullName())
 	}
 	if err != nil {

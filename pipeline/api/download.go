@@ -49,9 +49,14 @@ func (d *downloads) serve(w http.ResponseWriter, r *http.Request) {
 	h.Set("X-Content-Type-Options", "nosniff")
 	h.Set("Cache-Control", "private, no-store")
 	plan, e, err := d.open(r.Context(), r.PathValue("token"))
+	var gone *exporter.Gone
 	switch {
 	case errors.Is(err, exporter.ErrNoLink):
 		answer(w, http.StatusNotFound, "This link does not work", "It has expired, was revoked, or is not complete. Ask for a new export.")
+		return
+	case errors.As(err, &gone):
+		d.o.Logger.WarnContext(r.Context(), "link to an archive that is gone", slog.String("export", e.ID), slog.String("reason", gone.Reason))
+		answer(w, http.StatusGone, "This archive is gone", "The link has not expired, but "+gone.Reason+". Ask for a new export of the hours that are left.")
 		return
 	case err != nil:
 		// The address holds the token, so it is not logged.
@@ -151,10 +156,13 @@ func (d *downloads) open(ctx context.Context, token string) (*exporter.Plan, exp
 	case e.Revoked != nil:
 		return nil, e, exporter.ErrNoLink
 	}
+	if err := exporter.Available(ctx, d.o.Bucket, &e); err != nil {
+		return nil, e, err
+	}
 	if plan := d.cached(link.Export); plan != nil {
 		return plan, e, nil
 	}
-	plan, err := exporter.PlanArchive(ctx, d.o.Bucket, &e.Request)
+	plan, err := exporter.PlanLink(ctx, d.o.Bucket, &e)
 	if err != nil {
 		return nil, e, err
 	}

@@ -112,6 +112,40 @@ func TestDownload(t *testing.T) {
 	if code, _, _ := get(path, "bytes=999999-"); code != http.StatusRequestedRangeNotSatisfiable {
 		t.Errorf("a range beyond the end: %d", code)
 	}
+	// Of an archive whose hour retention removed, the link says so, again and again; without a statement it is a loss.
+	removed := schema.Partition{Organization: "acme", Trail: schema.Access, Hour: hour.Add(-time.Hour), Length: time.Hour}
+	e.ID, e.Promise = "x2", exporter.Promise{ETag: "x", Oldest: []string{removed.CSVKey()}}
+	if err := states.Put(t.Context(), e); err != nil {
+		t.Fatal(err)
+	}
+	goneToken, err := links.Create(t.Context(), exporter.Link{Export: "x2", Expires: now.Add(7 * 24 * time.Hour)})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if code, _, _ := get(exporter.DownloadPath(goneToken, e.FileName()), ""); code != http.StatusServiceUnavailable {
+		t.Errorf("an archive that lost an hour: %d", code)
+	}
+	lost := seal.New(removed)
+	if data, err = sealer.Seal(t.Context(), lost); err != nil {
+		t.Fatal(err)
+	}
+	sealed, err := seal.Parse(data)
+	if err != nil {
+		t.Fatal(err)
+	}
+	statement, err := sealer.SealRemoval(t.Context(), seal.NewRemoval(sealed, now, "retention of 500 bytes"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := bucket.WriteAll(t.Context(), removed.RemovedKey(), statement, nil); err != nil {
+		t.Fatal(err)
+	}
+	for range 2 {
+		code, _, text := get(exporter.DownloadPath(goneToken, e.FileName()), "")
+		if code != http.StatusGone || !strings.Contains(text, "removed on 2026-11-23 by the organization") || !strings.Contains(text, "retention of 500 bytes") {
+			t.Errorf("an archive whose hour was removed: %d %s", code, text)
+		}
+	}
 	_, _, wrong := get(exporter.DownloadPath("wrong", e.FileName()), "")
 	now = now.Add(8 * 24 * time.Hour)
 	code, _, expired := get(path, "")

@@ -76,46 +76,6 @@ func TestTicksComeFromTheBroker(t *testing.T) {
 	}
 }
 
-func TestSchedulesOfExportsFollowTheConfiguration(t *testing.T) {
-	t.Parallel()
-	c := start(t)
-	if err := c.Setup(t.Context(), settings); err != nil {
-		t.Fatal(err)
-	}
-	consumer, err := c.JS.Consumer(t.Context(), broker.StreamExports, broker.ConsumerExporter)
-	if err != nil {
-		t.Fatal(err)
-	}
-	one := broker.ExportSchedule("one", "acme", "", "", time.Second, []byte("one is due"))
-	two := broker.ExportSchedule("two", "acme", "0 0 4 * * *", "Asia/Tokyo", 0, []byte("two is due"))
-	for range 2 {
-		if err := c.SetExportSchedules(t.Context(), []broker.Schedule{one, two}); err != nil {
-			t.Fatal(err)
-		}
-	}
-	msg, err := consumer.Next(jetstream.FetchMaxWait(20 * time.Second))
-	if err != nil {
-		t.Fatalf("the schedule is not kept: %v", err)
-	}
-	if msg.Subject() != "audit.exports.acme" || string(msg.Data()) != "one is due" {
-		t.Errorf("got %q on %s", msg.Data(), msg.Subject())
-	}
-	if err := c.SetExportSchedules(t.Context(), []broker.Schedule{two}); err != nil {
-		t.Fatal(err)
-	}
-	st, err := c.JS.Stream(t.Context(), broker.StreamExports)
-	if err != nil {
-		t.Fatal(err)
-	}
-	info, err := st.Info(t.Context(), jetstream.WithSubjectFilter("audit.schedules.>"))
-	if err != nil {
-		t.Fatal(err)
-	}
-	if len(info.State.Subjects) != 1 {
-		t.Errorf("schedules %v are kept, want that of two alone", info.State.Subjects)
-	}
-}
-
 // A message that is published again is the same message (design, section 4).
 func TestMessageIDIsKnownWithinTheWindow(t *testing.T) {
 	t.Parallel()

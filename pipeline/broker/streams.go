@@ -45,8 +45,6 @@ const (
 const (
 	subjectTick         = schema.SubjectHours + ".tick"
 	subjectTickSchedule = schema.SubjectHours + ".schedule"
-	// Schedules of exports lie beside the requests, under a token no organization's requests have.
-	subjectExportSchedule = "audit.schedules.exports"
 )
 
 // Settings of the streams.
@@ -92,10 +90,8 @@ func (c *Client) Setup(ctx context.Context, s Settings) error {
 	partitions.MaxMsgs, partitions.Duplicates = 10_000_000, time.Hour
 
 	exports := base
-	exports.Name, exports.Retention = StreamExports, jetstream.WorkQueuePolicy
-	exports.Subjects, exports.AllowMsgSchedules = []string{schema.SubjectExports + ".*", subjectExportSchedule + ".>"}, true
-	// The server has no schedules in a stream that discards new messages; without bounds none is discarded.
-	exports.Discard, exports.Duplicates = jetstream.DiscardOld, time.Hour
+	exports.Name, exports.Subjects, exports.Retention = StreamExports, []string{schema.SubjectExports + ".*"}, jetstream.WorkQueuePolicy
+	exports.Discard, exports.Duplicates = jetstream.DiscardNew, time.Hour
 
 	dead := base
 	dead.Name, dead.Subjects = StreamDeadLetter, []string{schema.SubjectDeadLetter + ".*"}
@@ -254,27 +250,18 @@ func checkStream(cfg jetstream.StreamConfig) error {
 type Schedule struct {
 	Subject string // where the schedule is kept; one subject has one schedule
 	Target  string // where the messages go
-	// Every is the interval; those that divide a day fall on its multiples. Cron (six fields, seconds
-	// first) with its TimeZone (IANA; UTC if empty) is the other way to say when.
-	Every    time.Duration
-	Cron     string
-	TimeZone string
-	Data     []byte
+	// Every is the interval; those that divide a day fall on its multiples.
+	Every time.Duration
+	Data  []byte
 }
 
 // Schedule sets s, in place of what its subject had before. Setting it again changes nothing.
 func (c *Client) Schedule(ctx context.Context, s Schedule) error {
-	pattern := s.Cron
-	if pattern == "" {
-		pattern = everyPattern(s.Every)
-	}
+	pattern := everyPattern(s.Every)
 	msg := nats.NewMsg(s.Subject)
 	msg.Data = s.Data
 	msg.Header.Set(jetstream.ScheduleHeader, pattern)
 	msg.Header.Set(jetstream.ScheduleTargetHeader, s.Target)
-	if s.TimeZone != "" {
-		msg.Header.Set(jetstream.ScheduleTimeZoneHeader, s.TimeZone)
-	}
 	stream, err := c.JS.StreamNameBySubject(ctx, s.Subject)
 	if err != nil {
 		return fmt.Errorf("find the stream of schedule %s: %w", s.Subject, err)
@@ -308,44 +295,8 @@ func (c *Client) Tick(ctx context.Context) error {
 	return nil
 }
 
-// ExportSchedule is the schedule of a destination: when it is due, data is put among the export requests
-// of its organization.
-func ExportSchedule(destination, organization, cron, zone string, every time.Duration, data []byte) Schedule {
-	return Schedule{
-		Subject: subjectExportSchedule + "." + organization + "." + destination, Target: schema.SubjectExports + "." + organization,
-		Cron: cron, TimeZone: zone, Every: every, Data: data,
-	}
-}
-
-// SetExportSchedules makes these the schedules of exports, and removes those of other destinations.
-func (c *Client) SetExportSchedules(ctx context.Context, all []Schedule) error {
-	st, err := c.JS.Stream(ctx, StreamExports)
-	if err != nil {
-		return fmt.Errorf("look up stream %s: %w", StreamExports, err)
-	}
-	info, err := st.Info(ctx, jetstream.WithSubjectFilter(subjectExportSchedule+".>"))
-	if err != nil {
-		return fmt.Errorf("list the schedules of exports: %w", err)
-	}
-	keep := map[string]bool{}
-	for _, s := range all {
-		keep[s.Subject] = true
-		if err := c.Schedule(ctx, s); err != nil {
-			return err
-		}
-	}
-	for subject := range info.State.Subjects {
-		if !keep[subject] {
-			if err := st.Purge(ctx, jetstream.WithPurgeSubject(subject)); err != nil {
-				return fmt.Errorf("remove schedule %s: %w", subject, err)
-			}
-		}
-	}
-	return nil
-}
-
 func sameHeaders(have, want nats.Header) bool {
-	for _, k := range []string{jetstream.ScheduleHeader, jetstream.ScheduleTargetHeader, jetstream.ScheduleTimeZoneHeader} {
+	for _, k := range []string{jetstream.ScheduleHeader, jetstream.ScheduleTargetHeader} {
 		if have.Get(k) != want.Get(k) {
 			return false
 		}

@@ -265,6 +265,8 @@ func deliveriesSucceed(ctx context.Context, p *patient) error {
 		d := &all[i]
 		id := d.Organization + "/" + d.Name
 		switch d.State {
+		case "unreadable":
+			p.find(health.Warning, "destination "+id, "schedules", "kansa destination remove "+id+", and add it again", "it delivers nothing: %s", d.Problem)
 		case "failing":
 			p.find(health.Warning, "destination "+id, "deliveries", "kansa destination test "+id, "deliveries have failed since %s, %d times: %s",
 				d.Health.FailingSince.Format(time.RFC3339), d.Health.Failures, d.Health.LastError)

@@ -14,6 +14,7 @@ import (
 	"github.com/nats-io/nats.go/jetstream"
 	"golang.org/x/mod/sumdb/note"
 
+	"github.com/kansa-audit/kansa/consumers"
 	"github.com/kansa-audit/kansa/pipeline/verify"
 	"github.com/kansa-audit/kansa/schema"
 )
@@ -146,9 +147,8 @@ func (d *Desk) Start(ctx context.Context, organization, by string, q Request) (*
 	if err != nil {
 		return nil, fmt.Errorf("encode the verification: %w", err)
 	}
-	if _, err := d.kept.Update(ctx, organization, data, revision); err != nil {
-		var api *jetstream.APIError
-		if errors.As(err, &api) && api.ErrorCode == jetstream.JSErrCodeStreamWrongLastSequence {
+	if _, err := consumers.Replace(ctx, d.kept, organization, data, revision); err != nil {
+		if errors.Is(err, consumers.ErrReplaced) {
 			return nil, ErrBusy
 		}
 		return nil, fmt.Errorf("keep the verification: %w", err)

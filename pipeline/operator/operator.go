@@ -50,9 +50,9 @@ type Client struct {
 type DestinationStatus struct {
 	settings.Destination
 	Health exporter.Health `json:"health"`
-	// State is ok, failing, paused, waiting (nothing was delivered yet) or manual (there is no schedule).
+	// State is ok, failing, paused, waiting (nothing was delivered yet), manual (there is no schedule) or unreadable.
 	State string `json:"state"`
-	// NextRun is when its schedule is due.
+	// NextRun is when the next archive is due; in the past while that archive waits or fails.
 	NextRun time.Time `json:"next_run,omitzero"`
 }
 
@@ -126,7 +126,7 @@ func (d *Desk) Serve(ctx context.Context, nc *nats.Conn) error {
 			return d.Settings.Organizations(ctx)
 		}),
 		control.On("organization.show", usual, func(ctx context.Context, q ofOrganization) (*settings.Organization, error) {
-			return d.Settings.Organization(ctx, q.Organization)
+			return d.Settings.ShowOrganization(ctx, q.Organization)
 		}),
 		control.On("organization.save", usual, func(ctx context.Context, q saveOrganization) (*settings.Organization, error) {
 			return d.Settings.SaveOrganization(ctx, q.Organization, q.By)
@@ -183,7 +183,15 @@ func (d *Desk) destinations(ctx context.Context, organization string) ([]Destina
 		if s.Health, err = d.States.Health(ctx, kept[i].Organization, kept[i].Name); err != nil {
 			return nil, err
 		}
+		if s.Schedule != nil && !s.Paused {
+			next, err := s.Schedule.NextRun(s.Health.Next, time.Now())
+			if s.NextRun = next; err != nil {
+				s.Problem = err.Error()
+			}
+		}
 		switch {
+		case s.Problem != "":
+			s.State = "unreadable"
 		case s.Paused:
 			s.State = "paused"
 		case !s.Health.FailingSince.IsZero():
@@ -194,11 +202,6 @@ func (d *Desk) destinations(ctx context.Context, organization string) ([]Destina
 			s.State = "manual"
 		default:
 			s.State = "waiting"
-		}
-		if s.Schedule != nil && !s.Paused {
-			if s.NextRun, err = s.Schedule.Next(time.Now()); err != nil {
-				return nil, err
-			}
 		}
 		all[i] = s
 	}

@@ -18,15 +18,16 @@ import (
 	"strings"
 
 	"gocloud.dev/blob"
-	_ "gocloud.dev/blob/s3blob" // s3://bucket, with the credentials of the AWS SDK's usual places
+
+	"github.com/kansa-audit/kansa/consumers/buckets"
 )
 
 // Open opens the bucket at a URL. The directory of a file:// URL is made where there is none; other
-// schemes are those whose drivers the program has linked.
+// schemes are those of package buckets. A store has to know If-None-Match: of two processes that seal, one is refused.
 func Open(ctx context.Context, target string) (*blob.Bucket, error) {
 	path, ok := strings.CutPrefix(target, "file://")
 	if !ok {
-		bucket, err := blob.OpenBucket(ctx, target)
+		bucket, err := buckets.Open(ctx, target)
 		if err != nil {
 			return nil, fmt.Errorf("open the partition store: %w", err)
 		}

@@ -16,6 +16,7 @@ import (
 	"gocloud.dev/blob"
 	"gocloud.dev/gcerrors"
 
+	"github.com/kansa-audit/kansa/consumers"
 	"github.com/kansa-audit/kansa/consumers/rollup"
 	"github.com/kansa-audit/kansa/pipeline/integrity"
 	"github.com/kansa-audit/kansa/schema"
@@ -142,12 +143,7 @@ func (a *Auditor) keep(ctx context.Context, w Walk, revision uint64) error {
 	if err != nil {
 		return err
 	}
-	if revision == 0 {
-		_, err = a.Findings.KV.Create(ctx, walkKey, data)
-	} else {
-		_, err = a.Findings.KV.Update(ctx, walkKey, data, revision)
-	}
-	if err != nil {
+	if _, err = consumers.Replace(ctx, a.Findings.KV, walkKey, data, revision); err != nil {
 		return fmt.Errorf("keep how far the table is compared: %w", err)
 	}
 	return nil

@@ -23,6 +23,9 @@ func destinationKey(organization, name string) string {
 type Destination struct {
 	exporter.Destination
 	Meta Meta `json:"meta"`
+	// Problem is why it cannot be read, if so it is: only its name and its revision are known then. It delivers
+	// nothing, and can be removed.
+	Problem string `json:"problem,omitempty"`
 }
 
 // Change says who changes a setting, and what he saw.
@@ -40,15 +43,19 @@ func (s *Store) Destination(ctx context.Context, organization, name string) (exp
 		return exporter.Destination{}, err
 	}
 	if !ok {
-		return exporter.Destination{}, fmt.Errorf("%w: %s of %s: see kansa destination list", exporter.ErrNoDestination, name, organization)
+		return exporter.Destination{}, noDestination(organization, name)
 	}
 	return s.open(&doc)
+}
+
+func noDestination(organization, name string) error {
+	return fmt.Errorf("%w: %s of %s: see kansa destination list", exporter.ErrNoDestination, name, organization)
 }
 
 func (s *Store) open(doc *document) (exporter.Destination, error) {
 	var d exporter.Destination
 	if err := decode(doc.Value, &d); err != nil {
-		return d, fmt.Errorf("read a destination: %w", err)
+		return d, fmt.Errorf("%w: destination: %w", ErrUnreadable, err)
 	}
 	d.FromFile = doc.Managed
 	for field, secret := range d.Secrets() {
@@ -76,7 +83,7 @@ func (s *Store) ShowDestination(ctx context.Context, organization, name string) 
 		return nil, err
 	}
 	if !ok {
-		return nil, fmt.Errorf("%w: %s of %s: see kansa destination list", exporter.ErrNoDestination, name, organization)
+		return nil, noDestination(organization, name)
 	}
 	return show(&doc)
 }
@@ -84,7 +91,7 @@ func (s *Store) ShowDestination(ctx context.Context, organization, name string) 
 func show(doc *document) (*Destination, error) {
 	d := Destination{Meta: doc.Meta}
 	if err := decode(doc.Value, &d.Destination); err != nil {
-		return nil, fmt.Errorf("read a destination: %w", err)
+		return nil, fmt.Errorf("%w: destination: %w", ErrUnreadable, err)
 	}
 	d.FromFile = doc.Managed
 	for field, secret := range d.Secrets() {
@@ -95,7 +102,8 @@ func show(doc *document) (*Destination, error) {
 	return &d, nil
 }
 
-// Destinations lists those of an organization, or of all if it is empty, by name and without their secrets.
+// Destinations lists those of an organization, or of all if it is empty, by name and without their secrets. One that
+// cannot be read is listed with its problem: it does not hide the others.
 func (s *Store) Destinations(ctx context.Context, organization string) ([]Destination, error) {
 	filter := DestinationPrefix + ">"
 	if organization != "" {
@@ -108,13 +116,17 @@ func (s *Store) Destinations(ctx context.Context, organization string) ([]Destin
 	var all []Destination
 	for key := range keys.Keys() {
 		doc, ok, err := s.get(ctx, key)
-		if err != nil {
-			return nil, err
-		}
-		if !ok {
+		if err == nil && !ok {
 			continue
 		}
-		d, err := show(&doc)
+		var d *Destination
+		if err == nil {
+			d, err = show(&doc)
+		}
+		if errors.Is(err, ErrUnreadable) {
+			d, err = &Destination{Meta: doc.Meta, Problem: err.Error()}, nil
+			d.Organization, d.Name, _ = strings.Cut(strings.TrimPrefix(key, DestinationPrefix), ".")
+		}
 		if err != nil {
 			return nil, err
 		}
@@ -172,7 +184,15 @@ func (s *Store) SaveDestination(ctx context.Context, d exporter.Destination, c C
 	}
 	key := destinationKey(d.Organization, d.Name)
 	doc, there, err := s.get(ctx, key)
-	if err != nil {
+	var old *Destination
+	if err == nil && there {
+		old, err = show(&doc)
+	}
+	switch {
+	case errors.Is(err, ErrUnreadable) && c.managed: // the file says what it is to be
+	case errors.Is(err, ErrUnreadable):
+		return nil, fmt.Errorf("destination %s of %s: %w: remove it with kansa destination remove, and add it again", d.Name, d.Organization, err)
+	case err != nil:
 		return nil, err
 	}
 	switch {
@@ -184,11 +204,7 @@ func (s *Store) SaveDestination(ctx context.Context, d exporter.Destination, c C
 		return nil, fmt.Errorf("destination %s of %s is that of the configuration file: change it there", d.Name, d.Organization)
 	}
 	var before any
-	if there {
-		old, err := show(&doc)
-		if err != nil {
-			return nil, err
-		}
+	if old != nil {
 		before = old.Destination
 	}
 	doc.Secrets = map[string]string{}
@@ -202,7 +218,7 @@ func (s *Store) SaveDestination(ctx context.Context, d exporter.Destination, c C
 		return nil, err
 	}
 	now := s.now()
-	if !there {
+	if doc.Created.IsZero() {
 		doc.Created = now
 	}
 	doc.Updated, doc.By, doc.Managed = now, c.By, c.managed
@@ -256,7 +272,17 @@ func (s *Store) checkSchedule(schedule *exporter.Schedule) error {
 // RemoveDestination forgets one, with its secrets.
 func (s *Store) RemoveDestination(ctx context.Context, organization, name string, c Change) error {
 	key := destinationKey(organization, name)
-	old, err := s.ShowDestination(ctx, organization, name)
+	doc, there, err := s.get(ctx, key)
+	if err == nil && !there {
+		return noDestination(organization, name)
+	}
+	var old *Destination
+	if err == nil {
+		old, err = show(&doc)
+	}
+	if errors.Is(err, ErrUnreadable) { // it can be removed, by name
+		old, err = &Destination{Destination: exporter.Destination{Organization: organization, Name: name}, Meta: doc.Meta}, nil
+	}
 	if err != nil {
 		return err
 	}
@@ -276,34 +302,21 @@ func (s *Store) RemoveDestination(ctx context.Context, organization, name string
 // Provision makes the destinations of the configuration file those that are managed by it, and removes managed ones
 // that it has no more.
 func (s *Store) Provision(ctx context.Context, file []exporter.Destination) error {
-	kept, err := s.Destinations(ctx, "")
-	if err != nil {
-		return err
-	}
 	const by = "configuration file"
 	wanted := map[string]bool{}
-	for _, d := range file {
+	for i := range file {
+		d := file[i]
 		if err := d.Normalize(); err != nil {
 			return err
 		}
 		wanted[destinationKey(d.Organization, d.Name)] = true
-		c := Change{By: by, managed: true}
-		i := slices.IndexFunc(kept, func(k Destination) bool { return k.Organization == d.Organization && k.Name == d.Name })
-		if i >= 0 {
-			if !kept[i].Meta.Managed {
-				return fmt.Errorf("destination %s of %s is in the configuration file, and there is one that was made without: rename one of the two", d.Name, d.Organization)
-			}
-			// Whether it is paused is not the file's to say.
-			d.Paused = kept[i].Paused
-			if s.equal(ctx, &d) {
-				continue
-			}
-			c.Revision = kept[i].Meta.Revision
-		}
-		// Of several processes that start at once, one is first.
-		if _, err := s.SaveDestination(ctx, d, c); err != nil && !errors.Is(err, ErrChanged) {
+		if err := s.provision(ctx, d, Change{By: by, managed: true}); err != nil {
 			return err
 		}
+	}
+	kept, err := s.Destinations(ctx, "")
+	if err != nil {
+		return err
 	}
 	for _, k := range kept {
 		if k.Meta.Managed && !wanted[destinationKey(k.Organization, k.Name)] {
@@ -314,6 +327,40 @@ func (s *Store) Provision(ctx context.Context, file []exporter.Destination) erro
 		}
 	}
 	return nil
+}
+
+// provisionTries bounds how often a destination of the file is looked at again because another process changed it.
+const provisionTries = 5
+
+// provision makes one destination what the file says. Of several processes that start at once, one is first; the
+// others find it made.
+func (s *Store) provision(ctx context.Context, d exporter.Destination, c Change) (err error) {
+	for range provisionTries {
+		var have *Destination
+		have, err = s.ShowDestination(ctx, d.Organization, d.Name)
+		switch {
+		case errors.Is(err, exporter.ErrNoDestination):
+			c.Revision = 0
+		case errors.Is(err, ErrUnreadable):
+			doc, _, _ := s.get(ctx, destinationKey(d.Organization, d.Name)) //nolint:errcheck // it is unreadable; its revision is there
+			c.Revision = doc.Revision
+		case err != nil:
+			return err
+		case !have.Meta.Managed:
+			return fmt.Errorf("destination %s of %s is in the configuration file, and there is one that was made without: rename one of the two", d.Name, d.Organization)
+		default:
+			// Whether it is paused is not the file's to say.
+			d.Paused = have.Paused
+			if s.equal(ctx, &d) {
+				return nil
+			}
+			c.Revision = have.Meta.Revision
+		}
+		if _, err = s.SaveDestination(ctx, d, c); !errors.Is(err, ErrChanged) {
+			return err
+		}
+	}
+	return fmt.Errorf("keep destination %s of %s of the configuration file: %w", d.Name, d.Organization, err)
 }
 
 // equal tells whether d is what is kept, secrets included.

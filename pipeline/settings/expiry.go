@@ -36,7 +36,10 @@ func (s *Store) Retentions(ctx context.Context) (*Retentions, error) {
 	return r, nil
 }
 
-func (o *Organization) retention() Retention { return Retention{o.RetentionDays, o.Hold != nil} }
+// retention of an organization whose rules cannot be read holds everything: it may be under a legal hold.
+func (o *Organization) retention() Retention {
+	return Retention{o.RetentionDays, o.Hold != nil || o.Problem != ""}
+}
 
 // Of is the retention of an organization.
 func (r *Retentions) Of(organization string) Retention {
@@ -60,7 +63,7 @@ func (r *Retentions) Expires(organization string, recordedAt time.Time) time.Tim
 // Follow keeps r up to date until ctx ends.
 func (r *Retentions) Follow(ctx context.Context) error {
 	return r.store.FollowOrganizations(ctx, func(name string) {
-		o, err := r.store.Organization(ctx, name)
+		o, err := r.store.ShowOrganization(ctx, name)
 		if err != nil {
 			r.store.Logger.Warn("retention of an organization not read; the next change or start does", slog.Any("error", err))
 			return

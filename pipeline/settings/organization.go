@@ -31,6 +31,9 @@ type Organization struct {
 	// Hold keeps everything, whatever the retention says.
 	Hold *Hold `json:"hold,omitempty"`
 	Meta Meta  `json:"meta,omitzero"`
+	// Problem is why the rules cannot be read, in a list and where people look at them: they are the defaults then,
+	// nothing is removed, and whoever saves them replaces what is stored.
+	Problem string `json:"problem,omitempty"`
 }
 
 // Hold is a legal hold.
@@ -40,7 +43,20 @@ type Hold struct {
 	Since  time.Time `json:"since"`
 }
 
-// Organization returns the settings of one, or the defaults.
+// ShowOrganization returns the settings of one for people: one that cannot be read has a problem.
+func (s *Store) ShowOrganization(ctx context.Context, name string) (*Organization, error) {
+	o, err := s.Organization(ctx, name)
+	if errors.Is(err, ErrUnreadable) {
+		doc, _, _ := s.get(ctx, organizationPrefix+name) // its revision is there, whatever else is not
+		kept := s.defaults(name)
+		kept.Name, kept.Meta, kept.Problem = name, Meta{Revision: doc.Revision}, err.Error()
+		return &kept, nil
+	}
+	return o, err
+}
+
+// Organization returns the settings of one, or the defaults. It is for those who obey them: an error that answers to
+// ErrUnreadable says that nobody knows them.
 func (s *Store) Organization(ctx context.Context, name string) (*Organization, error) {
 	if f := schema.CheckOrganization(name); f != nil {
 		return nil, f
@@ -52,7 +68,7 @@ func (s *Store) Organization(ctx context.Context, name string) (*Organization, e
 	o := s.defaults(name)
 	if ok {
 		if err := decode(doc.Value, &o); err != nil {
-			return nil, fmt.Errorf("read the settings of %s: %w", name, err)
+			return nil, fmt.Errorf("%w: rules of organization %s: %w", ErrUnreadable, name, err)
 		}
 		o.Meta = doc.Meta
 	}
@@ -60,7 +76,7 @@ func (s *Store) Organization(ctx context.Context, name string) (*Organization, e
 	return &o, nil
 }
 
-// Organizations lists those that decided something.
+// Organizations lists those that decided something, with the problem of each that cannot be read.
 func (s *Store) Organizations(ctx context.Context) ([]Organization, error) {
 	keys, err := s.KV.ListKeysFiltered(ctx, organizationPrefix+"*")
 	if err != nil {
@@ -68,7 +84,7 @@ func (s *Store) Organizations(ctx context.Context) ([]Organization, error) {
 	}
 	var all []Organization
 	for key := range keys.Keys() {
-		o, err := s.Organization(ctx, strings.TrimPrefix(key, organizationPrefix))
+		o, err := s.ShowOrganization(ctx, strings.TrimPrefix(key, organizationPrefix))
 		if err != nil {
 			return nil, err
 		}
@@ -92,7 +108,8 @@ func (s *Store) SaveOrganization(ctx context.Context, o Organization, by string)
 	if err := o.check(); err != nil {
 		return nil, err
 	}
-	before, err := s.Organization(ctx, o.Name)
+	o.Problem = ""
+	before, err := s.ShowOrganization(ctx, o.Name)
 	if err != nil {
 		return nil, err
 	}

@@ -19,12 +19,18 @@ import (
 
 	"github.com/nats-io/nats.go/jetstream"
 
+	"github.com/kansa-audit/kansa/consumers"
 	"github.com/kansa-audit/kansa/consumers/exporter/reach"
 	"github.com/kansa-audit/kansa/schema"
 )
 
-// ErrChanged means that a setting is not any more what was looked at.
-var ErrChanged = errors.New("the setting was changed meanwhile")
+var (
+	// ErrChanged means that a setting is not any more what was looked at.
+	ErrChanged = errors.New("the setting was changed meanwhile")
+	// ErrUnreadable means that what is stored is not a setting that this program knows: it is damaged, or another
+	// version wrote it. It concerns that setting alone, which can be removed or replaced.
+	ErrUnreadable = errors.New("the stored setting cannot be read")
+)
 
 // Store keeps settings. It is safe for concurrent use, by any number of processes.
 type Store struct {
@@ -76,18 +82,19 @@ type document struct {
 	Meta
 }
 
-// get returns the document of a key, brought up to date, and false if there is none.
+// get returns the document of a key, brought up to date, and false if there is none. An error that answers to
+// ErrUnreadable comes with the revision of what is there.
 func (s *Store) get(ctx context.Context, key string) (document, bool, error) {
 	var d document
 	entry, err := s.KV.Get(ctx, key)
 	if errors.Is(err, jetstream.ErrKeyNotFound) {
 		return d, false, nil
 	}
-	if err == nil {
-		d, err = read(entry.Value())
-	}
 	if err != nil {
 		return d, false, fmt.Errorf("read setting %s: %w", key, err)
+	}
+	if d, err = read(entry.Value()); err != nil {
+		return document{Meta: Meta{Revision: entry.Revision()}}, true, fmt.Errorf("%w: %s: %w", ErrUnreadable, key, err)
 	}
 	d.Revision = entry.Revision()
 	return d, true, nil
@@ -117,13 +124,12 @@ func (s *Store) put(ctx context.Context, key string, d *document) error {
 	if err != nil {
 		return fmt.Errorf("encode setting %s: %w", key, err)
 	}
-	d.Revision, err = s.KV.Update(ctx, key, data, revision)
+	d.Revision, err = consumers.Replace(ctx, s.KV, key, data, revision)
 	return changed(err, "keep", key)
 }
 
 func changed(err error, action, key string) error {
-	var api *jetstream.APIError
-	if errors.As(err, &api) && api.ErrorCode == jetstream.JSErrCodeStreamWrongLastSequence {
+	if errors.Is(consumers.Replaced(err), consumers.ErrReplaced) {
 		return fmt.Errorf("%w: %s: look at it again, and repeat what you want", ErrChanged, key)
 	}
 	if err != nil {

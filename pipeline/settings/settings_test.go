@@ -237,3 +237,139 @@ func TestProvision(t *testing.T) {
 		t.Errorf("left: %+v, %v", all, err)
 	}
 }
+
+// One stored document that cannot be read hides no other, stops neither a start nor another organization, and can be
+// removed or replaced.
+func TestUnreadableSettingConcernsItselfAlone(t *testing.T) {
+	t.Parallel()
+	f := open(t)
+	if err := f.Provision(t.Context(), []exporter.Destination{server()}); err != nil {
+		t.Fatal(err)
+	}
+	bad := map[string]string{
+		"damaged": `{"version":2,"value":`, "newer": `{"version":9,"value":{}}`, "fields": `{"version":2,"value":{"name":"fields","organization":"globex","colour":"red"}}`,
+	}
+	for name, text := range bad {
+		for _, key := range []string{"destination.globex." + name, "organization." + name} {
+			if _, err := f.KV.PutString(t.Context(), key, text); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	if _, err := f.Store.Trails.PutString(t.Context(), "damaged", "nonsense"); err != nil {
+		t.Fatal(err)
+	}
+	all, err := f.Destinations(t.Context(), "")
+	if err != nil || len(all) != 4 {
+		t.Fatalf("%d destinations, %v; want 4", len(all), err)
+	}
+	for _, d := range all {
+		if _, isBad := bad[d.Name]; isBad != (d.Problem != "") || d.Organization == "" || d.Meta.Revision == 0 {
+			t.Errorf("listed: %+v", d)
+		}
+	}
+	if err := f.Provision(t.Context(), []exporter.Destination{server()}); err != nil {
+		t.Errorf("a start: %v", err)
+	}
+	organizations, err := f.Organizations(t.Context())
+	if err != nil || len(organizations) != 3 || organizations[0].Problem == "" {
+		t.Errorf("organizations %+v, %v", organizations, err)
+	}
+	retentions, err := f.Retentions(t.Context())
+	if err != nil || !retentions.Of("damaged").Held || retentions.Of("acme").Held {
+		t.Errorf("what cannot be read is to be kept: %+v, %v", retentions, err)
+	}
+	if trails, err := f.ListTrails(t.Context()); err != nil || len(trails) != 1 || trails[0].Problem == "" {
+		t.Errorf("trails %+v, %v", trails, err)
+	}
+	for name := range bad {
+		d := server()
+		d.Organization, d.Name = "globex", name
+		if _, err := f.SaveDestination(t.Context(), d, settings.Change{By: "ann"}); !errors.Is(err, settings.ErrUnreadable) || !strings.Contains(err.Error(), "kansa destination remove") {
+			t.Errorf("%s is replaced unseen: %v", name, err)
+		}
+		if err := f.RemoveDestination(t.Context(), "globex", name, settings.Change{By: "ann"}); err != nil {
+			t.Errorf("%s cannot be removed: %v", name, err)
+		}
+		if _, err := f.SaveDestination(t.Context(), d, settings.Change{By: "ann"}); err != nil {
+			t.Errorf("%s cannot be made again: %v", name, err)
+		}
+		o, err := f.ShowOrganization(t.Context(), name)
+		if err != nil || o.Problem == "" {
+			t.Fatalf("%+v, %v", o, err)
+		}
+		if _, err := f.SaveOrganization(t.Context(), *o, "ann"); err != nil {
+			t.Errorf("the rules of %s cannot be replaced: %v", name, err)
+		}
+		if _, err := f.Organization(t.Context(), name); err != nil {
+			t.Errorf("the rules of %s after that: %v", name, err)
+		}
+	}
+	if _, err := f.KV.PutString(t.Context(), "destination.acme.archive", bad["damaged"]); err != nil {
+		t.Fatal(err)
+	}
+	if err := f.Provision(t.Context(), []exporter.Destination{server()}); err != nil {
+		t.Errorf("the configuration file does not replace what cannot be read: %v", err)
+	}
+	if d, err := f.Destination(t.Context(), "acme", "archive"); err != nil || d.SFTP.Password != "open sesame" {
+		t.Errorf("%+v, %v", d, err)
+	}
+}
+
+// What was removed can be made again under its name, by everyone who makes it: a removal leaves a marker with a revision.
+func TestRemovedNamesComeBack(t *testing.T) {
+	t.Parallel()
+	f := open(t)
+	for range 3 {
+		d, err := f.SaveDestination(t.Context(), server(), settings.Change{By: "ann"})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, err := f.SaveDestination(t.Context(), server(), settings.Change{By: "ann"}); !errors.Is(err, settings.ErrChanged) {
+			t.Errorf("one that is there: %v", err)
+		}
+		if err := f.RemoveDestination(t.Context(), "acme", "archive", settings.Change{By: "ann", Revision: d.Meta.Revision}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for _, file := range [][]exporter.Destination{{server()}, nil, {server()}, nil} {
+		if err := f.Provision(t.Context(), file); err != nil {
+			t.Fatal(err)
+		}
+		if all, err := f.Destinations(t.Context(), ""); err != nil || len(all) != len(file) {
+			t.Errorf("the file has %d destinations, there are %d, %v", len(file), len(all), err)
+		}
+	}
+	for range 2 {
+		o, err := f.Organization(t.Context(), "acme")
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, err := f.SaveOrganization(t.Context(), *o, "ann"); err != nil {
+			t.Fatalf("rules of an organization: %v", err)
+		}
+		if err := f.KV.Delete(t.Context(), "organization.acme"); err != nil {
+			t.Fatal(err)
+		}
+		_, revision, err := f.Applied(t.Context(), "acme")
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := f.SetApplied(t.Context(), "acme", settings.Retention{Days: 1}, revision); err != nil {
+			t.Fatalf("the retention that was applied: %v", err)
+		}
+		if err := f.KV.Purge(t.Context(), "applied.acme"); err != nil {
+			t.Fatal(err)
+		}
+		s, err := f.ShowTrails(t.Context(), "acme")
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, err := f.SwitchTrails(t.Context(), "acme", settings.SwitchTrails{Access: no(), Reason: "privacy"}, settings.Change{By: "ann", Revision: s.Revision}); err != nil {
+			t.Fatalf("switches of trails: %v", err)
+		}
+		if err := f.Store.Trails.Delete(t.Context(), "acme"); err != nil {
+			t.Fatal(err)
+		}
+	}
+}

@@ -10,6 +10,7 @@ import (
 
 	"github.com/nats-io/nats.go/jetstream"
 
+	"github.com/kansa-audit/kansa/consumers"
 	"github.com/kansa-audit/kansa/pipeline/owntrail"
 	"github.com/kansa-audit/kansa/schema"
 	"github.com/kansa-audit/kansa/schema/seal"
@@ -30,6 +31,8 @@ type Trails struct {
 	Revision uint64    `json:"revision"`
 	Updated  time.Time `json:"updated,omitzero"`
 	By       string    `json:"by,omitempty"`
+	// Problem is why its switches cannot be read, in a list; they are as without a decision then.
+	Problem string `json:"problem,omitempty"`
 }
 
 // Trail is the switch of one, and when it was off.
@@ -97,7 +100,7 @@ func (s *Store) recording(ctx context.Context, organization string) (*schema.Rec
 	}
 	r, err := schema.ParseRecording(entry.Value(), entry.Created())
 	if err != nil {
-		return nil, nil, fmt.Errorf("%s: %w", organization, err)
+		return nil, nil, fmt.Errorf("%w: switches of the trails of %s: %w", ErrUnreadable, organization, err)
 	}
 	t := shown(organization, r)
 	t.Revision, t.Updated = entry.Revision(), entry.Created().UTC()
@@ -127,6 +130,9 @@ func (s *Store) ListTrails(ctx context.Context) ([]Trails, error) {
 	all := []Trails{}
 	for key := range keys.Keys() {
 		t, err := s.ShowTrails(ctx, key)
+		if errors.Is(err, ErrUnreadable) {
+			t, err = &Trails{Organization: key, Problem: err.Error()}, nil
+		}
 		if err != nil {
 			return nil, err
 		}
@@ -187,7 +193,7 @@ func (s *Store) SwitchTrails(ctx context.Context, organization string, want Swit
 	if err != nil {
 		return nil, err
 	}
-	revision, err := s.Trails.Update(ctx, organization, data, was.Revision)
+	revision, err := consumers.Replace(ctx, s.Trails, organization, data, was.Revision)
 	if err != nil {
 		return nil, changed(err, "keep", "trails of "+organization)
 	}

@@ -9,6 +9,7 @@ import (
 	"net"
 	"net/mail"
 	"os"
+	"regexp"
 	"strconv"
 	"strings"
 	"time"
@@ -34,10 +35,17 @@ type Config struct {
 	Username     string `yaml:"username,omitempty" json:"username,omitempty"`
 	Password     string `yaml:"password,omitempty" json:"password,omitempty"`
 	PasswordFile string `yaml:"password_file,omitempty" json:"password_file,omitempty"`
+	// Token is an OAuth access token to log in with in place of a password (XOAUTH2). TokenFile is read for each
+	// mail: something else renews the token in it.
+	Token     string `yaml:"token,omitempty" json:"token,omitempty"`
+	TokenFile string `yaml:"token_file,omitempty" json:"token_file,omitempty"`
 	// TLS is "starttls" (default), "tls", or, on loopback only, "none".
 	TLS string `yaml:"tls,omitempty" json:"tls,omitempty"`
 	// CAFile has PEM certificates to trust besides the system's.
 	CAFile string `yaml:"ca_file,omitempty" json:"ca_file,omitempty"`
+	// Helo is the name by which Kansa introduces itself. Default: the name of this machine if it is fully
+	// qualified, else the domain of from.
+	Helo string `yaml:"helo,omitempty" json:"helo,omitempty"`
 	// From is the sender, like "Kansa <audit@example.com>". Required. ReplyTo is optional.
 	From    string `yaml:"from" json:"from"`
 	ReplyTo string `yaml:"reply_to,omitempty" json:"reply_to,omitempty"`
@@ -76,8 +84,10 @@ func (c Config) Address() string { return net.JoinHostPort(c.Host, strconv.Itoa(
 
 // Redacted is the configuration without its secrets, for people and logs.
 func (c Config) Redacted() Config {
-	if c.Password != "" {
-		c.Password = "(hidden)"
+	for _, secret := range []*string{&c.Password, &c.Token} {
+		if *secret != "" {
+			*secret = "(hidden)"
+		}
 	}
 	return c
 }
@@ -114,11 +124,21 @@ func (c Config) Validate() error {
 	if c.Password != "" && c.PasswordFile != "" {
 		fault("password_file", strconv.Quote(c.PasswordFile), "give either password or password_file")
 	}
-	if c.Username != "" && c.Password == "" && c.PasswordFile == "" {
-		fault("password", "none", "give the password of the username, or leave both out")
+	if c.Token != "" && c.TokenFile != "" {
+		fault("token_file", strconv.Quote(c.TokenFile), "give either token or token_file")
 	}
-	if c.Username == "" && (c.Password != "" || c.PasswordFile != "") {
-		fault("username", `""`, "give the name to log in with, or leave the password out")
+	password, token := c.Password != "" || c.PasswordFile != "", c.Token != "" || c.TokenFile != ""
+	if password && token {
+		fault("token", "given", "give either a token or a password")
+	}
+	if c.Username != "" && !password && !token {
+		fault("password", "none", "give the password of the username, or token_file, or leave all out")
+	}
+	if c.Username == "" && (password || token) {
+		fault("username", `""`, "give the name to log in with, or leave the password or the token out")
+	}
+	if c.Helo != "" && !heloPattern.MatchString(c.Helo) {
+		fault("helo", strconv.Quote(c.Helo), "give a host name such as kansa.example.com, or an address in brackets")
 	}
 	if strings.ContainsAny(c.Username, "\x00\r\n") {
 		fault("username", strconv.Quote(c.Username), "remove the control characters")
@@ -135,6 +155,27 @@ func (c Config) Validate() error {
 	return errors.Join(faults...)
 }
 
+// heloPattern is a host name, or an address literal.
+var heloPattern = regexp.MustCompile(`^([A-Za-z0-9]([A-Za-z0-9-]*[A-Za-z0-9])?(\.[A-Za-z0-9]([A-Za-z0-9-]*[A-Za-z0-9])?)*|\[[0-9A-Fa-f.:IPv]+\])$`)
+
+// helo is the name by which Kansa introduces itself. Many servers refuse one without a domain, as containers have.
+func (c Config) helo() string {
+	if c.Helo != "" {
+		return c.Helo
+	}
+	if host, err := os.Hostname(); err == nil && strings.Contains(host, ".") && heloPattern.MatchString(host) {
+		return host
+	}
+	from, err := mail.ParseAddress(c.From)
+	if err != nil {
+		return "localhost"
+	}
+	if domain := from.Address[strings.LastIndexByte(from.Address, '@')+1:]; heloPattern.MatchString(domain) {
+		return domain
+	}
+	return "localhost"
+}
+
 func loopback(host string) bool {
 	ip := net.ParseIP(host)
 	return host == "localhost" || ip != nil && ip.IsLoopback()
@@ -142,18 +183,24 @@ func loopback(host string) bool {
 
 // password is read at the last moment, from a file that may have been renewed.
 func (c Config) password() (string, error) {
-	if c.PasswordFile == "" {
-		return c.Password, nil
+	return secret("password", c.Password, c.PasswordFile)
+}
+
+// token is read like the password; empty without one.
+func (c Config) token() (string, error) { return secret("token", c.Token, c.TokenFile) }
+
+func secret(field, value, file string) (string, error) {
+	if file == "" {
+		return value, nil
 	}
-	data, err := os.ReadFile(c.PasswordFile)
+	data, err := os.ReadFile(file)
 	if err != nil {
-		return "", fmt.Errorf("%w: password_file: %w: make it readable to kansa", ErrConfig, err)
+		return "", fmt.Errorf("%w: %s_file: %w: make it readable to kansa", ErrConfig, field, err)
 	}
-	password := strings.TrimRight(string(data), "\r\n")
-	if password == "" {
-		return "", fmt.Errorf("%w: password_file: %q: it is empty, put the password into it", ErrConfig, c.PasswordFile)
+	if value = strings.TrimRight(string(data), "\r\n"); value == "" {
+		return "", fmt.Errorf("%w: %s_file: %q: it is empty, put the %s into it", ErrConfig, field, file, field)
 	}
-	return password, nil
+	return value, nil
 }
 
 func (c Config) tlsConfig() (*tls.Config, error) {

@@ -8,6 +8,7 @@ import (
 	"net"
 	"net/textproto"
 	"slices"
+	"strings"
 
 	gomail "github.com/wneessen/go-mail"
 )
@@ -70,7 +71,8 @@ func (e *Error) Unwrap() []error {
 type progress struct {
 	connected bool // TCP
 	secured   bool // TLS, with a certificate that is trusted
-	ready     bool // greeted, secured and logged in
+	greeted   bool // and the server took the name by which Kansa introduced itself
+	ready     bool // and logged in
 	recipient bool // in a check: the server was told of one
 }
 
@@ -85,6 +87,7 @@ func (s *Sender) classify(ctx context.Context, to string, p progress, err error)
 		e.Code = send.ErrorCode()
 	}
 	var netErr net.Error
+	var mechanism *mechanismError
 	switch {
 	case errors.Is(context.Cause(ctx), errTimeout):
 		e.Class, e.Remedy = ErrTimeout, "check the host, the port, the firewall and the server"
@@ -104,16 +107,60 @@ func (s *Sender) classify(ctx context.Context, to string, p progress, err error)
 		e.Class, e.Remedy = ErrTemporary, "try again later"
 	case !p.ready && s.cfg.mode() != NoTLS && !p.secured && e.Code == 0 && !errors.As(err, &netErr) && !isEOF(err):
 		e.Class, e.Remedy = ErrTLS, `the server does not offer STARTTLS: choose its TLS port with tls "tls", or another server`
-	case !p.ready && p.secured && s.cfg.Username != "" && !errors.As(err, &netErr) && !isEOF(err):
-		e.Class, e.Remedy = ErrAuth, "check the username and the password"
-	case (p.recipient || send != nil && send.Reason == gomail.ErrSMTPRcptTo) && e.Code >= 500:
-		e.Class, e.Remedy = ErrRecipient, "check the address"
+	case errors.As(err, &mechanism):
+		e.Class, e.Remedy = ErrAuth, mechanism.remedy
+	case p.greeted && !p.ready && !errors.As(err, &netErr) && !isEOF(err):
+		e.Class, e.Remedy = ErrAuth, s.loginRemedy(err)
 	case e.Code >= 500:
-		e.Class, e.Remedy = ErrRefused, "see what the server says"
+		recipient := p.recipient || send != nil && send.Reason == gomail.ErrSMTPRcptTo
+		e.Class, e.Remedy = s.refusal(recipient, err)
 	default:
 		e.Class, e.Remedy = ErrConnection, "try again"
 	}
 	return e
+}
+
+// says reports whether an answer of the server has one of some words.
+func says(err error, words ...string) bool {
+	text := strings.ToLower(err.Error())
+	return slices.ContainsFunc(words, func(w string) bool { return strings.Contains(text, w) })
+}
+
+// loginRemedy is what to do about a login that the server refused, by its answer.
+func (s *Sender) loginRemedy(err error) string {
+	switch {
+	case s.cfg.Token != "" || s.cfg.TokenFile != "":
+		return "check the username, and that the token is for it and has not expired"
+	case says(err, "application-specific", "app password"):
+		return "give a password that the provider makes for applications, or a token in token_file"
+	case says(err, "5.7.139", "basic authentication", "oauth"):
+		return "this server does not take passwords: give an OAuth access token in token_file"
+	default:
+		return "check the username and the password"
+	}
+}
+
+// refusal is what a final refusal concerns, and what to do about it, by the server's answer: servers give most of their
+// reasons at the recipient, whatever it is that they do not like.
+func (s *Sender) refusal(recipient bool, err error) (class error, remedy string) {
+	switch {
+	case says(err, "helo", "ehlo", "fully-qualified hostname", "fully qualified hostname"):
+		return ErrRefused, fmt.Sprintf("set mail.helo to a name of this machine that the server accepts (it was %s)", s.cfg.helo())
+	case says(err, "authentication required", "authenticate first", "must issue a starttls", "not logged in"):
+		return ErrRefused, "give a username and a password, or see which tls the server wants"
+	case says(err, "relay"):
+		return ErrRefused, "have the server relay mails of this machine, or give a username and a password"
+	case says(err, "sender address", "sender rejected", "from address", "5.1.7", "5.1.8"):
+		return ErrRefused, fmt.Sprintf("set mail.from to an address that the server accepts (it was %s)", s.cfg.From)
+	case says(err, "block", "spam", "reputation", "blacklist", "denylist"):
+		return ErrRefused, "ask the administrator of that server to accept mails of this machine"
+	case says(err, "5.2.2", "quota", "mailbox full", "mailbox is full"):
+		return ErrRecipient, "the mailbox is full: its owner has to make room"
+	case recipient:
+		return ErrRecipient, "check the address"
+	default:
+		return ErrRefused, "see what the server says"
+	}
 }
 
 func isTLS(err error) bool {

@@ -123,6 +123,14 @@ func (s *Sender) session(ctx context.Context, p *progress, do func(*gomail.Clien
 	if err != nil {
 		return err
 	}
+	password, err := s.cfg.password()
+	if err != nil {
+		return err
+	}
+	token, err := s.cfg.token()
+	if err != nil {
+		return err
+	}
 	secure.VerifyConnection = func(tls.ConnectionState) error { p.secured = true; return nil }
 	unhook := func() bool { return true }
 	var conn net.Conn
@@ -151,7 +159,7 @@ func (s *Sender) session(ctx context.Context, p *progress, do func(*gomail.Clien
 	}
 	options := []gomail.Option{
 		gomail.WithPort(s.cfg.port()), gomail.WithTimeout(s.cfg.timeout()), gomail.WithTLSConfig(secure),
-		gomail.WithDialContextFunc(dial), gomail.WithoutNoop(),
+		gomail.WithDialContextFunc(dial), gomail.WithoutNoop(), gomail.WithHELO(s.cfg.helo()),
 	}
 	switch s.cfg.mode() {
 	case StartTLS:
@@ -161,22 +169,16 @@ func (s *Sender) session(ctx context.Context, p *progress, do func(*gomail.Clien
 	case NoTLS:
 		options = append(options, gomail.WithTLSPolicy(gomail.NoTLS))
 	}
-	if s.cfg.Username != "" {
-		password, err := s.cfg.password()
-		if err != nil {
-			return err
-		}
-		// Not go-mail's own discovery: with a connection that is ours it does not see that it is
-		// encrypted, and leaves out PLAIN and LOGIN, which most servers have alone.
-		options = append(options, gomail.WithUsername(s.cfg.Username), gomail.WithPassword(password),
-			gomail.WithOpportunisticSMTPAuth(gomail.SMTPAuthSCRAMSHA256, gomail.SMTPAuthSCRAMSHA1, gomail.SMTPAuthPlain, gomail.SMTPAuthLogin))
-	}
 	client, err := gomail.NewClient(s.cfg.Host, options...)
 	if err != nil {
 		return fmt.Errorf("%w: %w", ErrConfig, err)
 	}
 	session, err := client.DialToSMTPClientWithContext(ctx)
 	if err != nil {
+		return err
+	}
+	p.greeted = true
+	if err := s.login(session, password, token); err != nil {
 		return err
 	}
 	p.ready = true

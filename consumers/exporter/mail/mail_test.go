@@ -433,3 +433,98 @@ func TestConfig(t *testing.T) {
 		t.Errorf("got %v", err)
 	}
 }
+
+// A server that wants a fully qualified name gets one: that of mail.helo, or the domain of from. What it says of a name
+// that it refuses leads to the setting, not to the recipient.
+func TestNameOfTheClient(t *testing.T) {
+	t.Parallel()
+	names := make(chan string, 1)
+	refuse := func(name string) error {
+		names <- name
+		if !strings.Contains(name, ".") {
+			return &smtp.SMTPError{Code: 504, EnhancedCode: smtp.EnhancedCode{5, 5, 2}, Message: "<" + name + ">: Helo command rejected: need fully-qualified hostname"}
+		}
+		return nil
+	}
+	_, cfg := server(t, smtpd.Options{RefuseName: refuse})
+	cfg.Helo = "kansa.internal.example"
+	if err := send(t, cfg, message(t)); err != nil {
+		t.Error(err)
+	}
+	if name := await.Receive(t, await.Limit, "the name of the client", names); name != cfg.Helo {
+		t.Errorf("introduced as %q, want %q", name, cfg.Helo)
+	}
+	cfg.Helo = ""
+	if err := send(t, cfg, message(t)); err != nil {
+		t.Errorf("without a setting: %v", err)
+	}
+	name := await.Receive(t, await.Limit, "the name of the client", names)
+	if host, err := os.Hostname(); err == nil && !strings.Contains(host, ".") && name != "example.com" {
+		t.Errorf("introduced as %q, want the domain of from", name)
+	}
+	cfg.Helo = "vm"
+	err := send(t, cfg, message(t))
+	expect(t, err, kansamail.ErrRefused, true, cfg)
+	if errors.Is(err, kansamail.ErrRecipient) || !strings.Contains(err.Error(), "mail.helo") || !strings.Contains(err.Error(), "it was vm") {
+		t.Errorf("the remedy does not fit: %v", err)
+	}
+	cfg.Helo = "a b"
+	if err := cfg.Validate(); !errors.Is(err, kansamail.ErrConfig) || !strings.Contains(err.Error(), "helo: ") {
+		t.Errorf("got %v", err)
+	}
+}
+
+// A server that takes OAuth tokens alone gets one; with a password, the error names what it has and what Kansa has.
+func TestLoginByToken(t *testing.T) {
+	t.Parallel()
+	s, cfg := server(t, smtpd.Options{Username: "kansa", Token: "secret-token"})
+	cfg.Password = "secret-password"
+	err := send(t, cfg, message(t))
+	expect(t, err, kansamail.ErrAuth, true, cfg)
+	for _, want := range []string{"the server offers XOAUTH2", "SCRAM-SHA-256, SCRAM-SHA-1, PLAIN, LOGIN", "token_file"} {
+		if !strings.Contains(err.Error(), want) {
+			t.Errorf("no word of %q in: %v", want, err)
+		}
+	}
+	cfg.Password, cfg.TokenFile = "", filepath.Join(t.TempDir(), "token")
+	for token, ok := range map[string]bool{"secret-expired": false, "secret-token": true} {
+		if err := os.WriteFile(cfg.TokenFile, []byte(token+"\n"), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		err := send(t, cfg, message(t))
+		if ok && err != nil {
+			t.Errorf("with a token that holds: %v", err)
+		}
+		if !ok {
+			expect(t, err, kansamail.ErrAuth, true, cfg)
+			if !strings.Contains(err.Error(), "has not expired") {
+				t.Errorf("the remedy does not fit: %v", err)
+			}
+		}
+	}
+	if n := len(s.Mails()); n != 1 {
+		t.Errorf("%d mails were delivered, want 1", n)
+	}
+	if c := (kansamail.Config{Token: "secret-1"}).Redacted(); strings.Contains(c.Token, "secret") {
+		t.Error("the token is shown")
+	}
+}
+
+// What a server says decides the remedy: most servers give their reasons at the recipient, whatever they concern.
+func TestRemediesFitTheAnswer(t *testing.T) {
+	t.Parallel()
+	for answer, want := range map[string]string{
+		"5.1.1 no such user":                              "check the address",
+		"5.7.1 Relay access denied":                       "relay",
+		"5.1.8 Sender address rejected: domain not found": "mail.from",
+		"5.2.2 mailbox full":                              "make room",
+		"5.7.1 Service unavailable; client host [1.2.3.4] blocked using a list": "administrator",
+	} {
+		_, cfg := server(t, smtpd.Options{Refuse: func(string) error {
+			return &smtp.SMTPError{Code: 550, EnhancedCode: smtp.NoEnhancedCode, Message: answer}
+		}})
+		if err := send(t, cfg, message(t)); err == nil || !strings.Contains(err.Error(), want) {
+			t.Errorf("%s: no word of %q in: %v", answer, want, err)
+		}
+	}
+}

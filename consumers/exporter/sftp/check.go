@@ -7,7 +7,6 @@ import (
 	"io/fs"
 	"log/slog"
 	"net"
-	"os"
 	"slices"
 	"strings"
 	"time"
@@ -86,6 +85,8 @@ type Report struct {
 	SignIn []string `json:"sign_in,omitempty"`
 	// Path is the directory as the server calls it.
 	Path string `json:"path,omitempty"`
+	// Naming is what to set sftp.naming to, if the configured one does not work and another does.
+	Naming Naming `json:"naming,omitempty"`
 	// FreeBytes is nil if the server does not tell.
 	FreeBytes *int64 `json:"free_bytes,omitempty"`
 	// PosixRename and Fsync tell of extensions. Without the first, a file is renamed the old way;
@@ -306,16 +307,7 @@ const (
 func (r *Report) directory(ctx context.Context, c *Client) {
 	_, r.PosixRename = c.sftp.HasExtension(posixRename)
 	_, r.Fsync = c.sftp.HasExtension(fsync)
-	try := func(name string, do func() (found string, err error)) bool {
-		start := time.Now()
-		found, err := do()
-		if err != nil {
-			r.fail(name, time.Since(start), c.where.classify(ctx, c.conn, checking, c.cfg.Path, err))
-			return false
-		}
-		r.pass(name, time.Since(start), found)
-		return true
-	}
+	try := func(name string, do func() (found string, err error)) bool { return r.try(ctx, c, name, do) }
 	if !try(stepPath, func() (found string, err error) {
 		if err := c.directory(checking); err != nil {
 			return "", err
@@ -327,40 +319,126 @@ func (r *Report) directory(ctx context.Context, c *Client) {
 	}
 	r.space(c)
 
-	name := ".kansa-check." + random()
-	u := &upload{Client: c, action: checking, name: name, target: join(c.cfg.Path, name)}
-	part := u.target + partSuffix
+	naming := c.cfg.Naming.or(NamingHidden)
+	if r.naming(ctx, c, naming) || !namingMatters(r.Error) {
+		return
+	}
+	// Another way to name files may work. What is tried for that leaves the steps as they are.
+	for _, other := range namings {
+		if other == naming {
+			continue
+		}
+		trial := &Report{PosixRename: r.PosixRename, Fsync: r.Fsync}
+		if trial.naming(ctx, c, other) {
+			r.Naming = other
+			break
+		}
+	}
+	r.propose()
+}
+
+// try does a step, and reports whether it went well.
+func (r *Report) try(ctx context.Context, c *Client, name string, do func() (found string, err error)) bool {
+	start := time.Now()
+	found, err := do()
+	if err != nil {
+		r.fail(name, time.Since(start), c.where.classify(ctx, c.conn, checking, c.cfg.Path, err))
+		return false
+	}
+	r.pass(name, time.Since(start), found)
+	return true
+}
+
+// namingMatters reports whether a test may have failed because of the names of its files.
+func namingMatters(err error) bool {
+	return errors.Is(err, ErrNaming) || errors.Is(err, ErrPermission) || errors.Is(err, ErrServer) || errors.Is(err, ErrPathMissing)
+}
+
+// propose has the failure of a step say which naming works, or that none does.
+func (r *Report) propose() {
+	var failed *Error
+	if !errors.As(r.Error, &failed) {
+		return
+	}
+	told := *failed
+	switch {
+	case r.Naming != "":
+		told.Remedy = fmt.Sprintf("set sftp.naming=%s, which works there", r.Naming)
+	case errors.Is(failed, ErrPermission):
+		told.Err, told.Remedy = nil, fmt.Sprintf("let the user %s write there", failed.User) // whatever the name
+	}
+	r.Error = &told
+	for i := range r.Steps {
+		if s := &r.Steps[i]; s.State == StepFailed {
+			s.Found = told.Error()
+		}
+	}
+}
+
+// naming tries to write a file, and to give it its name in one way, and reports whether that works.
+func (r *Report) naming(ctx context.Context, c *Client, naming Naming) bool {
+	try := func(name string, do func() (found string, err error)) bool { return r.try(ctx, c, name, do) }
+	name := "kansa-check-" + random() + ".zip" // as archives end: a server may take no others
+	if naming == NamingHidden {
+		name = ".kansa-check." + random() // which nobody picks up
+	}
+	u := &upload{Client: c, action: checking, name: name, target: join(c.cfg.Path, name), naming: naming}
+	part, err := u.target, error(nil)
+	switch naming {
+	case NamingHidden:
+		part += partSuffix
+	case NamingSuffix, NamingFolder:
+		part, err = u.temporaryName()
+	case NamingNone:
+	}
 	left := part
 	defer func() {
 		if left != "" {
 			u.remove(ctx, left)
 		}
+		if naming == NamingFolder { // unless an upload is in it
+			_ = c.sftp.RemoveDirectory(join(c.cfg.Path, temporaryFolder))
+		}
 	}()
-	if !try(stepWrite, func() (string, error) { return u.writeCheck(part) }) {
-		return
+	pickedUp := false
+	if !try(stepWrite, func() (found string, _ error) {
+		if err != nil {
+			return "", err
+		}
+		found, pickedUp, err = u.writeCheck(part)
+		return found, err
+	}) {
+		return false
 	}
 	if (c.cfg.Receipt || c.cfg.Verify == VerifySHA256) && !try(stepReadBack, func() (string, error) {
 		_, err := c.readBack(ctx, checking, part)
+		if pickedUp || errors.Is(err, fs.ErrNotExist) && naming == NamingNone {
+			return "it was picked up: there will be no receipts", nil
+		}
 		return "", err
 	}) {
-		return
+		return false
 	}
 	if !try(stepRename, func() (string, error) {
+		if naming == NamingNone {
+			return "not needed: files are written under their names", nil
+		}
 		way := "by rename, which refuses an existing target"
 		if r.PosixRename {
 			way = "by " + posixRename
 		}
 		return way, u.rename(part)
 	}) {
-		return
+		return false
 	}
 	left = ""
 	start := time.Now()
 	if err := c.sftp.Remove(u.target); err != nil && !errors.Is(err, fs.ErrNotExist) {
 		r.warn(stepRemove, time.Since(start), fmt.Sprintf("%s can't be removed, so the file of this test stays, and so would parts of uploads that were cut off: %v", u.target, err))
-		return
+		return true
 	}
 	r.pass(stepRemove, time.Since(start), "nothing is left of this test")
+	return true
 }
 
 func (r *Report) space(c *Client) {
@@ -383,11 +461,11 @@ func (r *Report) space(c *Client) {
 const checkText = "kansa\n"
 
 // writeCheck writes a small file.
-func (u *upload) writeCheck(part string) (found string, err error) {
+func (u *upload) writeCheck(part string) (found string, pickedUp bool, err error) {
 	u.size = int64(len(checkText))
-	f, err := u.sftp.OpenFile(part, os.O_WRONLY|os.O_CREATE|os.O_EXCL)
+	f, err := u.create(part, false)
 	if err != nil {
-		return "", err
+		return "", false, err
 	}
 	found = "the server does not tell when it is on its disk"
 	_, err = f.Write([]byte(checkText))
@@ -399,7 +477,11 @@ func (u *upload) writeCheck(part string) (found string, err error) {
 		err = cerr
 	}
 	if err != nil {
-		return "", u.writeError(err)
+		return "", false, u.writeError(refused("write to", part, err))
 	}
-	return found, nil
+	pickedUp, err = u.compareSize(part)
+	if pickedUp {
+		found = "the server took it at once"
+	}
+	return found, pickedUp, err
 }

@@ -64,6 +64,10 @@ type Config struct {
 	// /C:/Users/kansa/in reaches a Windows server unchanged. Empty is the directory after login.
 	Path string `yaml:"path,omitempty" json:"path,omitempty"`
 
+	// Naming is how a file gets its name: hidden (default), it is written as .NAME.RANDOM.part and renamed; suffix, as
+	// NAME.RANDOM.part; folder, in the folder kansa-tmp of the directory; none, under its name, for servers that do not
+	// rename, or that take a file as soon as it is closed.
+	Naming Naming `yaml:"naming,omitempty" json:"naming,omitempty"`
 	// Verify says how a file is compared with what was sent before it gets its name: by its size, the
 	// default, or by its SHA-256, for which it is read back.
 	Verify Verification `yaml:"verify,omitempty" json:"verify,omitempty"`
@@ -187,6 +191,9 @@ func (c Config) Validate() error {
 	if remedy := pathFault(c.Path); remedy != "" {
 		fault("path", strings.ReplaceAll(strconv.Quote(c.Path), `\\`, `\`), remedy)
 	}
+	if c.Naming != "" && !slices.Contains(namings, c.Naming) {
+		fault("naming", strconv.Quote(string(c.Naming)), "choose hidden, suffix, folder or none; a test of the destination says which the server can do")
+	}
 	switch c.Verify {
 	case "", VerifySize, VerifySHA256:
 	default:
@@ -261,6 +268,24 @@ type credentials struct {
 	methods  []ssh.AuthMethod
 	key      ssh.PublicKey // nil: none
 	password bool
+	answered bool   // the password was given as the answer to a question
+	code     string // the question that a password does not answer, if there was one
+}
+
+// isPassword reports whether the password answers a question of the server: the first one, unless it speaks of a code,
+// and each that speaks of a password. A password is never given as the answer to another question.
+func (c *credentials) isPassword(question string) bool {
+	text := strings.ToLower(question)
+	says := func(words ...string) bool {
+		return slices.ContainsFunc(words, func(w string) bool { return strings.Contains(text, w) })
+	}
+	secret := says("password", "passwort", "passphrase", "パスワード")
+	if says("code", "token", "otp", "one-time", "verification", "factor") && !(secret && !c.answered && !says("one-time", "otp")) || c.answered && !secret {
+		c.code = strings.TrimSpace(strings.Trim(strings.TrimSpace(question), ":"))
+		return false
+	}
+	c.answered = true
+	return true
 }
 
 // credentials reads the secrets, at the last moment and from files that may have been renewed.
@@ -300,7 +325,10 @@ func (c Config) credentials() (*credentials, error) {
 			// Servers that log in by PAM ask for the password as a question of their own.
 			func(_, _ string, questions []string, _ []bool) ([]string, error) {
 				answers := make([]string, len(questions))
-				for i := range answers {
+				for i, question := range questions {
+					if !have.isPassword(question) {
+						return nil, fmt.Errorf("the server asks for %q", question)
+					}
 					answers[i] = password
 				}
 				return answers, nil

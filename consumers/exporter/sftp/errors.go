@@ -25,6 +25,7 @@ var (
 	ErrPermission     = errors.New("sftp: permission denied")
 	ErrNoSpace        = errors.New("sftp: disk full")
 	ErrExists         = errors.New("sftp: target exists")
+	ErrNaming         = errors.New("sftp: file cannot get its name")
 	ErrSource         = errors.New("sftp: source failed")
 	ErrConnection     = errors.New("sftp: connection failed")
 	ErrTimeout        = errors.New("sftp: server does not answer")
@@ -34,7 +35,7 @@ var (
 
 var permanent = []error{
 	ErrConfig, ErrHostKeyUnknown, ErrHostKeyChanged, ErrAlgorithms, ErrAuth, ErrNotSSH, ErrNoSFTP,
-	ErrPathMissing, ErrPermission, ErrExists,
+	ErrPathMissing, ErrPermission, ErrExists, ErrNaming,
 }
 
 // Permanent reports whether a quick retry is of no use: a person has to change something first, here
@@ -99,7 +100,17 @@ func (w where) classify(ctx context.Context, conn *guardedConn, action, path str
 		return w.network(action, path, cause)
 	}
 	var status *sftp.StatusError
+	var request *refusedRequest
 	switch {
+	case errors.As(err, &request) && request.request == requestRename && !errors.Is(err, fs.ErrNotExist):
+		class := ErrNaming
+		if errors.As(err, &status) && !unsupported(err) {
+			class = ErrServer // a plain failure, which may pass
+		}
+		return w.fail(class, action, path, "set sftp.naming=none, or have the server rename files", err)
+	case errors.As(err, &request) && errors.Is(err, fs.ErrPermission):
+		return w.fail(ErrPermission, action, path,
+			fmt.Sprintf("let the user %s do that, or choose another sftp.naming if the server refuses this name: a test of the destination says which works", w.user), err)
 	case errors.Is(err, fs.ErrNotExist):
 		return w.fail(ErrPathMissing, action, path, "create the directory on the server, or correct the path", nil)
 	case errors.Is(err, fs.ErrPermission):

@@ -138,6 +138,9 @@ func (s *signIn) takesPassword() bool {
 func (s *signIn) explain(err error) (remedy string, cause error) {
 	say := func(text string) error { return &reason{text, err} }
 	switch {
+	case s.have.code != "":
+		return "give a private key for which the server asks for no code, or have it exempt this user",
+			say(fmt.Sprintf("the server asks for %q, which only a person can answer", s.have.code))
 	case len(s.partial) > 0:
 		return "give both a private key and a password", say("the server wants more than one proof")
 	case len(s.takes) == 0:

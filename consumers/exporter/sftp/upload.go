@@ -10,7 +10,6 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
-	"os"
 	"strings"
 	"time"
 	"unicode"
@@ -32,6 +31,8 @@ type UploadResult struct {
 	Synced bool `json:"synced"`
 	// ReadBack tells that the bytes were read from the server under this path, and are those of SHA256.
 	ReadBack bool `json:"read_back"`
+	// PickedUp tells that the file was taken from the server before it could be looked at: it was delivered.
+	PickedUp bool `json:"picked_up,omitempty"`
 	// HostKey is the fingerprint of the server's key.
 	HostKey string `json:"host_key"`
 	// Checksum is the file beside it that has its SHA-256, if that was asked for.
@@ -43,10 +44,12 @@ type UploadResult struct {
 const ChecksumSuffix = ".sha256"
 
 const (
-	partSuffix  = ".part"
-	partRandom  = 16 // hexadecimal characters
-	maxFileName = 255
-	maxName     = maxFileName - len(".") - len(".") - partRandom - len(partSuffix)
+	partSuffix = ".part"
+	partRandom = 16 // hexadecimal characters
+
+	requestRename = "rename"
+	maxFileName   = 255
+	maxName       = maxFileName - len(".") - len(".") - partRandom - len(partSuffix)
 
 	posixRename = "posix-rename@openssh.com"
 	fsync       = "fsync@openssh.com"
@@ -58,7 +61,7 @@ const (
 // returns an error, the file may be there, whole, if the error came after its rename, or the answer to
 // that was lost; the next upload finds that out and does what is left. Half a file is never there.
 //
-// A name is for one content, for ever. If the target exists, it counts as delivered only if it reads
+// With NamingNone, half a file can be there. A name is for one content, for ever. If the target exists, it counts as delivered only if it reads
 // back the same; else it is ErrExists, and is left alone. Two uploads of one name must not run at
 // once: each would take the other's part for a leftover, and one of them would fail.
 //
@@ -117,7 +120,14 @@ func (c *Client) upload(ctx context.Context, name string, size int64, r io.Reade
 
 // readAgain reads a file that has its name, for the receipt.
 func (c *Client) readAgain(ctx context.Context, action string, result *UploadResult) error {
+	if result.PickedUp {
+		return nil
+	}
 	sum, err := c.readBack(ctx, action, result.Path)
+	if errors.Is(err, fs.ErrNotExist) {
+		result.PickedUp = true
+		return nil
+	}
 	if err != nil {
 		return err
 	}
@@ -158,37 +168,81 @@ type upload struct {
 	action, name, target string
 	size                 int64
 	src                  *source
+	naming               Naming
 }
 
 func (u *upload) run(ctx context.Context) (UploadResult, error) {
+	u.naming = u.cfg.Naming.or(NamingHidden)
 	if err := u.directory(u.action); err != nil {
 		return UploadResult{}, err
 	}
-	info, err := u.sftp.Lstat(u.target)
-	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+	info, err := u.look(u.target)
+	if err != nil {
 		return UploadResult{}, err
 	}
 	// Even if the target is there: a server that renames by link and unlink may have been stopped between the two.
 	u.removeLeftovers(ctx)
-	if err == nil {
-		return UploadResult{Existed: true, ReadBack: true}, u.sameAs(ctx, info)
+	replace := false
+	if info != nil {
+		if u.naming != NamingNone || info.Mode().IsRegular() && info.Size() == u.size {
+			return UploadResult{Existed: true, ReadBack: true}, u.sameAs(ctx, info)
+		}
+		// With this naming it may be half a file of an attempt that was cut off.
+		if replace = info.Mode().IsRegular(); !replace {
+			return UploadResult{}, u.exists("it is not a file", nil)
+		}
 	}
 	if err := u.space(u.size); err != nil {
 		return UploadResult{}, err
 	}
-	part := join(u.cfg.Path, partPrefix(u.name)+random()+partSuffix)
-	synced, err := u.writePart(part)
-	if err == nil && u.cfg.Verify == VerifySHA256 {
-		err = u.verify(ctx, part)
+	part := u.target
+	if u.naming != NamingNone {
+		if part, err = u.temporaryName(); err != nil {
+			return UploadResult{}, err
+		}
 	}
-	if err == nil {
+	result, err := u.writePart(part, replace)
+	if err == nil && u.cfg.Verify == VerifySHA256 && !result.PickedUp {
+		if err = u.verify(ctx, part); errors.Is(err, fs.ErrNotExist) && u.naming == NamingNone {
+			result.PickedUp, err = true, nil
+		}
+	}
+	if err == nil && u.naming != NamingNone {
 		err = u.rename(part)
 	}
 	if err != nil {
 		u.remove(ctx, part)
 		return UploadResult{}, err
 	}
-	return UploadResult{Synced: synced}, nil
+	return result, nil
+}
+
+// look returns what is under a path; nil if there is nothing, or if the server does not say: some answer a question
+// about a file that is not there with a failure, and some answer none. Names are never used twice.
+func (u *upload) look(path string) (fs.FileInfo, error) {
+	info, err := u.sftp.Lstat(path)
+	if err != nil && !answered(err) {
+		return nil, err
+	}
+	if err != nil {
+		return nil, nil
+	}
+	return info, nil
+}
+
+// temporaryName is a new name in the place where the file is written. The folder is made if it is not there.
+func (u *upload) temporaryName() (string, error) {
+	folder, prefix, suffix := u.naming.temporary(u.cfg.Path, u.name)
+	if u.naming == NamingFolder {
+		if info, err := u.look(folder); err != nil {
+			return "", err
+		} else if info == nil {
+			if err := u.sftp.Mkdir(folder); err != nil && !errors.Is(err, fs.ErrExist) {
+				u.log.Debug("sftp folder not made", "address", u.where.address, "path", folder, "error", err) // creating the file says why
+			}
+		}
+	}
+	return join(folder, prefix+random()+suffix), nil
 }
 
 // directory tells a missing directory from a missing file, which SFTP reports alike.
@@ -201,13 +255,13 @@ func (c *Client) directory(action string) error {
 				fmt.Errorf("without a slash in front it is %q", join(home, dir)))
 		}
 	}
-	if err != nil {
+	if errors.Is(err, fs.ErrNotExist) || err != nil && !answered(err) {
 		return err
 	}
-	if !info.IsDir() {
+	if err == nil && !info.IsDir() {
 		return c.where.fail(ErrPathMissing, action, dir, "give a directory", errors.New("it is a file"))
 	}
-	return nil
+	return nil // a server that does not answer questions about files may take them all the same
 }
 
 // dir is the configured directory, in words that a server understands.
@@ -219,10 +273,10 @@ func (c *Client) dir() string {
 }
 
 // writePart leaves a part that is closed and has the right size, or an error.
-func (u *upload) writePart(part string) (synced bool, err error) {
-	f, err := u.sftp.OpenFile(part, os.O_WRONLY|os.O_CREATE|os.O_EXCL)
+func (u *upload) writePart(part string, replace bool) (result UploadResult, err error) {
+	f, err := u.create(part, replace)
 	if err != nil {
-		return false, err
+		return result, err
 	}
 	open := true
 	defer func() {
@@ -232,33 +286,52 @@ func (u *upload) writePart(part string) (synced bool, err error) {
 	}()
 	_, err = f.ReadFromWithConcurrency(u.src, u.cfg.Concurrency)
 	if u.src.err != nil {
-		return false, u.where.fail(ErrSource, u.action, u.cfg.Path, "", u.src.err)
+		return result, u.where.fail(ErrSource, u.action, u.cfg.Path, "", u.src.err)
 	}
 	if err != nil {
-		return false, u.writeError(err)
+		return result, u.writeError(refused("write to", part, err))
 	}
 	if err := u.src.complete(); err != nil {
-		return false, u.where.fail(ErrSource, u.action, u.cfg.Path, "", err)
+		return result, u.where.fail(ErrSource, u.action, u.cfg.Path, "", err)
 	}
 	if _, ok := u.sftp.HasExtension(fsync); ok {
 		if err := f.Sync(); err != nil {
-			return false, u.writeError(err)
+			return result, u.writeError(refused("sync", part, err))
 		}
-		synced = true
+		result.Synced = true
 	}
 	open = false
 	if err := f.Close(); err != nil {
-		return false, u.writeError(err)
+		return result, u.writeError(refused("close", part, err))
 	}
+	result.PickedUp, err = u.compareSize(part)
+	return result, err
+}
+
+// compareSize compares the size of what was written, if the server tells it. A file that is gone was picked up if it
+// had its name.
+func (u *upload) compareSize(part string) (pickedUp bool, err error) {
 	info, err := u.sftp.Stat(part)
-	if err != nil {
+	switch {
+	case errors.Is(err, fs.ErrNotExist) && u.naming == NamingNone:
+		return true, nil
+	case errors.Is(err, fs.ErrNotExist):
+		return false, u.taken(part, err)
+	case err != nil && answered(err):
+		return false, nil
+	case err != nil:
 		return false, err
-	}
-	if info.Size() != u.size {
+	case info.Size() != u.size:
 		return false, u.where.fail(ErrServer, u.action, u.cfg.Path, "see the server's log",
 			fmt.Errorf("the server has %d of %d bytes", info.Size(), u.size))
 	}
-	return synced, nil
+	return false, nil
+}
+
+// taken is the error for a file that was taken away before it had its name.
+func (u *upload) taken(part string, err error) error {
+	return u.where.fail(ErrNaming, u.action, u.cfg.Path, "set sftp.naming=none if the server takes each file as soon as it is closed",
+		&reason{fmt.Sprintf("%q was taken away before it had its name", part), err})
 }
 
 // verify reads a part back: what is not what was sent never gets a name.
@@ -325,16 +398,28 @@ func (c *Client) free() (room, bool) {
 // looked for once more, right before. Somebody else who creates that very name in between loses; names
 // that are used once are what protects from it.
 func (u *upload) rename(part string) error {
-	switch _, err := u.sftp.Lstat(u.target); {
-	case err == nil:
-		return u.exists("it appeared while it was being uploaded", nil)
-	case !errors.Is(err, fs.ErrNotExist):
+	if info, err := u.look(u.target); err != nil {
 		return err
+	} else if info != nil {
+		return u.exists("it appeared while it was being uploaded", nil)
 	}
+	err := error(nil)
 	if _, ok := u.sftp.HasExtension(posixRename); ok {
-		return u.sftp.PosixRename(part, u.target)
+		err = u.sftp.PosixRename(part, u.target)
+		if err == nil || !answered(err) || errors.Is(err, fs.ErrNotExist) {
+			return u.renamed(part, err)
+		}
 	}
-	return u.sftp.Rename(part, u.target)
+	return u.renamed(part, u.sftp.Rename(part, u.target))
+}
+
+func (u *upload) renamed(part string, err error) error {
+	if errors.Is(err, fs.ErrNotExist) {
+		if _, gone := u.sftp.Lstat(part); errors.Is(gone, fs.ErrNotExist) {
+			return u.taken(part, err)
+		}
+	}
+	return refused(requestRename, part, err)
 }
 
 // sameAs accepts an existing target that reads back the same. An earlier upload may have come so far
@@ -354,12 +439,23 @@ func (u *upload) sameAs(ctx context.Context, info fs.FileInfo) error {
 		if u.conn.failure() != nil || ctx.Err() != nil {
 			return err
 		}
-		return u.exists("it can not be read back", err)
+		if u.naming != NamingNone {
+			return u.exists("it can not be read back", err)
+		}
+		sum = nil
 	}
-	if !bytes.Equal(sum, u.src.sum.Sum(nil)) {
+	if bytes.Equal(sum, u.src.sum.Sum(nil)) {
+		return nil
+	}
+	if u.naming != NamingNone {
 		return u.exists("it has the same size but other contents", nil)
 	}
-	return nil
+	// It may be what an attempt left that was cut off: writes are concurrent, so its size says nothing.
+	if err := u.sftp.Remove(u.target); err != nil {
+		return refused("remove", u.target, err)
+	}
+	return u.where.fail(ErrServer, u.action, u.cfg.Path, "",
+		errors.New("a file of an earlier attempt was not complete, and was removed; the next attempt writes it again"))
 }
 
 func (u *upload) exists(what string, err error) error {
@@ -369,16 +465,22 @@ func (u *upload) exists(what string, err error) error {
 // removeLeftovers removes the parts of earlier uploads of this name. A server that lets nobody list a
 // directory keeps them.
 func (u *upload) removeLeftovers(ctx context.Context) {
-	dir := u.dir()
+	if u.naming == NamingNone {
+		return
+	}
+	folder, prefix, suffix := u.naming.temporary(u.cfg.Path, u.name)
+	dir := folder
+	if dir == "" {
+		dir = u.dir()
+	}
 	infos, err := u.sftp.ReadDir(dir)
 	if err != nil {
 		u.log.DebugContext(ctx, "sftp directory not listed", "address", u.where.address, "path", dir, "error", err)
 		return
 	}
 	for _, info := range infos {
-		random, ok := strings.CutPrefix(info.Name(), partPrefix(u.name))
-		if random, ok2 := strings.CutSuffix(random, partSuffix); ok && ok2 && len(random) == partRandom && info.Mode().IsRegular() {
-			u.remove(ctx, join(u.cfg.Path, info.Name()))
+		if isTemporary(info.Name(), prefix, suffix) && info.Mode().IsRegular() {
+			u.remove(ctx, join(folder, info.Name()))
 		}
 	}
 }
@@ -409,8 +511,6 @@ func join(dir, name string) string {
 	}
 	return strings.TrimRight(dir, "/") + "/" + name
 }
-
-func partPrefix(name string) string { return "." + name + "." }
 
 func random() string {
 	var b [partRandom / 2]byte

@@ -2,6 +2,7 @@ package main
 
 import (
 	"bytes"
+	"cmp"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -69,6 +70,7 @@ const fieldHelp = `Fields, as YAML or with --set:
   sftp.host_keys                                      [SHA256:…] or lines of known_hosts; a test shows what the server has
   sftp.key_exchanges, .ciphers, .macs                 lists, best first; none for the modern ones
   sftp.verify                                         size, or sha256: each file is read back before it gets its name
+  sftp.naming                                         hidden, suffix, folder or none: how a file gets its name; a test says what works
   sftp.checksum_file, sftp.receipt                    true: NAME.sha256 beside each file; a signed receipt of what was read back
   sftp.connect_timeout, .idle_timeout, .keepalive, .concurrency
   mail                                                [who@example.com]: gets a link instead of a file
@@ -83,7 +85,7 @@ const fieldHelp = `Fields, as YAML or with --set:
 
   kansa destination add acme/archive -s sftp.host=sftp.example.com -s sftp.user=kansa -s sftp.password=@pw \
         -s sftp.host_keys='[SHA256:…]' -s sftp.path=/incoming -s schedule.cron='0 15 1 * * *' -s schedule.time_zone=Asia/Tokyo
-  kansa destination edit acme/archive -s sftp.port=2222`
+  kansa destination edit acme/archive -s sftp.path=/archives`
 
 // apply changes fields, as JSON has them.
 func (f *fieldFlags) apply(e *env, fields map[string]any) error {
@@ -260,6 +262,9 @@ func (c *destinationEditCmd) Run(e *env) error {
 	have, err := findDestination(e, client, &c.destinationName)
 	if err != nil {
 		return err
+	}
+	if have.SFTP == nil && have.Bucket == "" && len(have.Mail) == 0 {
+		return fmt.Errorf("edit destination %s: %s: remove it with kansa destination remove %s, and add it again", c.Name, have.Problem, c.Name)
 	}
 	data, err := json.Marshal(have.Destination.Destination)
 	if err != nil {
@@ -438,9 +443,17 @@ func (c *destinationListCmd) Run(e *env) error {
 			to = strings.Join(d.Mail, ",")
 		}
 		fmt.Fprintf(t, "%s/%s\t%s\t%s\t%s\t%s\t%s\t%d\t%s\n", d.Organization, d.Name, to, d.State, when(d.Health.LastSuccess), when(d.Health.Next),
-			when(d.NextRun), d.Health.Failures, shorten(d.Health.LastError, 80))
+			nextRun(d.NextRun), d.Health.Failures, shorten(cmp.Or(d.Problem, d.Health.LastError), 80))
 	}
 	return t.Flush()
+}
+
+// nextRun is when the next archive is due; one that is due already waits for its last hour, or fails.
+func nextRun(t time.Time) string {
+	if !t.IsZero() && t.Before(time.Now()) {
+		return "due since " + when(t)
+	}
+	return when(t)
 }
 
 func when(t time.Time) string {

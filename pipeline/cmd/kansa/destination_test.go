@@ -134,12 +134,98 @@ func TestDestinationCommands(t *testing.T) {
 	if out := do(0, "export", "start", "-o", "acme", "-d", "archive", "--from", from, "--to", to); !strings.Contains(out, "costs nothing") {
 		t.Errorf("the same again:\n%s", out)
 	}
-	if out := do(1, "export", "start", "-o", "acme", "-t", "access", "-d", "archive", "--from", from, "--to", to); !strings.Contains(out, "no more exports today") {
+	if out := do(1, "export", "start", "-o", "acme", "-t", "access", "-d", "archive", "--from", from, "--to", to); !strings.Contains(out, "export quota reached") {
 		t.Errorf("beyond the quota:\n%s", out)
 	}
 	do(0, "destination", "remove", "acme/archive")
 	if out := do(1, "destination", "test", "acme/archive"); !strings.Contains(out, "no such destination") {
 		t.Errorf("removed:\n%s", out)
+	}
+}
+
+// The commands of README.md about destinations are executed as they are written, with a server of the test in place of
+// sftp.example.com. Fields of a file are used by add and by edit.
+func TestReadmeDestinationCommands(t *testing.T) {
+	t.Parallel()
+	s := startServers(t)
+	dir := t.TempDir()
+	for _, name := range []string{"incoming", "archives"} {
+		if err := os.Mkdir(filepath.Join(dir, name), 0o755); err != nil {
+			t.Fatal(err)
+		}
+	}
+	server, err := sshd.Start(t.Context(), sshd.Options{Dir: dir, User: "kansa", Password: "open sesame"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = server.Close() })
+	start(t, "run", "-c", s.config, "exporter")
+	s.untilSetUp(t)
+	at := "--nats=" + s.broker.URL()
+	pipelinetest.Until(t, time.Minute, func() (bool, any) {
+		code, out, errs := kansa(t, "", "destination", "list", at)
+		return code == 0, out + errs
+	})
+	readme, err := os.ReadFile(filepath.Join("..", "..", "..", "README.md"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, section, ok := strings.Cut(string(readme), "\n## Destinations\n")
+	if !ok {
+		t.Fatal("README.md has no section Destinations")
+	}
+	section, _, _ = strings.Cut(section, "\n## ")
+	_, sftpSection, _ := strings.Cut(string(readme), "\n### Delivering by SFTP\n")
+	sftpSection, _, _ = strings.Cut(sftpSection, "\n## ")
+	_, fields, _ := strings.Cut(section, "```yaml\n# nightly.yaml\n")
+	fields, _, _ = strings.Cut(fields, "```")
+	host, port, _ := strings.Cut(server.Addr(), ":")
+	fields = strings.NewReplacer("sftp.example.com", host, "port: 22", "port: "+port, "SHA256:…", server.HostKeyFingerprint()).Replace(fields)
+	files := t.TempDir()
+	for name, text := range map[string]string{"nightly.yaml": fields, "password": "open sesame\n", "pw": "open sesame\n"} {
+		if err := os.WriteFile(filepath.Join(files, name), []byte(text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	inFiles := strings.NewReplacer("nightly.yaml", filepath.Join(files, "nightly.yaml"), "@", "@"+files+"/")
+	executed := 0
+	do := func(line string) string {
+		t.Helper()
+		line, _, _ = strings.Cut(line, " # ")
+		args := append(strings.Fields(inFiles.Replace(line))[1:], at)
+		code, out, errs := kansa(t, "", args...)
+		if code != 0 {
+			t.Errorf("%s: exit code %d\n%s%s", line, code, out, errs)
+		}
+		executed++
+		return out
+	}
+	edit := filepath.Join(files, "edit.yaml")
+	if err := os.WriteFile(edit, []byte("notify: [other@acme.example]\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	for line := range strings.Lines(section + sftpSection) {
+		line = strings.TrimSpace(line)
+		if !strings.HasPrefix(line, "kansa destination ") {
+			continue
+		}
+		do(line)
+		switch {
+		case strings.Contains(line, " add "):
+			shown := listed(t, do("kansa destination list --json"))
+			if shown.SFTP == nil || shown.SFTP.Host != host || shown.Schedule == nil || shown.Schedule.TimeZone != "Asia/Tokyo" || len(shown.Notify) != 1 {
+				t.Errorf("%s: the fields of the file are not used: %+v", line, shown)
+			}
+		case strings.Contains(line, " edit "):
+			do("kansa destination edit acme/nightly -f " + edit)
+			shown := listed(t, do("kansa destination list --json"))
+			if shown.SFTP.Path != "/archives" || len(shown.Notify) != 1 || shown.Notify[0] != "other@acme.example" {
+				t.Errorf("after an edit: %+v", shown)
+			}
+		}
+	}
+	if executed < 9 {
+		t.Errorf("%d commands were executed", executed)
 	}
 }
 

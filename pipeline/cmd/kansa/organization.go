@@ -186,6 +186,9 @@ func printOrganizations(e *env, all []organizationRules, asJSON bool) error {
 		if o.Hold != nil {
 			hold = strings.TrimSpace(o.Hold.Reason) + " (" + o.Hold.By + ", " + o.Hold.Since.Format(time.DateOnly) + ")"
 		}
+		if o.Problem != "" {
+			hold = "everything is kept: " + o.Problem
+		}
 		var silent []schema.Trail
 		for _, trail := range schema.Trails {
 			if !o.Trails.Of(trail).On {

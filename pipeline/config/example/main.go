@@ -55,7 +55,7 @@ func samples() map[string]any {
 		"api.oidc.roles":          []config.GroupRole{{Group: "acme-auditors", Role: "auditor", Organization: "acme"}},
 		"mail": &mail.Config{
 			Host: "smtp.example.com", Port: 587, Username: "kansa", PasswordFile: "/etc/kansa/smtp-password", TLS: "starttls",
-			From: "Kansa <audit@example.com>", Timeout: 30 * time.Second,
+			Helo: "kansa.example.com", From: "Kansa <audit@example.com>", Timeout: 30 * time.Second,
 		},
 		"destinations": []exporter.Destination{{
 			Name: "nightly", Organization: "acme", Trails: []schema.Trail{schema.Activity, schema.Access},

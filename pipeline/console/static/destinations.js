@@ -4,7 +4,7 @@ import { t, word, bytes, time, ago, duration, hours, toInput, fromInput, iso, we
 import { get, post, put, del, of } from './api.js';
 import { address, go } from './route.js';
 
-const kinds = { ok: 'ok', failing: 'bad', paused: 'warn', waiting: 'busy', manual: 'quiet' };
+const kinds = { ok: 'ok', failing: 'bad', paused: 'warn', waiting: 'busy', manual: 'quiet', unreadable: 'bad' };
 let known;
 const facts = () => (known ??= fetch(new URL('facts.json', import.meta.url)).then((a) => a.json()));
 
@@ -31,6 +31,7 @@ function health(o) {
   const b = o.health ?? {};
   return [
     b.last_success && h('p', { class: 'hint' }, t('health.success', { at: time(b.last_success), ago: ago(b.last_success) }), b.last_file && [' · ', h('span', { class: 'code' }, b.last_file)]),
+    o.problem && note('error', o.problem),
     b.failing_since && note('error', t('health.failing.since', { at: time(b.failing_since), ago: ago(b.failing_since), n: b.failures ?? 1 }), '\n', b.last_error),
     b.next && h('p', { class: 'hint' }, t('health.next', { at: time(b.next) })),
   ];
@@ -118,6 +119,8 @@ function one(main, { org, signal, admin }, d, { algorithms, hidden }) {
 
   const verify = h('select', {}, h('option', { value: '' }, t('verify.size')), h('option', { value: 'sha256' }, t('verify.sha256')));
   verify.value = s.verify === 'sha256' ? 'sha256' : '';
+  const naming = h('select', {}, ['hidden', 'suffix', 'folder', 'none'].map((n) => h('option', { value: n }, t('naming.' + n))));
+  naming.value = s.naming || 'hidden';
   const after = { checksum_file: check('checksum_file', t('sftp.checksum_file'), s.checksum_file), receipt: check('receipt', t('sftp.receipt'), s.receipt) };
   const ticked = (name) => after[name].querySelector('input').checked || undefined;
 
@@ -135,13 +138,13 @@ function one(main, { org, signal, admin }, d, { algorithms, hidden }) {
   }
 
   function value() {
-    const { meta: _m, health: _h, state: _s, next_run: _n, sftp: _f, mail: _ma, bucket: _b, bucket_key_id: _bk, bucket_secret: _bs, ...rest } = d ?? {};
+    const { meta: _m, health: _h, state: _s, next_run: _n, problem: _p, sftp: _f, mail: _ma, bucket: _b, bucket_key_id: _bk, bucket_secret: _bs, ...rest } = d ?? {};
     const v = only({ ...rest, organization: org, name: c.name.value.trim(), trails: picked(trails), notify: lines(c.notify), schedule: undefined });
     const secret = (name) => c[name].value || (s[name] ? hidden : undefined);
     if (kind.value === 'sftp') {
       v.sftp = { ...s, host: c.host.value.trim(), user: c.user.value.trim(), port: c.port.value ? Number(c.port.value) : undefined, path: c.path.value.trim() || undefined, password: secret('password'), private_key: secret('private_key'), passphrase: secret('passphrase'),
         host_keys: lines(c.host_keys), connect_timeout: c.connect_timeout.value.trim() || undefined, idle_timeout: c.idle_timeout.value.trim() || undefined, keepalive: c.keepalive.value.trim() || undefined, concurrency: c.concurrency.value ? Number(c.concurrency.value) : undefined };
-      Object.assign(v.sftp, { verify: verify.value || undefined, checksum_file: ticked('checksum_file'), receipt: ticked('receipt') });
+      Object.assign(v.sftp, { naming: naming.value === 'hidden' ? undefined : naming.value, verify: verify.value || undefined, checksum_file: ticked('checksum_file'), receipt: ticked('receipt') });
       for (const l of lists) v.sftp[l] = picked(choices[l]).length ? picked(choices[l]) : undefined;
       if (!v.sftp.host_keys.length) delete v.sftp.host_keys;
     } else if (kind.value === 'bucket') Object.assign(v, only({ bucket: c.bucket.value.trim(), bucket_key_id: c.bucket_key_id.value.trim(), bucket_secret: c.bucket_secret.value || (d?.bucket_secret ? hidden : undefined) }));
@@ -179,7 +182,7 @@ function one(main, { org, signal, admin }, d, { algorithms, hidden }) {
       h('div', { class: 'field' }, f('host_keys', 'sftp.host_keys', 'sftp.host_keys.hint')),
       h('details', { open: !!s.private_key }, h('summary', {}, t('sftp.key')), h('div', { class: 'grid' }, f('private_key', 'sftp.private_key', 'sftp.secret.hint'), f('passphrase', 'sftp.passphrase'))),
       h('details', {}, h('summary', {}, t('sftp.algorithms')), h('p', { class: 'hint shown' }, t('sftp.algorithms.hint')), h('div', { class: 'grid' }, lists.map((l) => group(l, t('sftp.' + l), choices[l], 'algorithms')))),
-      h('details', { open: !!(s.verify || s.checksum_file || s.receipt) }, h('summary', {}, t('sftp.after')), h('div', { class: 'grid' }, field('verify', t('sftp.verify'), verify), group('receipt', t('sftp.receipts'), Object.values(after)))),
+      h('details', { open: !!(s.naming || s.verify || s.checksum_file || s.receipt) }, h('summary', {}, t('sftp.after')), h('div', { class: 'grid' }, field('naming', t('sftp.naming'), naming), field('verify', t('sftp.verify'), verify), group('receipt', t('sftp.receipts'), Object.values(after)))),
       h('details', {}, h('summary', {}, t('sftp.limits')), h('div', { class: 'grid' }, f('connect_timeout', 'sftp.connect_timeout'), f('idle_timeout', 'sftp.idle_timeout'), f('keepalive', 'sftp.keepalive'), f('concurrency', 'sftp.concurrency')))),
     bucket: part('bucket', t('kind.bucket'), f('bucket', 'bucket.url', 'bucket.hint'), h('div', { class: 'grid' }, f('bucket_key_id', 'bucket.key_id'), f('bucket_secret', 'bucket.secret', 'sftp.secret.hint'))),
     mail: part('mail', t('kind.mail'), f('mail', 'exports.mail', 'mail.hint')),

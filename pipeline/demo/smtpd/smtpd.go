@@ -35,6 +35,11 @@ type Options struct {
 	Dir string
 	// Username and Password must be given to send, if Username is set.
 	Username, Password string
+	// Token is an OAuth access token that must be given, with Username, in place of a password.
+	Token string
+	// RefuseName, if not nil, may refuse the name by which a client introduced itself. Like other servers, this one says
+	// so when it hears of a recipient.
+	RefuseName func(name string) error
 	// Port is on 127.0.0.1; 0 takes any.
 	Port int
 	// NoTLS leaves STARTTLS out; ImplicitTLS encrypts from the first byte.
@@ -83,8 +88,8 @@ func Start(ctx context.Context, o Options) (*Server, error) {
 	if s.log == nil {
 		s.log = slog.New(slog.DiscardHandler)
 	}
-	s.smtp = smtp.NewServer(smtp.BackendFunc(func(*smtp.Conn) (smtp.Session, error) {
-		return &session{server: s, trusted: o.Username == ""}, nil
+	s.smtp = smtp.NewServer(smtp.BackendFunc(func(c *smtp.Conn) (smtp.Session, error) {
+		return &session{server: s, conn: c, trusted: o.Username == ""}, nil
 	}))
 	s.smtp.Domain = "localhost"
 	s.smtp.MaxMessageBytes = maxMessage
@@ -193,6 +198,7 @@ func (s *Server) keep(from string, to []string, data []byte) error {
 
 type session struct {
 	server  *Server
+	conn    *smtp.Conn
 	trusted bool
 	from    string
 	to      []string
@@ -202,10 +208,16 @@ func (s *session) AuthMechanisms() []string {
 	if s.server.o.Username == "" {
 		return nil
 	}
+	if s.server.o.Token != "" {
+		return []string{"XOAUTH2"}
+	}
 	return []string{sasl.Plain}
 }
 
 func (s *session) Auth(string) (sasl.Server, error) {
+	if s.server.o.Token != "" {
+		return bearer{s}, nil
+	}
 	return sasl.NewPlainServer(func(_, username, password string) error {
 		ok := subtle.ConstantTimeCompare([]byte(username), []byte(s.server.o.Username)) &
 			subtle.ConstantTimeCompare([]byte(password), []byte(s.server.o.Password))
@@ -217,6 +229,19 @@ func (s *session) Auth(string) (sasl.Server, error) {
 	}), nil
 }
 
+// bearer checks what a client sends by XOAUTH2.
+type bearer struct{ session *session }
+
+func (b bearer) Next(response []byte) (challenge []byte, done bool, err error) {
+	o := &b.session.server.o
+	want := fmt.Sprintf("user=%s\x01auth=Bearer %s\x01\x01", o.Username, o.Token)
+	if subtle.ConstantTimeCompare(response, []byte(want)) != 1 {
+		return nil, false, smtp.ErrAuthFailed
+	}
+	b.session.trusted = true
+	return nil, true, nil
+}
+
 func (s *session) Mail(from string, _ *smtp.MailOptions) error {
 	if !s.trusted {
 		return smtp.ErrAuthRequired
@@ -226,6 +251,11 @@ func (s *session) Mail(from string, _ *smtp.MailOptions) error {
 }
 
 func (s *session) Rcpt(to string, _ *smtp.RcptOptions) error {
+	if s.server.o.RefuseName != nil {
+		if err := s.server.o.RefuseName(s.conn.Hostname()); err != nil {
+			return err
+		}
+	}
 	if s.server.o.Refuse != nil {
 		if err := s.server.o.Refuse(to); err != nil {
 			return err

@@ -42,6 +42,10 @@ type Options struct {
 	// Windows shows the directory as servers on Windows do: its folders are drives (C:), a sign-in
 	// leads to /C:/Users/USER, and names that Windows does not have are refused.
 	Windows bool
+	// Code is asked for after the password, as a question of its own.
+	Code string
+	// Wrap may change how requests are answered, as servers do that have rules of their own.
+	Wrap func(sftp.Handlers) sftp.Handlers
 	// Log is for connections that go wrong; nil discards.
 	Log *slog.Logger
 }
@@ -54,6 +58,7 @@ type Server struct {
 	hostKey  ssh.PublicKey
 	listener net.Listener
 	bare     bool
+	wrap     func(sftp.Handlers) sftp.Handlers
 	windows  string // the directory to which a sign-in leads; empty: no Windows
 	stop     func() bool
 	owned    sync.WaitGroup
@@ -78,7 +83,7 @@ func Start(ctx context.Context, o Options) (*Server, error) {
 		return nil, fmt.Errorf("sshd: use the host key: %w", err)
 	}
 	s := &Server{
-		log: o.Log, hostKey: signer.PublicKey(), bare: o.Bare,
+		log: o.Log, hostKey: signer.PublicKey(), bare: o.Bare, wrap: o.Wrap,
 		conns: map[net.Conn]struct{}{}, closed: make(chan struct{}),
 	}
 	if s.log == nil {
@@ -117,7 +122,17 @@ func serverConfig(o Options) (*ssh.ServerConfig, error) {
 		ServerVersion: "SSH-2.0-kansa-demo",
 	}
 	refused := errors.New("refused")
-	if o.Password != "" {
+	if o.Code != "" {
+		config.KeyboardInteractiveCallback = func(meta ssh.ConnMetadata, ask ssh.KeyboardInteractiveChallenge) (*ssh.Permissions, error) {
+			for _, c := range [][2]string{{"Password: ", o.Password}, {"Verification code: ", o.Code}} {
+				answers, err := ask("", "", []string{c[0]}, []bool{false})
+				if err != nil || meta.User() != o.User || len(answers) != 1 || subtle.ConstantTimeCompare([]byte(answers[0]), []byte(c[1])) != 1 {
+					return nil, errors.Join(refused, err)
+				}
+			}
+			return nil, nil
+		}
+	} else if o.Password != "" {
 		config.PasswordCallback = func(meta ssh.ConnMetadata, password []byte) (*ssh.Permissions, error) {
 			user := subtle.ConstantTimeCompare([]byte(meta.User()), []byte(o.User))
 			if user&subtle.ConstantTimeCompare(password, []byte(o.Password)) != 1 {
@@ -261,6 +276,9 @@ func (s *Server) session(channel ssh.Channel, requests <-chan *ssh.Request, inne
 			w := windows{f}
 			handlers = sftp.Handlers{FileGet: w, FilePut: w, FileCmd: w, FileList: w}
 			options = append(options, sftp.WithStartDirectory(s.windows))
+		}
+		if s.wrap != nil {
+			handlers = s.wrap(handlers)
 		}
 		server := sftp.NewRequestServer(rwc, handlers, options...)
 		if err := server.Serve(); err != nil && !errors.Is(err, io.EOF) {

@@ -73,6 +73,7 @@ type intakeLane struct {
 
 // Lines reads NDJSON.
 func (in *Intake) Lines(body []byte) error {
+	body = withoutMark(body)
 	// Counted before anything is taken: a body is refused as a whole or not at all.
 	if bytes.Count(body, []byte{'\n'}) >= in.MaxEvents && countLines(body) > in.MaxEvents {
 		return in.tooMany()
@@ -125,6 +126,7 @@ func (in *Intake) Event(raw []byte, e *schema.Event, wrong error) error {
 }
 
 func (in *Intake) json(body []byte, parse parseFunc) error {
+	body = withoutMark(body)
 	text := unsafe.String(unsafe.SliceData(body), len(body))
 	i := schema.SkipSpace(text, 0)
 	if i == len(text) {

@@ -168,7 +168,12 @@ func indexWithout(n int, rows []int) []uint32 {
 	return index
 }
 
+// withoutMark removes the byte order mark of UTF-8, which programs of Windows write. JSON lets a reader ignore it
+// (RFC 8259, section 8.1).
+func withoutMark(text []byte) []byte { return bytes.TrimPrefix(text, []byte("\ufeff")) }
+
 func (m *Message) decodeLines(payload []byte, now time.Time) (*Decoded, error) {
+	payload = withoutMark(payload)
 	c := collector{m: m, now: now, d: &Decoded{Block: NewBlock()}}
 	const few = 64 // events tell how large the rest will be; a payload is small enough to believe them
 	whole := len(payload)
@@ -186,6 +191,7 @@ func (m *Message) decodeLines(payload []byte, now time.Time) (*Decoded, error) {
 }
 
 func (m *Message) decodeJSON(payload []byte, now time.Time) (*Decoded, error) {
+	payload = withoutMark(payload)
 	c := collector{m: m, now: now, d: &Decoded{Block: NewBlock()}}
 	text := unsafe.String(unsafe.SliceData(payload), len(payload))
 	i := schema.SkipSpace(text, 0)

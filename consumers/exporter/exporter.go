@@ -186,11 +186,11 @@ func (x *Exporter) export(ctx context.Context, r Request) error {
 	case errors.Is(err, ErrNotClosed), errors.Is(err, errHeld):
 		e.State, e.Error = Waiting, err.Error()
 		err = consumers.Later(err, waitForHour)
-	case errors.Is(err, consumers.ErrPermanent) && !e.Scheduled:
+	case errors.Is(err, consumers.ErrPermanent) && (!e.Scheduled || errors.Is(err, ErrNoDestination)):
 		e.State, e.Error = Failed, err.Error()
 		x.stats.givenUp.Add(1)
 	default:
-		// What a schedule requests is never given up: it is delivered once somebody has corrected the cause.
+		// What a schedule requests is never given up while its destination is there: it is delivered once somebody has corrected the cause.
 		x.stats.failed.Add(1)
 		e.State, e.Error = Retrying, err.Error()
 		x.failing.note(e.ID, err)
@@ -211,7 +211,7 @@ func (x *Exporter) export(ctx context.Context, r Request) error {
 		return putErr
 	}
 	if ctx.Err() == nil || e.State == Done {
-		x.after(keep, &e)
+		x.after(keep, &e, err)
 	}
 	if !e.Plain() && e.areaIsOver(x.cfg.Now()) {
 		if err := x.removeArea(ctx, e.ID); err != nil {
@@ -223,14 +223,14 @@ func (x *Exporter) export(ctx context.Context, r Request) error {
 
 // after tells those who have to know what became of an attempt, and goes on with the schedule. It fails nothing:
 // the archive is where it is.
-func (x *Exporter) after(ctx context.Context, e *Export) {
+func (x *Exporter) after(ctx context.Context, e *Export, outcome error) {
 	if e.State == Waiting {
 		return
 	}
 	if e.State != Retrying || e.Attempts <= 1 {
 		x.cfg.Record(ctx, e.record())
 	}
-	if e.Destination != "" {
+	if e.Destination != "" && !errors.Is(outcome, ErrNoDestination) {
 		if err := x.health(ctx, e); err != nil {
 			x.log.Warn("health of a destination not kept", slog.String("destination", e.Organization+"/"+e.Destination), slog.Any("error", err))
 		}

@@ -68,6 +68,11 @@ func (x *Exporter) schedule(ctx context.Context, id scheduleID) (again time.Time
 			}
 			next = e.To.UTC()
 			continue
+		case found && e.State == Failed: // its destination was removed, and is there again
+			if err := forget(ctx, x.states.KV, prefixExport+r.ID); err != nil {
+				return time.Time{}, err
+			}
+			return now.Add(waitForDelivery), submit(ctx, x.js, task{Request: &r}, fmt.Sprintf("%s.%d", r.ID, e.Updated.Unix()))
 		case found && now.Sub(e.Updated) < stalled:
 			return now.Add(waitForDelivery), nil
 		case found:

@@ -202,3 +202,32 @@ func TestScheduleSurvivesPermanentFailures(t *testing.T) {
 		})
 	}
 }
+
+// A scheduled export ends with its destination, and does not stand in the way of another destination of that name.
+func TestRemovedDestinationEndsItsExports(t *testing.T) {
+	t.Parallel()
+	f := newFixture(t, 24)
+	f.correctEvery = 20 * time.Millisecond
+	server := localSFTP(t, t.TempDir())
+	server.Password = "wrong"
+	d := exporter.Destination{Name: "nightly", Organization: "acme", SFTP: server, Schedule: &exporter.Schedule{Since: start}}
+	f.run(t, d)
+	f.tick(t, "nightly")
+	id := exporter.ScheduledID("acme", "nightly", start)
+	f.until(t, id, is(exporter.Retrying))
+	if err := f.settings.RemoveDestination(t.Context(), "acme", "nightly", settings.Change{By: "test"}); err != nil {
+		t.Fatal(err)
+	}
+	f.until(t, id, is(exporter.Failed))
+	f.tick(t, "nightly")
+	await.State(t, await.Limit, "the destination's progress to be forgotten", func() (bool, any) {
+		h, err := f.states.Health(t.Context(), "acme", "nightly")
+		return err == nil && h.Next.IsZero() && h.FailingSince.IsZero(), h
+	})
+	server.Password = "p"
+	if _, err := f.settings.SaveDestination(t.Context(), d, settings.Change{By: "test"}); err != nil {
+		t.Fatal(err)
+	}
+	f.tick(t, "nightly")
+	f.until(t, id, is(exporter.Done))
+}

@@ -60,7 +60,7 @@ type Config struct {
 	Receipts Receipts
 	// Tracing has each attempt to deliver be a span, in the trace of its request. Default: none.
 	Tracing trace.TracerProvider
-	// CorrectEvery is how long a scheduled export waits after a failure that somebody has to correct, such as
+	// CorrectEvery is how long a scheduled export waits after a failure that a person has to correct, such as
 	// a wrong password; default 1 minute.
 	CorrectEvery time.Duration
 	// KeepStates is how long the state of an export that is over is kept; default 90 days, and no less than LinkTTL.
@@ -190,7 +190,7 @@ func (x *Exporter) export(ctx context.Context, r Request) error {
 		e.State, e.Error = Failed, err.Error()
 		x.stats.givenUp.Add(1)
 	default:
-		// What a schedule requests is never given up while its destination is there: it is delivered once somebody has corrected the cause.
+		// What a schedule requests is never given up while its destination is there: it is delivered once the cause is corrected.
 		x.stats.failed.Add(1)
 		e.State, e.Error = Retrying, err.Error()
 		x.failing.note(e.ID, err)
@@ -371,7 +371,7 @@ func (x *Exporter) deliverSFTP(ctx context.Context, e *Export, cfg *sftp.Config,
 	}
 	switch {
 	case cfg.Receipt && up.PickedUp:
-		e.Note = "it was picked up before it could be read back: there is no receipt"
+		e.Note = "it was picked up before it could be read back, so it has no receipt"
 		x.log.Warn("archive was picked up before it could be read back; it has no receipt", slog.String("export", e.ID), slog.String("file", e.File))
 	case cfg.Receipt:
 		if err := x.receipt(ctx, e, cfg, plan.Name, up); err != nil {

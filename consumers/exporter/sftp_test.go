@@ -142,7 +142,7 @@ func list(t *testing.T, dir string) []string {
 	return names
 }
 
-// A failure that somebody has to correct does not end a schedule: it is retried, those in notify learn of it, and
+// A failure that a person has to correct does not end a schedule: it is retried, those in notify learn of it, and
 // once it is corrected the same archive is delivered.
 func TestScheduleSurvivesPermanentFailures(t *testing.T) {
 	t.Parallel()

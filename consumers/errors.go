@@ -21,8 +21,8 @@ type permanent struct{ error }
 func (p *permanent) Unwrap() error        { return p.error }
 func (p *permanent) Is(target error) bool { return target == ErrPermanent }
 
-// Later has the task tried again after a pause. That decides, whatever err says of itself: a handler
-// may know that what is permanent for one attempt is corrected by somebody later.
+// Later has the task tried again after a pause. That decides, even if err answers to ErrPermanent:
+// what is permanent for one attempt may be corrected by an operator later.
 func Later(err error, pause time.Duration) error { return &later{err, pause} }
 
 type later struct {

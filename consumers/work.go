@@ -22,7 +22,7 @@ type Queue interface {
 const FetchWait = time.Second
 
 // Handler does what a task asks for. Its error decides what becomes of the task: nil, done; one made
-// by [Later], tried again after its pause, whatever it wraps; one that answers to [ErrPermanent],
+// by [Later], tried again after its pause, even if it wraps [ErrPermanent]; one that answers to [ErrPermanent],
 // given up; any other, tried again after a while. It must not panic, and must not acknowledge the
 // message.
 type Handler func(ctx context.Context, msg jetstream.Msg) error

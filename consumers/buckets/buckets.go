@@ -18,7 +18,7 @@ import (
 
 const (
 	checksumParameter = "request_checksum_calculation"
-	// whenRequired has no checksum sent that nobody requires.
+	// whenRequired leaves out checksums that the request does not require.
 	whenRequired = "when_required"
 )
 

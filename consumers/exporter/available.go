@@ -17,7 +17,7 @@ import (
 )
 
 // Gone is the error for an archive that was delivered by a link and cannot be had any more, although the link has not
-// expired. Reason is for whoever holds the link.
+// expired. Reason is for the person who holds the link.
 type Gone struct{ Reason string }
 
 func (g *Gone) Error() string { return "the archive is gone: " + g.Reason }

@@ -60,7 +60,7 @@ type Config struct {
 	Receipts Receipts
 	// Tracing has each attempt to deliver be a span, in the trace of its request. Default: none.
 	Tracing trace.TracerProvider
-	// CorrectEvery is how long a scheduled export waits after a failure that somebody has to correct, such as
+	// CorrectEvery is how long a scheduled export waits after a failure that a person has to correct, such as
 	// a wrong password; default 1 minute.
 	CorrectEvery time.Duration
 	// KeepStates is how long the state of an export that is over is kept; default 90 days, and no less than LinkTTL.
@@ -186,11 +186,11 @@ func (x *Exporter) export(ctx context.Context, r Request) error {
 	case errors.Is(err, ErrNotClosed), errors.Is(err, errHeld):
 		e.State, e.Error = Waiting, err.Error()
 		err = consumers.Later(err, waitForHour)
-	case errors.Is(err, consumers.ErrPermanent) && !e.Scheduled:
+	case errors.Is(err, consumers.ErrPermanent) && (!e.Scheduled || errors.Is(err, ErrNoDestination)):
 		e.State, e.Error = Failed, err.Error()
 		x.stats.givenUp.Add(1)
 	default:
-		// What a schedule requests is never given up: it is delivered once somebody has corrected the cause.
+		// What a schedule requests is never given up while its destination is there: it is delivered once the cause is corrected.
 		x.stats.failed.Add(1)
 		e.State, e.Error = Retrying, err.Error()
 		x.failing.note(e.ID, err)
@@ -211,7 +211,7 @@ func (x *Exporter) export(ctx context.Context, r Request) error {
 		return putErr
 	}
 	if ctx.Err() == nil || e.State == Done {
-		x.after(keep, &e)
+		x.after(keep, &e, err)
 	}
 	if !e.Plain() && e.areaIsOver(x.cfg.Now()) {
 		if err := x.removeArea(ctx, e.ID); err != nil {
@@ -223,14 +223,14 @@ func (x *Exporter) export(ctx context.Context, r Request) error {
 
 // after tells those who have to know what became of an attempt, and goes on with the schedule. It fails nothing:
 // the archive is where it is.
-func (x *Exporter) after(ctx context.Context, e *Export) {
+func (x *Exporter) after(ctx context.Context, e *Export, outcome error) {
 	if e.State == Waiting {
 		return
 	}
 	if e.State != Retrying || e.Attempts <= 1 {
 		x.cfg.Record(ctx, e.record())
 	}
-	if e.Destination != "" {
+	if e.Destination != "" && !errors.Is(outcome, ErrNoDestination) {
 		if err := x.health(ctx, e); err != nil {
 			x.log.Warn("health of a destination not kept", slog.String("destination", e.Organization+"/"+e.Destination), slog.Any("error", err))
 		}
@@ -371,7 +371,7 @@ func (x *Exporter) deliverSFTP(ctx context.Context, e *Export, cfg *sftp.Config,
 	}
 	switch {
 	case cfg.Receipt && up.PickedUp:
-		e.Note = "it was picked up before it could be read back: there is no receipt"
+		e.Note = "it was picked up before it could be read back, so it has no receipt"
 		x.log.Warn("archive was picked up before it could be read back; it has no receipt", slog.String("export", e.ID), slog.String("file", e.File))
 	case cfg.Receipt:
 		if err := x.receipt(ctx, e, cfg, plan.Name, up); err != nil {

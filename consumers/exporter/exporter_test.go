@@ -74,7 +74,7 @@ type mailbox struct {
 	failTo string
 }
 
-// refuse has mails to somebody, or to everybody if that is empty, fail with an error; nil ends it.
+// refuse has mails to an address, or all mails if that is empty, fail with an error; nil ends it.
 func (m *mailbox) refuse(to string, err error) {
 	m.mu.Lock()
 	defer m.mu.Unlock()

@@ -87,7 +87,7 @@ func (r *Request) FileName() string {
 // task is what a message on EXPORTS holds.
 type task struct {
 	Request *Request `json:"request"`
-	// Once says that this is an attempt beside those of another message, which goes on if this one fails.
+	// Once says that this is one more attempt; another message goes on if this one fails.
 	Once bool `json:"once,omitempty"`
 }
 

@@ -27,7 +27,7 @@ const (
 // Every exporter looks at every schedule. Requests have an id made of their period, so that they are one request.
 func (x *Exporter) schedule(ctx context.Context, id scheduleID) (again time.Time, err error) {
 	d, err := x.cfg.Settings.Destination(ctx, id.organization, id.name)
-	if errors.Is(err, ErrNoDestination) { // it was removed; another of its name begins anew
+	if errors.Is(err, ErrNoDestination) { // it was removed; another of its name begins afresh
 		return time.Time{}, x.states.forgetDestination(ctx, id)
 	}
 	if err != nil || d.Schedule == nil || d.Paused {
@@ -68,6 +68,11 @@ func (x *Exporter) schedule(ctx context.Context, id scheduleID) (again time.Time
 			}
 			next = e.To.UTC()
 			continue
+		case found && e.State == Failed: // its destination was removed, and is there again
+			if err := forget(ctx, x.states.KV, prefixExport+r.ID); err != nil {
+				return time.Time{}, err
+			}
+			return now.Add(waitForDelivery), submit(ctx, x.js, task{Request: &r}, fmt.Sprintf("%s.%d", r.ID, e.Updated.Unix()))
 		case found && now.Sub(e.Updated) < stalled:
 			return now.Add(waitForDelivery), nil
 		case found:

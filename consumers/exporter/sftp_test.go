@@ -142,7 +142,7 @@ func list(t *testing.T, dir string) []string {
 	return names
 }
 
-// A failure that somebody has to correct does not end a schedule: it is retried, those in notify learn of it, and
+// A failure that a person has to correct does not end a schedule: it is retried, those in notify learn of it, and
 // once it is corrected the same archive is delivered.
 func TestScheduleSurvivesPermanentFailures(t *testing.T) {
 	t.Parallel()
@@ -201,4 +201,33 @@ func TestScheduleSurvivesPermanentFailures(t *testing.T) {
 			f.until(t, id, is(exporter.Done))
 		})
 	}
+}
+
+// A scheduled export ends with its destination, and does not stand in the way of another destination of that name.
+func TestRemovedDestinationEndsItsExports(t *testing.T) {
+	t.Parallel()
+	f := newFixture(t, 24)
+	f.correctEvery = 20 * time.Millisecond
+	server := localSFTP(t, t.TempDir())
+	server.Password = "wrong"
+	d := exporter.Destination{Name: "nightly", Organization: "acme", SFTP: server, Schedule: &exporter.Schedule{Since: start}}
+	f.run(t, d)
+	f.tick(t, "nightly")
+	id := exporter.ScheduledID("acme", "nightly", start)
+	f.until(t, id, is(exporter.Retrying))
+	if err := f.settings.RemoveDestination(t.Context(), "acme", "nightly", settings.Change{By: "test"}); err != nil {
+		t.Fatal(err)
+	}
+	f.until(t, id, is(exporter.Failed))
+	f.tick(t, "nightly")
+	await.State(t, await.Limit, "the destination's progress to be forgotten", func() (bool, any) {
+		h, err := f.states.Health(t.Context(), "acme", "nightly")
+		return err == nil && h.Next.IsZero() && h.FailingSince.IsZero(), h
+	})
+	server.Password = "p"
+	if _, err := f.settings.SaveDestination(t.Context(), d, settings.Change{By: "test"}); err != nil {
+		t.Fatal(err)
+	}
+	f.tick(t, "nightly")
+	f.until(t, id, is(exporter.Done))
 }

@@ -70,7 +70,7 @@ func (x *Exporter) spread(ctx context.Context, e *Export) error {
 	return nil
 }
 
-// wake has an export attempted now, besides the attempts that are to come, and forgets that it waits.
+// wake has an export attempted now, in addition to the attempts that are to come, and forgets that it waits.
 func (x *Exporter) wake(ctx context.Context, prefix, id string) error {
 	e, found, err := x.states.Get(ctx, id)
 	if err != nil {

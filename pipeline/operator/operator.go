@@ -50,7 +50,7 @@ type Client struct {
 type DestinationStatus struct {
 	settings.Destination
 	Health exporter.Health `json:"health"`
-	// State is ok, failing, paused, waiting (nothing was delivered yet), manual (there is no schedule) or unreadable.
+	// State is ok, failing, paused, waiting (nothing was delivered yet), manual (without a schedule) or unreadable.
 	State string `json:"state"`
 	// NextRun is when the next archive is due; in the past while that archive waits or fails.
 	NextRun time.Time `json:"next_run,omitzero"`

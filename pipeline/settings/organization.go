@@ -32,7 +32,7 @@ type Organization struct {
 	Hold *Hold `json:"hold,omitempty"`
 	Meta Meta  `json:"meta,omitzero"`
 	// Problem is why the rules cannot be read, in a list and where people look at them: they are the defaults then,
-	// nothing is removed, and whoever saves them replaces what is stored.
+	// nothing is removed, and saving them replaces what is stored.
 	Problem string `json:"problem,omitempty"`
 }
 
@@ -47,7 +47,7 @@ type Hold struct {
 func (s *Store) ShowOrganization(ctx context.Context, name string) (*Organization, error) {
 	o, err := s.Organization(ctx, name)
 	if errors.Is(err, ErrUnreadable) {
-		doc, _, _ := s.get(ctx, organizationPrefix+name) // its revision is there, whatever else is not
+		doc, _, _ := s.get(ctx, organizationPrefix+name) // its revision is there even then
 		kept := s.defaults(name)
 		kept.Name, kept.Meta, kept.Problem = name, Meta{Revision: doc.Revision}, err.Error()
 		return &kept, nil
@@ -56,7 +56,7 @@ func (s *Store) ShowOrganization(ctx context.Context, name string) (*Organizatio
 }
 
 // Organization returns the settings of one, or the defaults. It is for those who obey them: an error that answers to
-// ErrUnreadable says that nobody knows them.
+// ErrUnreadable says that they are unknown.
 func (s *Store) Organization(ctx context.Context, name string) (*Organization, error) {
 	if f := schema.CheckOrganization(name); f != nil {
 		return nil, f

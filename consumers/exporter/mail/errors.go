@@ -141,7 +141,7 @@ func (s *Sender) loginRemedy(err error) string {
 }
 
 // refusal is what a final refusal concerns, and what to do about it, by the server's answer: servers give most of their
-// reasons at the recipient, whatever it is that they do not like.
+// reasons at the recipient, even those that concern the sender or the host.
 func (s *Sender) refusal(recipient bool, err error) (class error, remedy string) {
 	switch {
 	case says(err, "helo", "ehlo", "fully-qualified hostname", "fully qualified hostname"):

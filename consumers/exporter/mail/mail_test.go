@@ -510,7 +510,7 @@ func TestLoginByToken(t *testing.T) {
 	}
 }
 
-// What a server says decides the remedy: most servers give their reasons at the recipient, whatever they concern.
+// What a server says decides the remedy: most servers give their reasons at the recipient, even those that concern the host.
 func TestRemediesFitTheAnswer(t *testing.T) {
 	t.Parallel()
 	for answer, want := range map[string]string{

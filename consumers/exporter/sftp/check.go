@@ -365,7 +365,7 @@ func (r *Report) propose() {
 	case r.Naming != "":
 		told.Remedy = fmt.Sprintf("set sftp.naming=%s, which works there", r.Naming)
 	case errors.Is(failed, ErrPermission):
-		told.Err, told.Remedy = nil, fmt.Sprintf("let the user %s write there", failed.User) // whatever the name
+		told.Err, told.Remedy = nil, fmt.Sprintf("let the user %s write there", failed.User) // no name was taken
 	}
 	r.Error = &told
 	for i := range r.Steps {
@@ -380,7 +380,7 @@ func (r *Report) naming(ctx context.Context, c *Client, naming Naming) bool {
 	try := func(name string, do func() (found string, err error)) bool { return r.try(ctx, c, name, do) }
 	name := "kansa-check-" + random() + ".zip" // as archives end: a server may take no others
 	if naming == NamingHidden {
-		name = ".kansa-check." + random() // which nobody picks up
+		name = ".kansa-check." + random() // which is not picked up
 	}
 	u := &upload{Client: c, action: checking, name: name, target: join(c.cfg.Path, name), naming: naming}
 	part, err := u.target, error(nil)

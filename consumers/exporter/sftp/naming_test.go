@@ -28,7 +28,7 @@ type rules struct {
 	open, look func(name string) error
 	rename     error
 	noExcl     bool
-	// closed and renamed are told of paths, as whoever watches a directory.
+	// closed and renamed are called with paths, as a program that watches a directory is.
 	closed, renamed func(name string)
 }
 
@@ -341,7 +341,7 @@ func TestOpenSSHWithoutRenames(t *testing.T) {
 	}
 }
 
-// A server that asks for a code besides the password is reported as such, and is never given the password for a code.
+// A server that asks for a code after the password is reported as such, and never gets the password for a code.
 func TestOneTimeCodeIsReported(t *testing.T) {
 	t.Parallel()
 	server, err := sshd.Start(t.Context(), sshd.Options{Dir: t.TempDir(), User: "u", Password: "secret-word", Code: "123456"})

@@ -263,7 +263,7 @@ func (o *object) json(lists bool) (string, error) {
 		if len(out) > 1 {
 			out = append(out, ',')
 		}
-		var value any = o.values[i]
+		value := o.values[i]
 		if m := more[i]; m != nil {
 			value = append([]any{value}, m...)
 		}

@@ -220,7 +220,10 @@ func TestOutcomeIsNeverASuccessByItself(t *testing.T) {
 	} {
 		m := mappingOf(t, "{}", "{const: d}\n  "+rule)
 		var got string
-		for line := range Lines(strings.NewReader(`{"r":"fail"}`), Options{Mapping: m, Now: func() time.Time { return testNow }}) {
+		for line, err := range Lines(strings.NewReader(`{"r":"fail"}`), Options{Mapping: m, Now: func() time.Time { return testNow }}) {
+			if err != nil {
+				t.Fatal(err)
+			}
 			got = line.Place() + " " + string(line.Event.Outcome)
 			if line.Err != nil {
 				problem, _, _ := strings.Cut(line.Err.Error(), ": ")

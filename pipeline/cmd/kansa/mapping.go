@@ -189,7 +189,7 @@ func (c *mappingTestCmd) Run(e *env) error {
 			return fmt.Errorf("read --zone: %w", err)
 		}
 	}
-	var input io.Reader = e.stdin
+	input := e.stdin
 	if c.Input != "-" {
 		f, err := os.Open(c.Input)
 		if err != nil {

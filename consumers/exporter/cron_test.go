@@ -87,11 +87,11 @@ func TestSchedulesRunOnTheirDayInEveryZone(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		if key := changes(zone, from); tried[key] {
+		key := changes(zone, from)
+		if tried[key] {
 			continue
-		} else { //nolint:revive // the key is of this choice alone
-			tried[key] = true
 		}
+		tried[key] = true
 		for _, c := range crons {
 			s := Schedule{Cron: c.cron, TimeZone: name, Period: 24 * time.Hour}
 			expected := fires(zone, from, c.hour, c.minute, c.want)

@@ -113,7 +113,7 @@ func (s *Sender) classify(ctx context.Context, to string, p progress, err error)
 		e.Class, e.Remedy = ErrAuth, s.loginRemedy(err)
 	case e.Code >= 500:
 		recipient := p.recipient || send != nil && send.Reason == gomail.ErrSMTPRcptTo
-		e.Class, e.Remedy = s.refusal(recipient, err)
+		e.Remedy, e.Class = s.refusal(recipient, err)
 	default:
 		e.Class, e.Remedy = ErrConnection, "try again"
 	}
@@ -142,24 +142,24 @@ func (s *Sender) loginRemedy(err error) string {
 
 // refusal is what a final refusal concerns, and what to do about it, by the server's answer: servers give most of their
 // reasons at the recipient, even those that concern the sender or the host.
-func (s *Sender) refusal(recipient bool, err error) (class error, remedy string) {
+func (s *Sender) refusal(recipient bool, err error) (remedy string, class error) {
 	switch {
 	case says(err, "helo", "ehlo", "fully-qualified hostname", "fully qualified hostname"):
-		return ErrRefused, fmt.Sprintf("set mail.helo to a name of this machine that the server accepts (it was %s)", s.cfg.helo())
+		return fmt.Sprintf("set mail.helo to a name of this machine that the server accepts (it was %s)", s.cfg.helo()), ErrRefused
 	case says(err, "authentication required", "authenticate first", "must issue a starttls", "not logged in"):
-		return ErrRefused, "give a username and a password, or see which tls the server wants"
+		return "give a username and a password, or see which tls the server wants", ErrRefused
 	case says(err, "relay"):
-		return ErrRefused, "have the server relay mails of this machine, or give a username and a password"
+		return "have the server relay mails of this machine, or give a username and a password", ErrRefused
 	case says(err, "sender address", "sender rejected", "from address", "5.1.7", "5.1.8"):
-		return ErrRefused, fmt.Sprintf("set mail.from to an address that the server accepts (it was %s)", s.cfg.From)
+		return fmt.Sprintf("set mail.from to an address that the server accepts (it was %s)", s.cfg.From), ErrRefused
 	case says(err, "block", "spam", "reputation", "blacklist", "denylist"):
-		return ErrRefused, "ask the administrator of that server to accept mails of this machine"
+		return "ask the administrator of that server to accept mails of this machine", ErrRefused
 	case says(err, "5.2.2", "quota", "mailbox full", "mailbox is full"):
-		return ErrRecipient, "the mailbox is full: its owner has to make room"
+		return "the mailbox is full: its owner has to make room", ErrRecipient
 	case recipient:
-		return ErrRecipient, "check the address"
+		return "check the address", ErrRecipient
 	default:
-		return ErrRefused, "see what the server says"
+		return "see what the server says", ErrRefused
 	}
 }
 

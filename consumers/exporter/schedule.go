@@ -18,6 +18,8 @@ const (
 	// stalled is how old the state of a scheduled export becomes while its request is on the stream: the longest pause
 	// between two attempts is five minutes. One that is older is requested again.
 	stalled = 10 * time.Minute
+	// stalledRunning is that of an attempt under way, whose state need not change while a large archive is checked.
+	stalledRunning = 24 * time.Hour
 )
 
 // schedule requests the first period of a destination that is not delivered yet, if it is due and sealed, and returns
@@ -73,7 +75,7 @@ func (x *Exporter) schedule(ctx context.Context, id scheduleID) (again time.Time
 				return time.Time{}, err
 			}
 			return now.Add(waitForDelivery), submit(ctx, x.js, task{Request: &r}, fmt.Sprintf("%s.%d", r.ID, e.Updated.Unix()))
-		case found && now.Sub(e.Updated) < stalled:
+		case found && (now.Sub(e.Updated) < stalled || e.State == Running && now.Sub(e.Updated) < stalledRunning):
 			return now.Add(waitForDelivery), nil
 		case found:
 			x.log.Warn("scheduled export has made no attempt for a while; requesting it again", slog.String("export", r.ID),

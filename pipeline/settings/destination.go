@@ -342,7 +342,7 @@ func (s *Store) provision(ctx context.Context, d exporter.Destination, c Change)
 		case errors.Is(err, exporter.ErrNoDestination):
 			c.Revision = 0
 		case errors.Is(err, ErrUnreadable):
-			doc, _, _ := s.get(ctx, destinationKey(d.Organization, d.Name)) // it is unreadable; its revision is there
+			doc, _, _ := s.get(ctx, destinationKey(d.Organization, d.Name)) // its revision is there even then
 			c.Revision = doc.Revision
 		case err != nil:
 			return err

@@ -622,7 +622,8 @@ const scenes = {
     const id = await page.evaluate(async () => (await (await fetch('/api/v1/audit/events?organization=acme&order=recorded&limit=1')).json()).events[0].id);
     await nav('Integrity');
     await see('Head of the chain');
-    await page.locator('.hours i.s-sealed').first().waitFor();
+    // The trails' hours come one after the other.
+    await page.locator('.hours').first().locator('i.s-sealed').first().waitFor();
     await page.locator('.hours').first().focus();
     await page.keyboard.press('ArrowLeft');
     // Back to one that is sealed: how many are not yet depends on how busy the machine is.

@@ -57,7 +57,7 @@ export async function render(main, { org, signal }) {
       grid.querySelector(`[data-at="${at}"]`)?.classList.add('at');
       fill(one, line(hours[at]));
     }
-    const choose = (i) => { at = Math.max(0, Math.min(hours.length - 1, i)); mark(); };
+    const choose = (i) => { if (!hours.length) return; at = Math.max(0, Math.min(hours.length - 1, i)); mark(); };
     grid.addEventListener('click', (ev) => { if (ev.target.dataset.at) choose(Number(ev.target.dataset.at)); });
     grid.addEventListener('keydown', (ev) => {
       const step = { ArrowRight: 1, ArrowLeft: -1, ArrowDown: Math.round(row / seconds), ArrowUp: -Math.round(row / seconds), Home: -hours.length, End: hours.length }[ev.key];

@@ -148,21 +148,27 @@ func (k *Keeper) expiry(ctx context.Context, o *settings.Organization) error {
 	if o.Meta.Revision == 0 {
 		return nil // the writer's default
 	}
-	want := settings.Retention{Days: o.RetentionDays, Held: o.Hold != nil}
-	have, revision, err := k.Settings.Applied(ctx, o.Name)
-	if err != nil || have == want {
-		return err
-	}
-	if err := k.Rows.SetExpiry(ctx, o.Name, want.Days, want.Held); err != nil {
-		return err
-	}
-	if err = k.Settings.SetApplied(ctx, o.Name, want, revision); err != nil {
-		if have, _, again := k.Settings.Applied(ctx, o.Name); again == nil && have == want {
-			return nil // another process was faster
+	want := o.Retention()
+	var err error
+	for range applyTries {
+		var have settings.Retention
+		var revision uint64
+		if have, revision, err = k.Settings.Applied(ctx, o.Name); err != nil || have == want {
+			return err
+		}
+		if err = k.Rows.SetExpiry(ctx, o.Name, want.Days, want.Held); err != nil {
+			return err
+		}
+		// Another process may have applied the same, or what was decided before that: then the rows have its expiry.
+		if err = k.Settings.SetApplied(ctx, o.Name, want, revision); !errors.Is(err, settings.ErrChanged) {
+			return err
 		}
 	}
 	return err
 }
+
+// applyTries is how often rows are given their expiry while other processes do the same.
+const applyTries = 5
 
 // hour is a partition whose file is there.
 type hour struct {

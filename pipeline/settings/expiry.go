@@ -31,13 +31,14 @@ func (s *Store) Retentions(ctx context.Context) (*Retentions, error) {
 	}
 	r := &Retentions{store: s, of: map[string]Retention{}}
 	for i := range all {
-		r.of[all[i].Name] = all[i].retention()
+		r.of[all[i].Name] = all[i].Retention()
 	}
 	return r, nil
 }
 
-// retention of an organization whose rules cannot be read holds everything: it may be under a legal hold.
-func (o *Organization) retention() Retention {
+// Retention is for how long events are kept. That of an organization whose rules cannot be read holds everything: it may be
+// under a legal hold.
+func (o *Organization) Retention() Retention {
 	return Retention{o.RetentionDays, o.Hold != nil || o.Problem != ""}
 }
 
@@ -70,7 +71,7 @@ func (r *Retentions) Follow(ctx context.Context) error {
 		}
 		r.mu.Lock()
 		defer r.mu.Unlock()
-		r.of[name] = o.retention()
+		r.of[name] = o.Retention()
 	})
 }
 

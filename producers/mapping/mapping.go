@@ -10,6 +10,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"sync"
 	"time"
 
 	"github.com/goccy/go-yaml"
@@ -105,9 +106,8 @@ func BuiltinFiles(name string) (fs.FS, error) {
 	return fs.Sub(builtin, "builtin/"+name)
 }
 
-// LoadAll returns the built-in mappings and those of a directory, if it is not empty, by their names: NAME.yaml is
-// the mapping NAME, and takes the place of a built-in one.
-func LoadAll(dir string) (map[string]*Mapping, error) {
+// builtins are read once: they have hundreds of patterns.
+var builtins = sync.OnceValues(func() (map[string]*Mapping, error) {
 	all := map[string]*Mapping{}
 	for _, name := range Builtin() {
 		m, err := Load(name)
@@ -116,6 +116,17 @@ func LoadAll(dir string) (map[string]*Mapping, error) {
 		}
 		all[name] = m
 	}
+	return all, nil
+})
+
+// LoadAll returns the built-in mappings and those of a directory, if it is not empty, by their names: NAME.yaml is
+// the mapping NAME, and takes the place of a built-in one.
+func LoadAll(dir string) (map[string]*Mapping, error) {
+	read, err := builtins()
+	if err != nil {
+		return nil, err
+	}
+	all := maps.Clone(read)
 	if dir == "" {
 		return all, nil
 	}

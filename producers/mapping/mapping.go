@@ -250,6 +250,8 @@ func (m *Mapping) checkValues() (faults []error) {
 			}
 		}
 	}
+	input := Rule{Path: m.Input.paths()}
+	visit("input", &input, nil)
 	for _, rules := range []struct {
 		where string
 		of    map[string]Rule
@@ -266,6 +268,18 @@ func (m *Mapping) checkValues() (faults []error) {
 	return faults
 }
 
+// paths are those that are looked up in a record.
+func (in *Input) paths() texts {
+	all := append(slices.Clone(in.Unwrap), in.Each)
+	for i := range in.Parse {
+		all = append(all, in.Parse[i].Path)
+	}
+	for _, conditions := range slices.Concat(in.Only, in.Skip) {
+		all = slices.AppendSeq(all, maps.Keys(conditions))
+	}
+	return all
+}
+
 func (in *Input) check() (faults []error) {
 	fault := func(format string, v ...any) { faults = append(faults, fmt.Errorf(format, v...)) }
 	faults = append(faults, in.Format.check("input.", true)...)
@@ -276,6 +290,11 @@ func (in *Input) check() (faults []error) {
 	}
 	if in.Format.Format != "" && in.Format.Format != formatJSON && len(in.Records) > 0 {
 		fault("input.records belongs to format json: remove it")
+	}
+	for _, p := range in.Records {
+		if p == "" || p[0] == '$' || p[0] == '@' {
+			fault("input.records: %q is not a path in a document: name the array of records, such as Records", p)
+		}
 	}
 	if in.Repeated != "" && in.Repeated != "refuse" && in.Repeated != "list" {
 		fault("input.repeated %q is unknown: use refuse or list", in.Repeated)

@@ -67,8 +67,8 @@ run: build ## the main job in half a minute: build/kansa demo
 test: engine console browser analyst-client build/versitygw build/testrun test-tools ## every test, with the real parts
 	build/testrun -timeout $(TIMEOUT) -total $(TOTAL) -alone '$(ALONE)' $(if $(GOTESTFLAGS),-flags '$(GOTESTFLAGS)') $(if $(T),-run '$(T)') $(PKG)
 
-# Packages whose tests start whole pipelines: two of them at once starve each other of processors.
-ALONE := ./pipeline ./pipeline/chaos ./pipeline/cmd/kansa
+# Packages whose tests start whole pipelines, a browser, or hundreds of clients: two at once starve each other of processors.
+ALONE := ./producers/gateway ./pipeline/console ./pipeline/cmd/kansa ./pipeline/chaos ./pipeline
 
 # It runs the tests: limits, reruns, counts.
 TESTRUN := pipeline/pipelinetest/testrun

@@ -47,7 +47,7 @@ func TestWrongUse(t *testing.T) {
 		{[]string{"check-config", file("e.yaml", "destinations:\n- {name: a, organization: o, sftp: {host: h, user: u, host_keys: [nonsense]}}\n")}, exitUsage, []string{"destinations[0]", "host_keys[0]", "password"}},
 		{[]string{"check-config", filepath.Join(dir, "none.yaml")}, exitFailed, []string{"none.yaml", "no such file"}},
 		{[]string{"publish", "--nats", "nats://127.0.0.1:1", "-"}, exitFailed, []string{"127.0.0.1:1", "kansa up"}},
-		{[]string{"publish", "--mapping", "cloudtrial", "-"}, exitFailed, []string{`"cloudtrial" is neither built in (cloudtrail, windows) nor a file`}},
+		{[]string{"publish", "--mapping", "cloudtrial", "-"}, exitFailed, []string{`"cloudtrial" is neither built in (auditd, cloudtrail, `}},
 		{[]string{"demo", "--input", file("x.ndjson", "{}\n"), "--exit"}, exitFailed, []string{"holds no event", "--mapping"}},
 		{[]string{"export", "start", "-o", "acme", "--from", "yesterday", "-d", "x"}, exitFailed, []string{"--from", "2026-11-22"}},
 		{[]string{"export", "start", "-o", "acme", "--from", "2026-11-22", "--to", "2026-11-21", "-d", "x"}, exitFailed, []string{"is not before"}},

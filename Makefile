@@ -9,7 +9,7 @@ T ?=
 PKG ?= ./...
 # Limits of make test: of the tests of a package, and of all with reruns. REQUIRE_ALL=1 makes skipped tests failures.
 TIMEOUT ?= 20m
-TOTAL ?= 45m
+TOTAL ?= 52m
 FUZZTIME ?= 30s
 # Options of make run; empty: the demo goes on running, and prints where.
 DEMO ?= --exit

@@ -369,7 +369,8 @@ func fill(t *testing.T, s *pipeline.System, organizations ...string) {
 func TestUnreadResponsesAreClosed(t *testing.T) {
 	t.Parallel()
 	c := pipelinetest.Config(t)
-	c.API.WriteTimeout = 2 * time.Second
+	// Long enough for the next request to find both responses open, however busy the machine is.
+	c.API.WriteTimeout = 15 * time.Second
 	s := pipelinetest.Start(t, c)
 	fill(t, s, "acme", "globex")
 	greedy, other := newClient(t, s, "greedy", "acme", access.Auditor), newClient(t, s, "other", "globex", access.Auditor)

@@ -189,9 +189,8 @@ func (m *Mapping) time(s *source, rule *Rule, e *schema.Event, now time.Time) er
 		return nil // validation reports that it is missing
 	}
 	zone, assumed := m.zone, m.assumed
-	if rule.Zone != "" {
-		zone, _ = loadZone(rule.Zone) // checked by Parse
-		assumed = false
+	if rule.zone != nil {
+		zone, assumed = rule.zone, false
 	}
 	t, zoneUsed, err := parseTime(v, rule.Time, zone, now)
 	if err != nil {

@@ -1,8 +1,6 @@
 package mapping
 
 import (
-	"crypto/sha256"
-	"encoding/binary"
 	"errors"
 	"fmt"
 	"io"
@@ -146,17 +144,9 @@ func (o *Options) complete(e *schema.Event, rec *record, index int, now time.Tim
 	return err
 }
 
-// contentID is a UUIDv8 (RFC 9562) of a record and its place: equal records of one input are different events.
-func contentID(text []byte, place ...int) (id uuid.UUID) {
-	h := sha256.New()
-	for _, n := range place {
-		h.Write(binary.BigEndian.AppendUint64(nil, uint64(n)))
-	}
-	h.Write(text)
-	copy(id[:], h.Sum(nil))
-	id[6] = id[6]&0x0f | 0x80
-	id[8] = id[8]&0x3f | 0x80
-	return id
+// contentID is made of a record and its place: equal records of one input are different events.
+func contentID(text []byte, number, sub, index int) uuid.UUID {
+	return codec.HashedID("record", itoa(number), itoa(sub), itoa(index), string(text))
 }
 
 func itoa(n int) string { return strconv.Itoa(n) }

@@ -5,6 +5,7 @@ import (
 	"regexp"
 	"slices"
 	"strings"
+	"time"
 	"unicode/utf8"
 
 	"github.com/tidwall/gjson"
@@ -49,7 +50,8 @@ type Rule struct {
 	// A layout without a year takes the latest that is not in the future.
 	Time texts `yaml:"time"`
 	// Zone is the zone of times that do not say theirs: a name (Asia/Tokyo) or an offset (+09:00).
-	Zone string `yaml:"zone"`
+	Zone string         `yaml:"zone"`
+	zone *time.Location // of Zone
 }
 
 // Split takes a part of a text.
@@ -190,7 +192,8 @@ func (r *Rule) check(where string, tables map[string]map[string]string, chosen b
 			fault(".time: %w", err)
 		}
 	}
-	if _, err := loadZone(r.Zone); err != nil {
+	var err error
+	if r.zone, err = loadZone(r.Zone); err != nil {
 		fault(".zone: %w", err)
 	}
 	for i := range r.Choose {

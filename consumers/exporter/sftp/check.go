@@ -1,6 +1,7 @@
 package sftp
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -319,7 +320,7 @@ func (r *Report) directory(ctx context.Context, c *Client) {
 	}
 	r.space(c)
 
-	naming := c.cfg.Naming.or(NamingHidden)
+	naming := cmp.Or(c.cfg.Naming, NamingHidden)
 	if r.naming(ctx, c, naming) || !namingMatters(r.Error) {
 		return
 	}

@@ -31,13 +31,6 @@ const (
 // namings are all of them, the safest first.
 var namings = []Naming{NamingHidden, NamingSuffix, NamingFolder, NamingNone}
 
-func (n Naming) or(fallback Naming) Naming {
-	if n == "" {
-		return fallback
-	}
-	return n
-}
-
 // temporaryFolder is that of NamingFolder.
 const temporaryFolder = "kansa-tmp"
 

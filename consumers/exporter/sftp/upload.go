@@ -2,6 +2,7 @@ package sftp
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"crypto/rand"
 	"crypto/sha256"
@@ -172,7 +173,7 @@ type upload struct {
 }
 
 func (u *upload) run(ctx context.Context) (UploadResult, error) {
-	u.naming = u.cfg.Naming.or(NamingHidden)
+	u.naming = cmp.Or(u.cfg.Naming, NamingHidden)
 	if err := u.directory(u.action); err != nil {
 		return UploadResult{}, err
 	}

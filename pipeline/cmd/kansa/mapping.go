@@ -34,6 +34,18 @@ path, a constant, a template or a choice, and how its value is changed. deploy/M
   kansa publish --mapping mine.yaml --organization acme auth.log`
 }
 
+// loadMapping loads a mapping for times of a zone, if it is not empty.
+func loadMapping(nameOrPath, zone string) (*mapping.Mapping, error) {
+	m, err := mapping.Load(nameOrPath)
+	if err != nil || zone == "" {
+		return m, err
+	}
+	if m, err = m.InZone(zone); err != nil {
+		return nil, fmt.Errorf("read --zone: %w", err)
+	}
+	return m, nil
+}
+
 type mappingListCmd struct {
 	JSON bool `name:"json" help:"Print a JSON array."`
 }
@@ -180,14 +192,9 @@ func shortened(s string, most int) string {
 }
 
 func (c *mappingTestCmd) Run(e *env) error {
-	m, err := mapping.Load(c.Mapping)
+	m, err := loadMapping(c.Mapping, c.Zone)
 	if err != nil {
 		return err
-	}
-	if c.Zone != "" {
-		if m, err = m.InZone(c.Zone); err != nil {
-			return fmt.Errorf("read --zone: %w", err)
-		}
 	}
 	input := e.stdin
 	if c.Input != "-" {

@@ -132,14 +132,9 @@ that is not a UUID becomes one made of source and id. Lines without an id are to
 func (c *publishCmd) Run(e *env) error {
 	o := mapping.Options{Organization: c.Organization, Trail: schema.Trail(c.Trail), From: c.FromLine}
 	if c.Mapping != "" {
-		m, err := mapping.Load(c.Mapping)
+		m, err := loadMapping(c.Mapping, c.Zone)
 		if err != nil {
 			return err
-		}
-		if c.Zone != "" {
-			if m, err = m.InZone(c.Zone); err != nil {
-				return fmt.Errorf("read --zone: %w", err)
-			}
 		}
 		o.Mapping = m
 	} else if c.Zone != "" {
